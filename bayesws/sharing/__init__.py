@@ -1,0 +1,20 @@
+"""What is shared: stacks of (soft) permutations and the groups they can become. Tensor mathematics only."""
+
+from bayesws.sharing.doubly_stochastic import (
+    DoublyStochastic,
+    dense_stack,
+    power_stack,
+    product_stack,
+    sinkhorn,
+)
+from bayesws.sharing.groups import Group, known_group
+
+__all__ = [
+    "DoublyStochastic",
+    "Group",
+    "dense_stack",
+    "known_group",
+    "power_stack",
+    "product_stack",
+    "sinkhorn",
+]
