@@ -1,0 +1,21 @@
+"""Where weights are shared: modules with torch's own signatures that declare their pathways."""
+
+from bayesws.layers.base import Declaration, Pathway, declarations, declare, named_pathways, structure
+from bayesws.layers.conv import WSConv2d, WSLiftConv2d
+from bayesws.layers.linear import WSLinear
+from bayesws.layers.stack import RepresentationStack
+from bayesws.layers.weight_sharing import WeightSharing
+
+__all__ = [
+    "Declaration",
+    "Pathway",
+    "RepresentationStack",
+    "WSConv2d",
+    "WSLiftConv2d",
+    "WSLinear",
+    "WeightSharing",
+    "declarations",
+    "declare",
+    "named_pathways",
+    "structure",
+]

@@ -1,0 +1,197 @@
+"""What a layer declares: its pathways, their precisions, its structure. The only thing the evidence knows of layers.
+
+A pathway is a block of parameters with the prior N(0, δ⁻¹ I). Seen from a plain linear map of the same effective
+kernel K (fan_out, fan_in), every pathway enters linearly: K = Σ_p embed_p(θ_p). Its gradient is therefore a linear map
+of the kernel's gradient (`pull_back`), and its Kronecker factors follow from the kernel's own (`factors`).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import singledispatch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Factors = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Pathway:
+    """A named block of parameters with one prior precision.
+
+    Attributes:
+        name: its name within the layer, such as "shared", "free", "bias", "weight".
+        parameter: θ, any shape; its prior is N(0, exp(-log_precision) I).
+        log_precision: log δ, a scalar tensor; None where the layer has none of its own (a plain torch layer), and the
+            caller's, or log 1, is taken.
+        pull_back: what the pathway makes of the gradient of the effective kernel: (..., fan_out, fan_in) for weights,
+            (..., fan_out) for biases, to (..., numel of θ). Linear, differentiable in the layer's structure.
+        factors: what the pathway makes of the kernel's Kronecker factors A (fan_in, fan_in) and B (fan_out, fan_out):
+            one or several blocks (A_k, B_k) with H_θ ≈ blockdiag_k(A_k ⊗ B_k). Covariances between the blocks are left
+            out, which can only lower the evidence. For biases A is the number 1, shape (1, 1).
+        is_bias: whether `pull_back` takes the gradient of the bias instead of the kernel's.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    log_precision: Tensor | None
+    pull_back: Callable[[Tensor], Tensor]
+    factors: Callable[[Tensor, Tensor], Factors]
+    is_bias: bool = False
+
+    @property
+    def numel(self) -> int:
+        """Number of parameters."""
+        return self.parameter.numel()
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What one layer tells the evidence about itself.
+
+    Attributes:
+        pathways: in the order of their parameters.
+        patches: layer input (batch, ...) to (batch, positions, fan_in), the vectors that the kernel is applied to.
+        responses: layer output, or its gradient, (batch, ...) to (batch, positions, fan_out).
+        structure: hyperparameters Θ of the representation stack; empty where it is fixed.
+    """
+
+    pathways: tuple[Pathway, ...]
+    patches: Callable[[Tensor], Tensor]
+    responses: Callable[[Tensor], Tensor]
+    structure: tuple[nn.Parameter, ...] = ()
+
+
+@singledispatch
+def declare(module: nn.Module) -> Declaration | None:
+    """The declaration of a layer; None for a module that declares nothing (activations, containers, ...)."""
+    return None
+
+
+def declarations(net: nn.Module) -> dict[str, tuple[nn.Module, Declaration]]:
+    """Every declaring layer of a network by its name (the module path; "" for the network itself).
+
+    Raises:
+        ValueError: a parameter that is trained (requires_grad) and that no layer declares, or that two declare.
+    """
+    found = {
+        name: (module, declaration)
+        for name, module in net.named_modules()
+        if (declaration := declare(module)) is not None
+    }
+    declared: set[int] = set()
+    for name, (_, declaration) in found.items():
+        for parameter in [p.parameter for p in declaration.pathways] + list(declaration.structure):
+            if id(parameter) in declared:
+                raise ValueError(
+                    f"layer {name!r} shares a parameter with another layer: expected one layer a parameter; "
+                    "call one module twice instead"
+                )
+            declared.add(id(parameter))
+        declared |= {id(p.log_precision) for p in declaration.pathways}
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad and id(parameter) not in declared:
+            module = type(net.get_submodule(name.rpartition(".")[0])).__name__
+            raise ValueError(
+                f"parameter {name!r} of a {module}: expected parameters of nn.Linear, nn.Conv2d or bayesws.layers; "
+                "freeze it (requires_grad_(False)) or replace the module"
+            )
+    return found
+
+
+def named_pathways(net: nn.Module) -> Iterator[tuple[str, Pathway]]:
+    """Every pathway of a network under its full name, "layer.pathway"."""
+    for name, (_, declaration) in declarations(net).items():
+        for pathway in declaration.pathways:
+            yield f"{name}.{pathway.name}" if name else pathway.name, pathway
+
+
+def structure(net: nn.Module) -> list[nn.Parameter]:
+    """The learnable structural parameters Θ of all layers; empty where every stack is fixed."""
+    return [p for _, d in declarations(net).values() for p in d.structure if p.requires_grad]
+
+
+def own_weight(name: str, weight: nn.Parameter, log_precision: Tensor | None = None) -> Pathway:
+    """The pathway of a layer whose parameter is its effective kernel itself."""
+    return Pathway(name, weight, log_precision, lambda k: k.flatten(-2), lambda a, b: [(a, b)])
+
+
+def own_bias(bias: nn.Parameter, log_precision: Tensor | None = None) -> Pathway:
+    """The pathway of a plain bias: one number per output channel."""
+    return Pathway("bias", bias, log_precision, lambda g: g, lambda a, b: [(a, b)], is_bias=True)
+
+
+@declare.register
+def _(module: nn.Linear) -> Declaration:
+    return Declaration(
+        _plain_pathways(module.weight, module.bias),
+        patches=lambda x: x.reshape(x.shape[0], -1, x.shape[-1]),
+        responses=lambda y: y.reshape(y.shape[0], -1, y.shape[-1]),
+    )
+
+
+@declare.register
+def _(module: nn.Conv2d) -> Declaration:
+    if module.groups != 1:
+        raise ValueError(
+            f"nn.Conv2d with groups={module.groups}: expected groups=1; freeze it (requires_grad_(False))"
+        )
+    kernel = module.kernel_size[0], module.kernel_size[1]
+    return Declaration(
+        _plain_pathways(module.weight, module.bias),
+        patches=lambda x: image_patches(
+            x, kernel, module.stride, module.padding, module.dilation, module.padding_mode
+        ),
+        responses=lambda y: y.flatten(2).mT,
+    )
+
+
+def _plain_pathways(weight: nn.Parameter, bias: nn.Parameter | None) -> tuple[Pathway, ...]:
+    pathways = [own_weight("weight", weight)]
+    if bias is not None:
+        pathways.append(own_bias(bias))
+    return tuple(p for p in pathways if p.parameter.requires_grad)
+
+
+def image_patches(
+    x: Tensor,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, ...],
+    padding: str | tuple[int, ...],
+    dilation: tuple[int, ...],
+    padding_mode: str,
+) -> Tensor:
+    """The patches that a 2d convolution multiplies with its kernel: (B, C, H, W) to (B, positions, C·k·k)."""
+    x = pad_image(x, kernel_size, padding, dilation, padding_mode)
+    return F.unfold(x, kernel_size, dilation=tuple(dilation), stride=tuple(stride)).mT
+
+
+def pad_image(
+    x: Tensor,
+    kernel_size: tuple[int, int],
+    padding: str | tuple[int, ...],
+    dilation: tuple[int, ...],
+    padding_mode: str,
+) -> Tensor:
+    """Pad (B, C, H, W) as torch's convolutions do; `padding` may be "same" or "valid"."""
+    if padding == "valid":
+        return x
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
+        sides = [total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2]
+    else:
+        sides = [int(padding[1])] * 2 + [int(padding[0])] * 2
+    if not any(sides):
+        return x
+    return F.pad(x, sides, mode="constant" if padding_mode == "zeros" else padding_mode)
+
+
+def starting_log_precisions(net: nn.Module) -> dict[str, Tensor]:
+    """log δ by pathway as the layers declare it: a layer's own tensor (shared, not copied), else a new log 1."""
+    return {
+        name: p.log_precision
+        if p.log_precision is not None
+        else torch.zeros((), dtype=p.parameter.dtype, device=p.parameter.device)
+        for name, p in named_pathways(net)
+    }

@@ -1,0 +1,149 @@
+"""Weight-sharing convolutions: from images to group features (lifting), and between group features."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from bayesws.layers.base import image_patches, pad_image
+from bayesws.layers.weight_sharing import PATHWAYS, WeightSharing
+from bayesws.sharing.groups import Group
+
+Size = int | tuple[int, int]
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+class _WSConv2d(WeightSharing):
+    """What lifting and group convolutions share: geometry, and one torch convolution with the effective kernel."""
+
+    lifts: bool
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        group_size: int = 4,
+        stack: str = "dense",
+        group: str | Group | None = None,
+        pathways: tuple[str, ...] = PATHWAYS,
+    ) -> None:
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(f"padding_mode={padding_mode!r}: expected one of {', '.join(PADDING_MODES)}")
+        kernel, strides = _pair("kernel_size", kernel_size, 1), _pair("stride", stride, 1)
+        dilations = _pair("dilation", dilation, 1)
+        if isinstance(padding, str) and padding not in ("same", "valid"):
+            raise ValueError(f"padding={padding!r}: expected a number, a pair, 'same' or 'valid'")
+        if padding == "same" and strides != (1, 1):
+            raise ValueError(f"padding='same' with stride={stride}: expected stride 1")
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel,
+            not self.lifts,
+            bias,
+            group_size,
+            stack,
+            group,
+            pathways,
+            device,
+            dtype,
+        )
+        self.kernel_size, self.stride, self.dilation = kernel, strides, dilations
+        self.padding = padding if isinstance(padding, str) else _pair("padding", padding, 0)
+        self.padding_mode = padding_mode
+
+    def forward(self, x: Tensor) -> Float[Tensor, "batch out group height width"]:
+        """Apply the layer; see the class for shapes."""
+        images = self._as_images(x)
+        weight = self.kernel().reshape(self.out_channels * self.group_size, -1, *self.kernel_size)
+        bias = None if self.bias is None else self.bias.repeat_interleave(self.group_size)
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            images = pad_image(images, self.kernel_size, padding, self.dilation, self.padding_mode)
+            padding = 0
+        y = F.conv2d(images, weight, bias, self.stride, padding, self.dilation)
+        return y.unflatten(1, (self.out_channels, self.group_size))
+
+    def _as_images(self, x: Tensor) -> Tensor:
+        """Group features (batch, in, G, H, W) as an image of in·G channels; images as they are."""
+        expected = (self.in_channels,) if self.lifts else (self.in_channels, self.group_size)
+        if x.ndim != len(expected) + 3 or tuple(x.shape[1:-2]) != expected:
+            shape = ", ".join(map(str, expected))
+            raise ValueError(
+                f"input of shape {tuple(x.shape)}: expected (batch, {shape}, height, width) for this "
+                f"{type(self).__name__}"
+            )
+        return x if self.lifts else x.flatten(1, 2)
+
+    def patches(self, x: Tensor) -> Tensor:
+        """Layer input to (batch, positions, in·d)."""
+        return image_patches(
+            self._as_images(x), self.kernel_size, self.stride, self.padding, self.dilation, self.padding_mode
+        )
+
+    def responses(self, y: Tensor) -> Tensor:
+        """(batch, out, G, H, W) to (batch, positions, out·G)."""
+        return y.flatten(3).flatten(1, 2).mT
+
+    def extra_repr(self) -> str:
+        """Geometry beside what every sharing layer shows."""
+        return (
+            f"{super().extra_repr()}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, padding_mode={self.padding_mode!r}"
+        )
+
+
+class WSLiftConv2d(_WSConv2d):
+    """Lifting convolution: y[o, g] = W_g[o] ⋆ x + b[o], from images to features on G group elements.
+
+    With a fixed known group and no free pathway it is the lifting layer of a group convolutional network.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, bias, padding_mode, device, dtype: as for
+            `torch.nn.Conv2d`.
+        group_size: G.
+        stack: "dense", "product", "power" or "fixed" (a known group).
+        group: for "fixed", its name (see `sharing.known_group`) or a `Group` on the kernel's positions.
+        pathways: "shared", "free" or both.
+
+    Shapes: x (batch, in_channels, H, W) to y (batch, out_channels, G, H', W').
+
+    Raises:
+        ValueError: unknown names, sizes below one, a group that does not fit the kernel; an input of another shape.
+    """
+
+    lifts = True
+
+
+class WSConv2d(_WSConv2d):
+    """Group convolution: y[o, g] = W_g[o] ⋆ x + b[o], between features on G group elements.
+
+    The stack acts on the G·k·k positions of a kernel, group axis first. With fixed quarter turns, no free pathway and
+    padding that respects the turns it is a p4 group convolution: turning the input turns the output and shifts its
+    group axis cyclically.
+
+    Args: those of `WSLiftConv2d`.
+
+    Shapes: x (batch, in_channels, G, H, W) to y (batch, out_channels, G, H', W').
+
+    Raises:
+        ValueError: as `WSLiftConv2d`.
+    """
+
+    lifts = False
+
+
+def _pair(name: str, value: Size, least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
+        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}, or two of them")
+    return pair

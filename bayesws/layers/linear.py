@@ -1,0 +1,62 @@
+"""WSLinear: a linear map whose G copies share weights through permutations of the input's coordinates."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bayesws.layers.weight_sharing import PATHWAYS, WeightSharing
+from bayesws.sharing.groups import Group
+
+
+class WSLinear(WeightSharing):
+    """y[o, g] = W_g[o] · x + b[o], W_g = R_g w + L_g v_g (see `WeightSharing`).
+
+    Args:
+        in_features: d, the number of input coordinates that the stack permutes.
+        out_features: number of outputs for every group element.
+        bias: whether to add b (out_features,), the same for every group element.
+        device, dtype: as for `torch.nn.Linear`.
+        group_size: G.
+        stack: "dense", "product", "power" or "fixed" (then `group` names a known group on a line, or is a `Group`).
+        pathways: "shared", "free" or both.
+
+    Shapes: x (..., in_features) to y (..., out_features, G).
+
+    Raises:
+        ValueError: unknown names, sizes below one, a group that does not fit; an input of another size.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        group_size: int = 4,
+        stack: str = "dense",
+        group: str | Group | None = None,
+        pathways: tuple[str, ...] = PATHWAYS,
+    ) -> None:
+        super().__init__(
+            1, out_features, (in_features,), False, bias, group_size, stack, group, pathways, device, dtype
+        )
+        self.in_features, self.out_features = in_features, out_features
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out group"]:
+        """Apply the layer."""
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"input of shape {tuple(x.shape)}: expected (..., {self.in_features}) for this WSLinear"
+            )
+        y = torch.einsum("ogn,...n->...og", self.kernel().squeeze(2), x)
+        return y if self.bias is None else y + self.bias[:, None]
+
+    def patches(self, x: Tensor) -> Tensor:
+        """(batch, ..., in) to (batch, positions, in)."""
+        return x.reshape(x.shape[0], -1, x.shape[-1])
+
+    def responses(self, y: Tensor) -> Tensor:
+        """(batch, ..., out, G) to (batch, positions, out·G)."""
+        return y.reshape(y.shape[0], -1, y.shape[-2] * y.shape[-1])

@@ -1,0 +1,227 @@
+"""The weight-sharing mathematics that all sharing layers have in common: kernel, prior, sharing strength."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bayesws.layers.base import Declaration, Factors, Pathway, declare
+from bayesws.layers.stack import RepresentationStack
+from bayesws.sharing.doubly_stochastic import DoublyStochastic
+from bayesws.sharing.groups import Group
+
+PATHWAYS = ("shared", "free")
+FREE_START = 3.0  # log β at the start: shared first, for a large free pathway fits first and hides the symmetry
+FREE_SCALE = 0.1
+RESIDUAL_JITTER = 1e-4  # the residual's variance at a permutation, in units of α⁻¹: keeps its root differentiable
+
+
+class WeightSharing(nn.Module):
+    """A kernel that is shared over G representations, plus what a free pathway adds to it.
+
+    W_g = R_g w + L_g v_g,   w ~ N(0, α⁻¹ I),   v_g ~ N(0, β⁻¹ I),   L_g L_gᵀ = I + (β/α) (I - R_g R_gᵀ)
+
+    so that Var(W_g) = (α⁻¹ + β⁻¹) I for every g, whatever the stack; L_g = I for permutations. Without the free
+    pathway a soft stack keeps the residual, β → ∞: W_g = R_g w + L_g v_g with v_g ~ N(0, α⁻¹ I), L_g L_gᵀ =
+    I - R_g R_gᵀ. Without the shared pathway the copies are independent, W_g = v_g, and there is no stack to learn.
+
+    Subclasses say how the kernel is applied. Parameters: `shared` w (out, in, d), `free` v (out, G, in, d), `bias`
+    (out,), shared over the group, and log precisions of each.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        support: tuple[int, ...],
+        on_features: bool,
+        bias: bool,
+        group_size: int,
+        stack: str,
+        group: str | Group | None,
+        pathways: tuple[str, ...],
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        if not pathways or not set(pathways) <= set(PATHWAYS) or len(set(pathways)) != len(pathways):
+            raise ValueError(f"pathways={pathways!r}: expected 'shared', 'free' or both, in a tuple")
+        self.in_channels, self.out_channels, self.group_size = in_channels, out_channels, group_size
+        self.on_features, self.pathway_names = on_features, tuple(p for p in PATHWAYS if p in pathways)
+        if "shared" not in pathways and stack != "fixed":
+            raise ValueError(f"stack={stack!r} without the shared pathway: nothing is shared; use stack='fixed'")
+        self.stack = RepresentationStack(stack, group_size, support, on_features, group, device, dtype)
+        d = int(torch.tensor(support).prod()) * (group_size if on_features else 1)
+        new = {"device": device, "dtype": dtype}
+        start = {"shared": 0.0} | {"free": FREE_START if "shared" in pathways else 0.0}
+        names = list(self.pathway_names) + (["bias"] if bias else [])
+        self.log_precisions = nn.ParameterDict(
+            {name: nn.Parameter(torch.full((), start.get(name, 0.0), **new)) for name in names}
+        )
+        self.register_parameter("shared", None)
+        self.register_parameter("free", None)
+        self.register_parameter("bias", None)
+        if "shared" in pathways:
+            self.shared = nn.Parameter(torch.empty(out_channels, in_channels, d, **new))
+        if "free" in pathways or self.stack.is_soft:
+            self.free = nn.Parameter(torch.empty(out_channels, group_size, in_channels, d, **new))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_channels, **new))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights as torch's own layers do; the free pathway smaller beside a shared one."""
+        bound = 1 / math.sqrt(self.in_channels * self.stack().shape[-1])
+        for parameter, scale in ((self.shared, 1.0), (self.free, self._free_scale()), (self.bias, 1.0)):
+            if parameter is not None:
+                nn.init.uniform_(parameter, -bound * scale, bound * scale)
+
+    def _free_scale(self) -> float:
+        if "shared" not in self.pathway_names:
+            return 1.0
+        return FREE_SCALE if "free" in self.pathway_names else 0.0
+
+    def representations(self) -> Float[Tensor, "group d d"]:
+        """The stack R_1 = I, ..., R_G, doubly stochastic, (G, d, d)."""
+        return self.stack()
+
+    def convergence(self) -> DoublyStochastic:
+        """The stack with the residual and the iterations of its projection."""
+        return self.stack.converge()
+
+    def kernel(self) -> Float[Tensor, "out group in d"]:
+        """The effective kernel W_g = R_g w + L_g v_g of every output channel and group element."""
+        if self.shared is None:
+            return self.free
+        r = self.representations()
+        kernel = torch.einsum("gnm,oim->ogin", r, self.shared)
+        if self.free is None:
+            return kernel
+        return kernel + self._embed_free(r)
+
+    def _embed_free(self, r: Tensor) -> Tensor:
+        if not self.stack.is_soft:
+            return self.free
+        return torch.einsum("gnm,ogim->ogin", self._free_root(r), self.free)
+
+    def _free_root(self, r: Tensor) -> Tensor:
+        """L_g, lower triangular, (G, d, d): the shape of the free pathway's prior under a soft stack."""
+        eye = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device)
+        # ‖R Rᵀ‖₂ ≤ ‖R‖₁ ‖R‖_∞, which is 1 once Sinkhorn has converged: keeps I - R Rᵀ positive semi-definite before.
+        norm = r.sum(-1).amax(-1) * r.sum(-2).amax(-1)
+        missing = eye - r @ r.mT / norm[:, None, None]
+        if "free" in self.pathway_names:
+            ratio = (self.log_precisions["free"] - self.log_precisions["shared"]).exp()
+            return torch.linalg.cholesky(eye + ratio * missing)
+        return torch.linalg.cholesky(missing + RESIDUAL_JITTER * eye)
+
+    def sharing_strength(self) -> Tensor:
+        """ρ = β / (α + β) in [0, 1]: the correlation of corresponding kernel entries of two copies under the prior.
+
+        For a soft stack it is multiplied by the mean of ‖R_g R_hᵀ‖²_F / d over pairs g ≠ h (1 for permutations).
+        Without the shared pathway ρ = 0; without the free one only the stack's softness lowers it from 1.
+        """
+        if self.shared is None:
+            return torch.zeros_like(self.log_precisions["free"])
+        log_alpha = self.log_precisions["shared"]
+        rho = torch.ones_like(log_alpha)
+        if "free" in self.pathway_names:
+            rho = torch.sigmoid(self.log_precisions["free"] - log_alpha)
+        return rho * self._overlap()
+
+    def _overlap(self) -> Tensor:
+        r = self.representations()
+        if not self.stack.is_soft or self.group_size == 1:
+            return torch.ones((), dtype=r.dtype, device=r.device)
+        overlaps = torch.einsum("gnm,hkm->ghnk", r, r).square().sum((-2, -1)) / r.shape[-1]
+        pairs = self.group_size * (self.group_size - 1)
+        return (overlaps.sum() - overlaps.diagonal().sum()) / pairs
+
+    def pathways(self) -> tuple[Pathway, ...]:
+        """The pathways of this layer: shared, free (or the residual of a soft stack) and bias, as far as present."""
+        found = []
+        if self.shared is not None:
+            found.append(
+                Pathway("shared", self.shared, self.log_precisions["shared"], self._pull_shared, self._factor_shared)
+            )
+        if self.free is not None:
+            name = "free" if "free" in self.pathway_names else "residual"
+            precision = self.log_precisions["free" if name == "free" else "shared"]
+            found.append(Pathway(name, self.free, precision, self._pull_free, self._factor_free))
+        if self.bias is not None:
+            precision = self.log_precisions["bias"]
+            found.append(Pathway("bias", self.bias, precision, self._pull_bias, self._factor_bias, is_bias=True))
+        return tuple(p for p in found if p.parameter.requires_grad)
+
+    def structure(self) -> tuple[nn.Parameter, ...]:
+        """The stack's logits; empty where it is fixed."""
+        return tuple(self.stack.logits)
+
+    def declaration(self) -> Declaration:
+        """What the evidence may know of this layer."""
+        return Declaration(self.pathways(), self.patches, self.responses, self.structure())
+
+    def patches(self, x: Tensor) -> Tensor:
+        """Layer input to (batch, positions, in·d)."""
+        raise NotImplementedError
+
+    def responses(self, y: Tensor) -> Tensor:
+        """Layer output (batch, out, G, ...) or its gradient to (batch, positions, out·G)."""
+        return y.flatten(3).flatten(1, 2).mT if y.ndim > 3 else y.flatten(1, 2).unsqueeze(1)
+
+    # What each pathway makes of the gradient of the kernel, and of its Kronecker factors (DESIGN: one pass for all).
+
+    def _by_element(self, kernel_gradient: Tensor) -> Tensor:
+        return kernel_gradient.unflatten(-1, (self.in_channels, -1)).unflatten(-3, (-1, self.group_size))
+
+    def _pull_shared(self, kernel_gradient: Tensor) -> Tensor:
+        return torch.einsum(
+            "gnm,...ogin->...oim", self.representations(), self._by_element(kernel_gradient)
+        ).flatten(-3)
+
+    def _pull_free(self, kernel_gradient: Tensor) -> Tensor:
+        if not self.stack.is_soft:
+            return kernel_gradient.flatten(-2)
+        root = self._free_root(self.representations())
+        return torch.einsum("gnm,...ogin->...ogim", root, self._by_element(kernel_gradient)).flatten(-4)
+
+    def _pull_bias(self, bias_gradient: Tensor) -> Tensor:
+        return bias_gradient.unflatten(-1, (-1, self.group_size)).sum(-1)
+
+    def _element_blocks(self, b: Tensor) -> Tensor:
+        """B (out·G, out·G) to its diagonal blocks B_gg, (G, out, out)."""
+        b = b.unflatten(0, (-1, self.group_size)).unflatten(2, (-1, self.group_size))
+        return torch.einsum("ogpg->gop", b)
+
+    def _inputs(self, roots: Tensor, a: Tensor) -> Tensor:
+        """(I_in ⊗ M_g)ᵀ A (I_in ⊗ M_g) for a stack of d × d matrices M, (G, in·d, in·d)."""
+        a = a.unflatten(0, (self.in_channels, -1)).unflatten(2, (self.in_channels, -1))
+        return torch.einsum("gnk,injm,gml->gikjl", roots, a, roots).flatten(3, 4).flatten(1, 2)
+
+    def _factor_shared(self, a: Tensor, b: Tensor) -> Factors:
+        return [(self._inputs(self.representations(), a).mean(0), self._element_blocks(b).sum(0))]
+
+    def _factor_free(self, a: Tensor, b: Tensor) -> Factors:
+        if not self.stack.is_soft:
+            return [(a, b)]
+        inputs = self._inputs(self._free_root(self.representations()), a)
+        return list(zip(inputs, self._element_blocks(b), strict=True))
+
+    def _factor_bias(self, a: Tensor, b: Tensor) -> Factors:
+        return [(a, self._element_blocks(b).sum(0))]
+
+    def extra_repr(self) -> str:
+        """Channels, pathways and bias."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, group_size={self.group_size}, "
+            f"pathways={self.pathway_names}, bias={self.bias is not None}"
+        )
+
+
+@declare.register
+def _(module: WeightSharing) -> Declaration:
+    return module.declaration()
