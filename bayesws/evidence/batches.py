@@ -1,0 +1,95 @@
+"""Data as the evidence and the fit see it: batches of (x, y) from a pair of tensors, a Dataset or a DataLoader."""
+
+from collections.abc import Iterator, Sized
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+Data = "tuple[Tensor, Tensor] | Dataset | DataLoader"
+
+
+class Batches:
+    """Data that can be walked through batch by batch, as often as wanted, in order or shuffled.
+
+    Args:
+        data: (x, y) tensors of equal length, a torch Dataset of (x, y) pairs, or a DataLoader (its own batches are
+            taken as they come).
+        batch_size: for tensors and datasets.
+        device: where batches are moved to; None leaves them.
+
+    Raises:
+        ValueError: empty data, lengths that differ, inputs with NaN or infinite values, another type of data.
+    """
+
+    def __init__(self, data: Any, batch_size: int = 250, device: torch.device | None = None) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        self._loader: DataLoader | None = None
+        self._device, self.batch_size = device, batch_size
+        if isinstance(data, DataLoader):
+            self._loader = data
+            self.length = len(data.dataset) if isinstance(data.dataset, Sized) else -1
+        else:
+            self._x, self._y = _tensors(data)
+            if not torch.isfinite(self._x).all():
+                raise ValueError(f"inputs hold {int((~torch.isfinite(self._x)).sum())} NaN or infinite values")
+            if device is not None:
+                self._x, self._y = self._x.to(device), self._y.to(device)
+            self.length = len(self._x)
+        if self.length == 0:
+            raise ValueError("the data is empty: expected at least one example")
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self._loader is not None:
+            for x, y in self._loader:
+                yield (x, y) if self._device is None else (x.to(self._device), y.to(self._device))
+            return
+        yield from zip(self._x.split(self.batch_size), self._y.split(self.batch_size), strict=True)
+
+    def shuffled(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch in an order drawn from `generator`; a DataLoader shuffles, or not, as it was told."""
+        if self._loader is not None:
+            yield from self
+            return
+        order = torch.randperm(self.length, generator=generator).to(self._x.device)
+        for index in order.split(self.batch_size):
+            yield self._x[index], self._y[index]
+
+    def split(self, fraction: float, generator: torch.Generator) -> tuple["Batches", "Batches"]:
+        """Two random parts, the second with `fraction` of the examples (at least one)."""
+        x, y = _tensors(self._loader.dataset) if self._loader is not None else (self._x, self._y)
+        held = max(1, round(fraction * len(x)))
+        if held >= len(x):
+            raise ValueError(f"{len(x)} examples: too few to hold {fraction:.0%} of them out")
+        order = torch.randperm(len(x), generator=generator).to(x.device)
+        parts = (order[held:], order[:held])
+        keep, out = (Batches((x[p], y[p]), self.batch_size, self._device) for p in parts)
+        return keep, out
+
+
+def _tensors(data: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(data, TensorDataset):
+        data = data.tensors
+    if isinstance(data, Dataset):
+        if not isinstance(data, Sized):
+            raise ValueError("an iterable Dataset without a length: expected one with __len__, or a DataLoader")
+        if len(data) == 0:
+            raise ValueError("the data is empty: expected at least one example")
+        pairs = [data[i] for i in range(len(data))]
+        data = (
+            torch.stack([torch.as_tensor(x) for x, _ in pairs]),
+            torch.stack([torch.as_tensor(y) for _, y in pairs]),
+        )
+    if not (isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(t, Tensor) for t in data)):
+        raise ValueError(
+            f"data of type {type(data).__name__}: expected a pair of tensors (x, y), a Dataset or a DataLoader"
+        )
+    x, y = data
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} inputs and {len(y)} targets: expected as many of each")
+    return x, y
