@@ -1,0 +1,5 @@
+"""Networks made of sharing layers."""
+
+from bayesws.models.wscnn import WSCNN
+
+__all__ = ["WSCNN"]

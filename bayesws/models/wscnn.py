@@ -1,0 +1,91 @@
+"""WSCNN: a small convolutional network of weight-sharing layers, invariant where it shares fully."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bayesws.layers.conv import WSConv2d, WSLiftConv2d
+from bayesws.layers.weight_sharing import PATHWAYS
+from bayesws.sharing.groups import Group
+
+
+class WSCNN(nn.Module):
+    """Lifting convolution, group convolutions, maximum over positions, mean over the group, linear head.
+
+    Every sharing layer is followed by ReLU; before every group convolution, while the image is at least 8 × 8, comes
+    2 × 2 maximum pooling. With full sharing over a known group the whole network is invariant to it (for image sizes
+    and paddings that respect it). The maximum, rather than a mean, over positions leaves one position per channel in
+    the gradient, which is where KFAC-expand is exact.
+
+    Args:
+        in_channels: of the images.
+        num_classes: outputs of the head.
+        hidden_channels: channels of every layer, for each of the G group elements.
+        group_size: G.
+        kernel_size: k, odd (padding k // 2 keeps the image's size).
+        layers: number of sharing layers, the lifting one included.
+        stack, group, pathways: as for `WSConv2d`; a fixed stack of 4 elements is the quarter turns.
+        padding_mode, device, dtype: as for `torch.nn.Conv2d`.
+
+    Shapes: x (batch, in_channels, H, W) to logits (batch, num_classes).
+
+    Raises:
+        ValueError: sizes below one, an even kernel, a group that does not fit.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_classes: int = 10,
+        hidden_channels: int = 8,
+        group_size: int = 4,
+        kernel_size: int = 3,
+        layers: int = 2,
+        *,
+        stack: str = "fixed",
+        group: str | Group | None = None,
+        pathways: tuple[str, ...] = PATHWAYS,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"layers={layers}: expected at least 1")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size}: expected an odd number, so that padding can keep the size")
+        if num_classes < 2:
+            raise ValueError(f"num_classes={num_classes}: expected at least 2")
+        new = {"device": device, "dtype": dtype}
+        self.settings = {
+            "in_channels": in_channels,
+            "num_classes": num_classes,
+            "hidden_channels": hidden_channels,
+            "group_size": group_size,
+            "kernel_size": kernel_size,
+            "layers": layers,
+            "stack": stack,
+            "group": group,
+            "pathways": pathways,
+            "padding_mode": padding_mode,
+        }
+        sharing = {"group_size": group_size, "stack": stack, "group": group, "pathways": pathways}
+        geometry = {"kernel_size": kernel_size, "padding": kernel_size // 2, "padding_mode": padding_mode}
+        self.lift = WSLiftConv2d(in_channels, hidden_channels, **geometry, **sharing, **new)
+        self.group_convs = nn.ModuleList(
+            WSConv2d(hidden_channels, hidden_channels, **geometry, **sharing, **new) for _ in range(layers - 1)
+        )
+        self.head = nn.Linear(hidden_channels, num_classes, **new)
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Class logits."""
+        features = F.relu(self.lift(x))
+        for convolution in self.group_convs:
+            features = F.relu(convolution(_pooled(features)))
+        return self.head(features.amax((-2, -1)).mean(-1))
+
+
+def _pooled(features: Tensor) -> Tensor:
+    """2 × 2 maximum pooling of (batch, channels, G, H, W) where there is something to pool."""
+    return F.max_pool3d(features, (1, 2, 2)) if min(features.shape[-2:]) >= 8 else features
