@@ -1,1 +1,27 @@
 """bayesws: how much of its weights may each layer share? The evidence decides."""
+
+from bayesws import data, layers, models, sharing
+from bayesws.analysis.comparison import Comparison
+from bayesws.compare import compare
+from bayesws.evidence.likelihood import Categorical, Gaussian
+from bayesws.evidence.objective import Evidence, log_evidence
+from bayesws.fit import Schedule, fit
+from bayesws.result import FitResult
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Categorical",
+    "Comparison",
+    "Evidence",
+    "FitResult",
+    "Gaussian",
+    "Schedule",
+    "compare",
+    "data",
+    "fit",
+    "layers",
+    "log_evidence",
+    "models",
+    "sharing",
+]

@@ -28,9 +28,7 @@ def read_idx(path: Path, rank: int) -> UInt8[Tensor, "..."]:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(
-            f"{path} is truncated or corrupt ({error}), expected a whole gzip file; {retry}"
-        ) from error
+        raise ValueError(f"{path} is truncated or corrupt ({error}), expected a whole gzip file; {retry}") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     if len(content) < 4 or content[:3] != bytes((0, 0, _UNSIGNED_BYTE)) or content[3] != rank:
@@ -42,7 +40,5 @@ def read_idx(path: Path, rank: int) -> UInt8[Tensor, "..."]:
     shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
     there, expected = len(content) - start, math.prod(shape)
     if there != expected or expected == 0:
-        raise ValueError(
-            f"{path} holds {max(there, 0)} values, expected {expected} for shape {tuple(shape)}; {retry}"
-        )
+        raise ValueError(f"{path} holds {max(there, 0)} values, expected {expected} for shape {tuple(shape)}; {retry}")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).reshape(shape)

@@ -52,8 +52,7 @@ def _members(path: Path) -> dict[str, bytes]:
                 return {key: archive.read(f"{key}.npy") for key in _KEYS}
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(
-            f"{path} is truncated or corrupt ({one_line(error)}), expected a whole .npz file;"
-            " copy or write it again"
+            f"{path} is truncated or corrupt ({one_line(error)}), expected a whole .npz file; copy or write it again"
         ) from error
     except OSError as error:
         raise ValueError(

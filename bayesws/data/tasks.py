@@ -89,9 +89,7 @@ def task(name: str) -> Task:
     if kind == "translated":
         (fraction,) = numbers
         _require(0 < fraction < 1, name, "0 < FRACTION < 1", "translated:0.25")
-        return Task(
-            name, f"moved by up to {fraction:g} of the side", partial(motions.translate, fraction=fraction)
-        )
+        return Task(name, f"moved by up to {fraction:g} of the side", partial(motions.translate, fraction=fraction))
     low, high = numbers
     if kind == "rotated":
         _require(low <= high, name, "LOW <= HIGH, in degrees", "rotated:-30:30")

@@ -98,9 +98,7 @@ def _mnist_like(name: str, folder: str, root: Path, download: bool) -> ImageData
         if file is None:
             raise _not_found(name, root, f"{folder}/raw/{part}[.gz]")
         files.append(file)
-    train_x, train_y, test_x, test_y = (
-        read_idx(file, rank) for file, rank in zip(files, (3, 1, 3, 1), strict=True)
-    )
+    train_x, train_y, test_x, test_y = (read_idx(file, rank) for file, rank in zip(files, (3, 1, 3, 1), strict=True))
     train, test = (_unit(train_x[:, None]), train_y.long()), (_unit(test_x[:, None]), test_y.long())
     return ImageData(name, train, test, num_classes=10)
 

@@ -32,7 +32,7 @@ class Batches:
             self._loader = data
             self.length = len(data.dataset) if isinstance(data.dataset, Sized) else -1
         else:
-            self._x, self._y = _tensors(data)
+            self._x, self._y = as_tensors(data)
             if not torch.isfinite(self._x).all():
                 raise ValueError(f"inputs hold {int((~torch.isfinite(self._x)).sum())} NaN or infinite values")
             if device is not None:
@@ -62,7 +62,7 @@ class Batches:
 
     def split(self, fraction: float, generator: torch.Generator) -> tuple["Batches", "Batches"]:
         """Two random parts, the second with `fraction` of the examples (at least one)."""
-        x, y = _tensors(self._loader.dataset) if self._loader is not None else (self._x, self._y)
+        x, y = as_tensors(self._loader) if self._loader is not None else (self._x, self._y)
         held = max(1, round(fraction * len(x)))
         if held >= len(x):
             raise ValueError(f"{len(x)} examples: too few to hold {fraction:.0%} of them out")
@@ -72,7 +72,14 @@ class Batches:
         return keep, out
 
 
-def _tensors(data: Any) -> tuple[Tensor, Tensor]:
+def as_tensors(data: Any) -> tuple[Tensor, Tensor]:
+    """Data as one pair of tensors (x, y); a DataLoader's data set in its own order.
+
+    Raises:
+        ValueError: empty data, lengths that differ, another type of data.
+    """
+    if isinstance(data, DataLoader):
+        data = data.dataset
     if isinstance(data, TensorDataset):
         data = data.tensors
     if isinstance(data, Dataset):

@@ -60,8 +60,7 @@ class SpectralCurvature:
     def effective(self, log_precisions: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Σ λ / (λ + δ) for every pathway."""
         return {
-            name: (values / (values + log_precisions[name].exp())).sum()
-            for name, values in self.eigenvalues.items()
+            name: (values / (values + log_precisions[name].exp())).sum() for name, values in self.eigenvalues.items()
         }
 
 
@@ -150,7 +149,9 @@ def _jacobians(pathway: Pathway, signals: LayerSignals) -> Tensor:
 
 class _FullAccumulator:
     def __init__(self, layers: Layers) -> None:
-        self._layers, self._matrix, self._sizes = layers, None, {}  # type: ignore[var-annotated]
+        self._layers: Layers = layers
+        self._matrix: Tensor | None = None
+        self._sizes: dict[str, int] = {}
 
     def add(self, signals: dict[str, LayerSignals]) -> None:
         pathways = _pathways(self._layers, signals)
@@ -161,6 +162,7 @@ class _FullAccumulator:
         self._matrix = gram if self._matrix is None else self._matrix + gram
 
     def result(self) -> Curvature:
+        assert self._matrix is not None, "no batch was added"
         return FullCurvature(self._matrix, self._sizes)
 
 

@@ -114,7 +114,7 @@ class Gaussian:
 
 
 def likelihood_named(likelihood: "str | Categorical | Gaussian") -> "Categorical | Gaussian":
-    """"classification" or "regression" as a likelihood; a likelihood as it is.
+    """ "classification" or "regression" as a likelihood; a likelihood as it is.
 
     Raises:
         ValueError: another name.

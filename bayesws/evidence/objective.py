@@ -68,6 +68,7 @@ class LaplacePass:
     data_fit: Tensor
     curvature: Curvature
     examples: int
+    outputs: int  # of one example
 
 
 def laplace_pass(
@@ -86,7 +87,7 @@ def laplace_pass(
     learnable = structure(net) + likelihood.hyperparameters()
     create_graph = torch.is_grad_enabled() and bool(learnable)
     _warn_of_normalisation(net)
-    data_fits, examples = [], 0
+    data_fits, examples, width = [], 0, 0
     was_training = net.training
     net.eval()
     try:
@@ -95,17 +96,17 @@ def laplace_pass(
             data_fits.append(likelihood.log_prob(outputs, y))
             gathered.add(signals)
             examples += len(x)
+            width = outputs[0].numel()
     finally:
         net.train(was_training)
-    return LaplacePass(sum_tensors(data_fits), gathered.result(), examples)
+    return LaplacePass(sum_tensors(data_fits), gathered.result(), examples, width)
 
 
 def assemble(net: nn.Module, done: LaplacePass, log_precisions: Mapping[str, Tensor]) -> Evidence:
     """The evidence from a pass, for given log precisions; differentiable in these."""
     pathways = dict(named_pathways(net))
     scatters = {
-        name: 0.5 * log_precisions[name].exp() * p.parameter.detach().square().sum()
-        for name, p in pathways.items()
+        name: 0.5 * log_precisions[name].exp() * p.parameter.detach().square().sum() for name, p in pathways.items()
     }
     occam, effective = (
         done.curvature.occam_by_pathway(log_precisions),
@@ -169,9 +170,7 @@ def log_evidence(
     return assemble(net, done, log_precisions)
 
 
-def resolve_prior(
-    net: nn.Module, prior: Mapping[str, Tensor | float] | float | None
-) -> dict[str, Tensor]:
+def resolve_prior(net: nn.Module, prior: Mapping[str, Tensor | float] | float | None) -> dict[str, Tensor]:
     """Log precisions of every pathway: those given, else the layers' own.
 
     Raises:

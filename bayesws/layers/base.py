@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bayesws.sharing.doubly_stochastic import DoublyStochastic
+
 Factors = list[tuple[Tensor, Tensor]]
 
 
@@ -55,12 +57,14 @@ class Declaration:
         patches: layer input (batch, ...) to (batch, positions, fan_in), the vectors that the kernel is applied to.
         responses: layer output, or its gradient, (batch, ...) to (batch, positions, fan_out).
         structure: hyperparameters Θ of the representation stack; empty where it is fixed.
+        stack: the representations that Θ makes, with how well they converged; None where nothing is learned.
     """
 
     pathways: tuple[Pathway, ...]
     patches: Callable[[Tensor], Tensor]
     responses: Callable[[Tensor], Tensor]
     structure: tuple[nn.Parameter, ...] = ()
+    stack: Callable[[], DoublyStochastic] | None = None
 
 
 @singledispatch
@@ -112,20 +116,20 @@ def structure(net: nn.Module) -> list[nn.Parameter]:
     return [p for _, d in declarations(net).values() for p in d.structure if p.requires_grad]
 
 
-def own_weight(name: str, weight: nn.Parameter, log_precision: Tensor | None = None) -> Pathway:
+def _own_weight(weight: nn.Parameter) -> Pathway:
     """The pathway of a layer whose parameter is its effective kernel itself."""
-    return Pathway(name, weight, log_precision, lambda k: k.flatten(-2), lambda a, b: [(a, b)])
+    return Pathway("weight", weight, None, lambda k: k.flatten(-2), lambda a, b: [(a, b)])
 
 
-def own_bias(bias: nn.Parameter, log_precision: Tensor | None = None) -> Pathway:
+def _own_bias(bias: nn.Parameter) -> Pathway:
     """The pathway of a plain bias: one number per output channel."""
-    return Pathway("bias", bias, log_precision, lambda g: g, lambda a, b: [(a, b)], is_bias=True)
+    return Pathway("bias", bias, None, lambda g: g, lambda a, b: [(a, b)], is_bias=True)
 
 
 @declare.register
 def _(module: nn.Linear) -> Declaration:
     return Declaration(
-        _plain_pathways(module.weight, module.bias),
+        _plain_pathways(module),
         patches=lambda x: x.reshape(x.shape[0], -1, x.shape[-1]),
         responses=lambda y: y.reshape(y.shape[0], -1, y.shape[-1]),
     )
@@ -134,23 +138,21 @@ def _(module: nn.Linear) -> Declaration:
 @declare.register
 def _(module: nn.Conv2d) -> Declaration:
     if module.groups != 1:
-        raise ValueError(
-            f"nn.Conv2d with groups={module.groups}: expected groups=1; freeze it (requires_grad_(False))"
-        )
+        raise ValueError(f"nn.Conv2d with groups={module.groups}: expected groups=1; freeze it (requires_grad_(False))")
     kernel = module.kernel_size[0], module.kernel_size[1]
     return Declaration(
-        _plain_pathways(module.weight, module.bias),
-        patches=lambda x: image_patches(
-            x, kernel, module.stride, module.padding, module.dilation, module.padding_mode
-        ),
+        _plain_pathways(module),
+        patches=lambda x: image_patches(x, kernel, module.stride, module.padding, module.dilation, module.padding_mode),
         responses=lambda y: y.flatten(2).mT,
     )
 
 
-def _plain_pathways(weight: nn.Parameter, bias: nn.Parameter | None) -> tuple[Pathway, ...]:
-    pathways = [own_weight("weight", weight)]
+def _plain_pathways(module: nn.Linear | nn.Conv2d) -> tuple[Pathway, ...]:
+    weight, bias = module._parameters["weight"], module._parameters["bias"]
+    assert weight is not None
+    pathways = [_own_weight(weight)]
     if bias is not None:
-        pathways.append(own_bias(bias))
+        pathways.append(_own_bias(bias))
     return tuple(p for p in pathways if p.parameter.requires_grad)
 
 

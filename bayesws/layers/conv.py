@@ -58,7 +58,7 @@ class _WSConv2d(WeightSharing):
             dtype,
         )
         self.kernel_size, self.stride, self.dilation = kernel, strides, dilations
-        self.padding = padding if isinstance(padding, str) else _pair("padding", padding, 0)
+        self.padding: str | tuple[int, int] = padding if isinstance(padding, str) else _pair("padding", padding, 0)
         self.padding_mode = padding_mode
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch out group height width"]:
@@ -69,7 +69,7 @@ class _WSConv2d(WeightSharing):
         padding = self.padding
         if self.padding_mode != "zeros":
             images = pad_image(images, self.kernel_size, padding, self.dilation, self.padding_mode)
-            padding = 0
+            padding = (0, 0)
         y = F.conv2d(images, weight, bias, self.stride, padding, self.dilation)
         return y.unflatten(1, (self.out_channels, self.group_size))
 

@@ -47,9 +47,7 @@ class WSLinear(WeightSharing):
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out group"]:
         """Apply the layer."""
         if x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"input of shape {tuple(x.shape)}: expected (..., {self.in_features}) for this WSLinear"
-            )
+            raise ValueError(f"input of shape {tuple(x.shape)}: expected (..., {self.in_features}) for this WSLinear")
         y = torch.einsum("ogn,...n->...og", self.kernel().squeeze(2), x)
         return y if self.bias is None else y + self.bias[:, None]
 

@@ -1,5 +1,7 @@
 """The representation stack of a layer as a module: logits of a soft stack, or the matrices of a known group."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -26,6 +28,8 @@ class RepresentationStack(nn.Module):
         ValueError: an unknown kind or group, or a group that does not fit G or the support.
     """
 
+    matrices: Tensor
+
     def __init__(
         self,
         kind: str,
@@ -44,7 +48,7 @@ class RepresentationStack(nn.Module):
         self.kind, self.group_size = kind, group_size
         positions = int(torch.tensor(support).prod())
         axis = group_size if on_features else 1
-        new = {"device": device, "dtype": dtype or torch.get_default_dtype()}
+        new: dict[str, Any] = {"device": device, "dtype": dtype or torch.get_default_dtype()}
         self.logits = nn.ParameterList()
         if kind == "fixed":
             known = _resolve(group, group_size, support, positions)
@@ -54,13 +58,13 @@ class RepresentationStack(nn.Module):
         if group is not None:
             raise ValueError(f"group={group!r} with stack={kind!r}: a known group needs stack='fixed'")
         rest, d = group_size - 1, axis * positions
-        shapes = {
+        shapes_of: dict[str, list[tuple[int, ...]]] = {
             "dense": [(rest, d, d)],
             "product": [(rest, axis, axis), (rest, positions, positions)],
             "power": [(d, d)],
-        }[kind]
+        }
         # A uniform start is a saddle where all copies are equal: unit-variance logits break the tie.
-        self.logits.extend(nn.Parameter(torch.randn(*shape, **new)) for shape in shapes)
+        self.logits.extend(nn.Parameter(torch.randn(*shape, **new)) for shape in shapes_of[kind])
 
     @property
     def is_soft(self) -> bool:

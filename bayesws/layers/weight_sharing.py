@@ -1,6 +1,7 @@
 """The weight-sharing mathematics that all sharing layers have in common: kernel, prior, sharing strength."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -56,7 +57,7 @@ class WeightSharing(nn.Module):
             raise ValueError(f"stack={stack!r} without the shared pathway: nothing is shared; use stack='fixed'")
         self.stack = RepresentationStack(stack, group_size, support, on_features, group, device, dtype)
         d = int(torch.tensor(support).prod()) * (group_size if on_features else 1)
-        new = {"device": device, "dtype": dtype}
+        new: dict[str, Any] = {"device": device, "dtype": dtype}
         start = {"shared": 0.0} | {"free": FREE_START if "shared" in pathways else 0.0}
         names = list(self.pathway_names) + (["bias"] if bias else [])
         self.log_precisions = nn.ParameterDict(
@@ -74,11 +75,11 @@ class WeightSharing(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights as torch's own layers do; the free pathway smaller beside a shared one."""
-        bound = 1 / math.sqrt(self.in_channels * self.stack().shape[-1])
-        for parameter, scale in ((self.shared, 1.0), (self.free, self._free_scale()), (self.bias, 1.0)):
+        """Weights with the variance 2 / fan_in that keeps a ReLU network's signals, the free ones smaller; no bias."""
+        sd = math.sqrt(2 / (self.in_channels * self.stack().shape[-1]))
+        for parameter, scale in ((self.shared, 1.0), (self.free, self._free_scale()), (self.bias, 0.0)):
             if parameter is not None:
-                nn.init.uniform_(parameter, -bound * scale, bound * scale)
+                nn.init.normal_(parameter, std=sd * scale)
 
     def _free_scale(self) -> float:
         if "shared" not in self.pathway_names:
@@ -163,7 +164,8 @@ class WeightSharing(nn.Module):
 
     def declaration(self) -> Declaration:
         """What the evidence may know of this layer."""
-        return Declaration(self.pathways(), self.patches, self.responses, self.structure())
+        stack = self.convergence if self.stack.is_soft else None
+        return Declaration(self.pathways(), self.patches, self.responses, self.structure(), stack)
 
     def patches(self, x: Tensor) -> Tensor:
         """Layer input to (batch, positions, in·d)."""
@@ -179,9 +181,9 @@ class WeightSharing(nn.Module):
         return kernel_gradient.unflatten(-1, (self.in_channels, -1)).unflatten(-3, (-1, self.group_size))
 
     def _pull_shared(self, kernel_gradient: Tensor) -> Tensor:
-        return torch.einsum(
-            "gnm,...ogin->...oim", self.representations(), self._by_element(kernel_gradient)
-        ).flatten(-3)
+        return torch.einsum("gnm,...ogin->...oim", self.representations(), self._by_element(kernel_gradient)).flatten(
+            -3
+        )
 
     def _pull_free(self, kernel_gradient: Tensor) -> Tensor:
         if not self.stack.is_soft:

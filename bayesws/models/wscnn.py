@@ -1,5 +1,7 @@
 """WSCNN: a small convolutional network of weight-sharing layers, invariant where it shares fully."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -57,8 +59,8 @@ class WSCNN(nn.Module):
             raise ValueError(f"kernel_size={kernel_size}: expected an odd number, so that padding can keep the size")
         if num_classes < 2:
             raise ValueError(f"num_classes={num_classes}: expected at least 2")
-        new = {"device": device, "dtype": dtype}
-        self.settings = {
+        new: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.settings: dict[str, Any] = {
             "in_channels": in_channels,
             "num_classes": num_classes,
             "hidden_channels": hidden_channels,
@@ -70,8 +72,12 @@ class WSCNN(nn.Module):
             "pathways": pathways,
             "padding_mode": padding_mode,
         }
-        sharing = {"group_size": group_size, "stack": stack, "group": group, "pathways": pathways}
-        geometry = {"kernel_size": kernel_size, "padding": kernel_size // 2, "padding_mode": padding_mode}
+        sharing: dict[str, Any] = {"group_size": group_size, "stack": stack, "group": group, "pathways": pathways}
+        geometry: dict[str, Any] = {
+            "kernel_size": kernel_size,
+            "padding": kernel_size // 2,
+            "padding_mode": padding_mode,
+        }
         self.lift = WSLiftConv2d(in_channels, hidden_channels, **geometry, **sharing, **new)
         self.group_convs = nn.ModuleList(
             WSConv2d(hidden_channels, hidden_channels, **geometry, **sharing, **new) for _ in range(layers - 1)

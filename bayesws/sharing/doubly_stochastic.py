@@ -153,9 +153,7 @@ def power_stack(logits: Float[Tensor, "d d"], group_size: int) -> DoublyStochast
     matrices = [torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device)]
     for _ in range(group_size - 1):
         matrices.append(matrices[-1] @ generator.matrix)
-    return DoublyStochastic(
-        torch.stack(matrices), generator.residual, generator.iterations, generator.converged
-    )
+    return DoublyStochastic(torch.stack(matrices), generator.residual, generator.iterations, generator.converged)
 
 
 def _anchored(rest: Tensor) -> Tensor:

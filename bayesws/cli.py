@@ -1,0 +1,236 @@
+"""The command line: parse, call, print."""
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from rich.console import Console
+
+from bayesws import __version__
+from bayesws import data as data_sets
+from bayesws.analysis.comparison import STRUCTURES, Comparison
+from bayesws.analysis.plots import save_picture
+from bayesws.compare import Job, run_jobs
+from bayesws.files import check_writable
+from bayesws.fit import OBJECTIVES, Schedule, fit
+from bayesws.models import WSCNN
+from bayesws.progress import epoch_bar
+
+DEMO_TASKS = ("turned", "orientation", "upright")
+QUICK_EPOCHS = 40
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, FloatingPointError) as error:
+        print(f"bayesws {options.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"bayesws {options.command}: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="bayesws", description="How much of its weights may each layer share? The evidence decides.")
+    parser.add_argument("--version", action="version", version=f"bayesws {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    plain = argparse.RawDescriptionHelpFormatter
+    compare = commands.add_parser(
+        "compare",
+        formatter_class=plain,
+        help="evidence against task loss on one data set, several tasks and seeds",
+        description="Train the same network by the evidence and by the task loss, and show what each layer shares.\n"
+        "Writes comparison.json and comparison.png.",
+        epilog="examples:\n  bayesws compare\n  bayesws compare --quick --out /tmp/look\n"
+        "  bayesws compare --data mnist --data-root ~/data --train-size 2000 --test-size 2000 --task turned\n"
+        "  bayesws compare --seeds 5 --structures all",
+    )
+    _add_data(compare)
+    compare.add_argument("--task", action="append", metavar="TASK", help=f"repeatable; {_tasks()}")
+    compare.add_argument("--seeds", type=_positive, default=None, help="how many, from 0 (default 3)")
+    compare.add_argument(
+        "--structures",
+        choices=("chosen", "all"),
+        default="chosen",
+        help="all: also the fully shared and the fully free network",
+    )
+    compare.add_argument("--quick", action="store_true", help=f"one seed, {QUICK_EPOCHS} epochs: a first look")
+    compare.add_argument("--jobs", type=_positive, default=os.cpu_count(), help="processes (default: all cores)")
+    _add_common(compare, "runs/compare")
+    compare.set_defaults(run=_compare)
+
+    fit_command = commands.add_parser(
+        "fit",
+        formatter_class=plain,
+        help="train and save one network",
+        description="Train one network and save it as a folder: weights.safetensors and fit.json.",
+        epilog="examples:\n  bayesws fit --task orientation --out runs/orientation\n"
+        "  bayesws fit --data mine.npz --objective task --epochs 100",
+    )
+    _add_data(fit_command)
+    fit_command.add_argument("--task", default="upright", metavar="TASK", help=_tasks())
+    fit_command.add_argument("--seed", type=int, default=0, help="of split, weights and order (default 0)")
+    fit_command.add_argument("--objective", choices=OBJECTIVES, default="evidence")
+    fit_command.add_argument("--structure", choices=tuple(STRUCTURES), default="chosen", help="pathways")
+    _add_common(fit_command, "runs/fit")
+    fit_command.set_defaults(run=_fit)
+    return parser
+
+
+def _tasks() -> str:
+    return f"one of {', '.join(data_sets.task_names())}"
+
+
+def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data", default="digits", help="digits (default), mnist, fashion-mnist, cifar10 or a file.npz"
+    )
+    command.add_argument("--data-root", help="folder of the torchvision sets (default: $BAYESWS_DATA)")
+    command.add_argument("--download", action="store_true", help="let torchvision download the set")
+    command.add_argument("--train-size", type=_positive, help="training images (default: 1000 digits, else all)")
+    command.add_argument("--test-size", type=_positive, help="test images (default: all)")
+
+
+def _add_common(command: argparse.ArgumentParser, out: str) -> None:
+    command.add_argument("--hidden-channels", type=_positive, default=8, help="for each group element (default 8)")
+    command.add_argument("--layers", type=_positive, default=2, help="weight-sharing layers (default 2)")
+    command.add_argument("--epochs", type=_positive, help=f"default {Schedule().epochs}")
+    command.add_argument("--out", type=Path, default=Path(out), help=f"folder (default {out})")
+    command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
+def _data_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "name": options.data,
+        "root": options.data_root,
+        "download": options.download,
+        "train_size": options.train_size,
+        "test_size": options.test_size,
+    }
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def _compare(options: argparse.Namespace) -> None:
+    tasks = tuple(options.task or DEMO_TASKS)
+    seeds = options.seeds or (1 if options.quick else 3)
+    settings = {
+        "epochs": options.epochs or (QUICK_EPOCHS if options.quick else Schedule().epochs),
+        "device": options.device,
+    }
+    structures = tuple(STRUCTURES) if options.structures == "all" else ("chosen",)
+    network = {"hidden_channels": options.hidden_channels, "layers": options.layers}
+    data = _data_arguments(options)
+    _check_device(options.device)
+    check_writable(options.out)
+    for task in tasks:
+        data_sets.load(**data, task=task, seed=0)
+    jobs = [
+        Job(data, task, seed, structure, objective, network, settings)
+        for task in tasks
+        for structure in structures
+        for objective in OBJECTIVES
+        for seed in range(seeds)
+        if structure == "chosen" or objective == "evidence"
+    ]
+    trials = {}
+    processes = min(options.jobs, len(jobs)) if options.device == "cpu" else 1
+    longest_first = sorted(jobs, key=lambda job: job.objective != "task")
+    with epoch_bar(len(jobs), "trials") as advance:
+        for job, trial in run_jobs(longest_first, processes):
+            trials[id(job)] = trial
+            advance()
+    comparison = Comparison(
+        [trials[id(job)] for job in jobs],
+        {
+            **settings,
+            "data": options.data,
+            "tasks": tasks,
+            "seeds": seeds,
+            **network,
+            "versions": {p: version(p) for p in ("bayesws", "torch", "numpy")} | {"python": platform.python_version()},
+            "command": ["bayesws", *sys.argv[1:]],
+        },
+    )
+    comparison.save(options.out / "comparison.json")
+    save_picture(comparison, options.out / "comparison.png")
+    console = _console()
+    console.print(comparison.table())
+    console.print(comparison.sharing_table())
+    for trial in comparison.trials:
+        for note in trial.notes:
+            console.print(f"note: {trial.task}, {trial.objective}, seed {trial.seed}: {note}")
+    console.print(f"written: {options.out / 'comparison.json'}, {options.out / 'comparison.png'}")
+
+
+def _fit(options: argparse.Namespace) -> None:
+    _check_device(options.device)
+    check_writable(options.out)
+    if options.out.exists() and not (options.out / "fit.json").is_file() and any(options.out.iterdir()):
+        raise ValueError(f"{options.out} exists and is not a saved fit: choose another --out")
+    images = data_sets.load(**_data_arguments(options), task=options.task, seed=options.seed)
+    torch.manual_seed(options.seed)
+    net = WSCNN(
+        in_channels=images.train[0].shape[1],
+        num_classes=images.num_classes,
+        hidden_channels=options.hidden_channels,
+        layers=options.layers,
+        pathways=STRUCTURES[options.structure],
+    )
+    result = fit(
+        net,
+        images.train,
+        objective=options.objective,
+        seed=options.seed,
+        device=options.device,
+        epochs=options.epochs or Schedule().epochs,
+    )
+    result.save(options.out)
+    x, y = images.test
+    console = _console()
+    accuracy = float((result.predict(x).argmax(-1).cpu() == y).double().mean())
+    console.print(f"test accuracy {100 * accuracy:.1f} %, test NLL {result.nll(x, y):.3f} nats per datum")
+    console.print(f"log evidence {result.log_evidence:.1f} nats, summed over {result.evidence.examples} images")
+    for row in result.sharing:
+        effective = ", ".join(f"{n} {g:.1f} of {row.parameters[n]}" for n, g in row.effective.items())
+        console.print(f"{row.name}: ρ = {row.strength:.2f}; effective parameters: {effective}")
+    console.print(f"written: {options.out}")
+
+
+def _console() -> Console:
+    """Wide where nobody sets a width: a pipe should not fold the tables."""
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Running a comparison: the same network, data and schedule under several objectives and structures, paired by seed."""
+
+import multiprocessing
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from bayesws import data as data_sets
+from bayesws.analysis.comparison import STRUCTURES, Comparison, Trial
+from bayesws.evidence.batches import as_tensors
+from bayesws.fit import OBJECTIVES, fit
+from bayesws.models import WSCNN
+
+
+def compare(
+    make_net: Callable[[], nn.Module],
+    train: Any,
+    test: Any,
+    seeds: int = 5,
+    objectives: tuple[str, ...] = OBJECTIVES,
+    likelihood: str = "classification",
+    **settings: Any,
+) -> Comparison:
+    """Evidence against task loss on one data set, paired over seeds.
+
+    Args:
+        make_net: builds the network; called with torch's seed set, so that every objective starts from equal weights.
+        train, test: pairs of tensors (x, y), Datasets or DataLoaders.
+        seeds: how many, 0 to seeds - 1.
+        objectives: among "evidence" and "task".
+        likelihood: as for `fit`.
+        settings: further arguments of `fit`, such as `epochs`.
+
+    Raises:
+        ValueError: as `fit`; fewer than one seed.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds={seeds}: expected at least 1")
+    train, test = as_tensors(train), as_tensors(test)
+    trials = []
+    for objective in objectives:
+        for seed in range(seeds):
+            torch.manual_seed(seed)
+            result = fit(make_net(), train, likelihood, objective, seed=seed, **settings)
+            trials.append(Trial.of(result, train, test, "data", seed))
+    return Comparison(trials, {"seeds": seeds, **{k: v for k, v in settings.items() if k != "progress"}})
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial of the command line's comparison, small enough to send to another process.
+
+    Attributes:
+        data: arguments of `bayesws.data.load` but task and seed.
+        task, seed, structure, objective: see `Trial`.
+        network: arguments of `WSCNN` but channels, classes and pathways.
+        settings: further arguments of `fit`.
+    """
+
+    data: dict[str, Any]
+    task: str
+    seed: int
+    structure: str
+    objective: str
+    network: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def run(self) -> Trial:
+        """Load the data, build the network, fit, test."""
+        images = data_sets.load(**self.data, task=self.task, seed=self.seed)
+        torch.manual_seed(self.seed)
+        net = WSCNN(
+            in_channels=images.train[0].shape[1],
+            num_classes=images.num_classes,
+            pathways=STRUCTURES[self.structure],
+            **self.network,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the fit's notes are kept in the trial and shown at the end
+            result = fit(net, images.train, objective=self.objective, seed=self.seed, progress=False, **self.settings)
+        return Trial.of(result, images.train, images.test, self.task, self.seed, self.structure)
+
+
+def run_jobs(jobs: list[Job], processes: int) -> Iterator[tuple[Job, Trial]]:
+    """Run jobs, each on one thread in a process of its own pool; yields them as they finish.
+
+    One thread a fit makes every number reproducible to the last bit, whatever the number of processes.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
+        running = {pool.submit(job.run): job for job in jobs}
+        try:
+            for done in as_completed(running):
+                yield running[done], done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)

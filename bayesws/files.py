@@ -1,0 +1,46 @@
+"""Files that are written whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a draft beside `path`, then put it in place in one step.
+
+    Raises:
+        ValueError: a place that cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}; choose another place") from error
+    os.close(handle)
+    draft = Path(name)
+    try:
+        write(draft)
+        draft.chmod(0o644)
+        draft.replace(path)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}; choose another place") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise ValueError, and leave nothing behind, where files could not be written into `folder`.
+
+    Looks at the folder itself or, where it is still to be made, at the nearest folder above it.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise ValueError(f"cannot write into {folder}: {place} is not a folder; choose another place")
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write into {folder}: {error.strerror}; choose another place") from error

@@ -1,0 +1,380 @@
+"""The alternating loop: weights by their loss, and precisions, noise and structure by the evidence."""
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayesws.evidence.batches import Batches
+from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
+from bayesws.evidence.objective import Evidence, LaplacePass, assemble, laplace_pass
+from bayesws.evidence.precision import LOG_BOUNDS, update_noise, update_precisions
+from bayesws.layers.base import declarations, named_pathways, starting_log_precisions, structure
+from bayesws.progress import epoch_bar
+from bayesws.result import EvidenceSummary, FitResult
+
+OBJECTIVES = ("evidence", "task")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train; the same for every objective.
+
+    Attributes:
+        epochs: passes over the data.
+        batch_size: examples a step.
+        learning_rate: of Adam, in the weights; warmed up linearly, then down a cosine.
+        warm_up: steps of the linear warm-up.
+        burn_in: share of the epochs before the first step on the hyperparameters.
+        every: epochs between steps on the hyperparameters (structure is stepped every epoch).
+        fixed_point_steps: MacKay steps on the precisions for one curvature pass.
+        damping: of a MacKay step.
+        structure_rate: Adam's learning rate for logits, precisions and noise where a structure is learned.
+    """
+
+    epochs: int = 300
+    batch_size: int = 100
+    learning_rate: float = 0.03
+    warm_up: int = 100
+    burn_in: float = 0.2
+    every: int = 10
+    fixed_point_steps: int = 20
+    damping: float = 0.1
+    structure_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "every", "fixed_point_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        for name in ("learning_rate", "structure_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a positive number")
+        if not 0 <= self.burn_in < 1 or not 0 < self.damping <= 1:
+            raise ValueError(f"burn_in={self.burn_in}, damping={self.damping}: expected shares within [0, 1)")
+
+
+def fit(
+    net: nn.Module,
+    train: Any,
+    likelihood: str | Categorical | Gaussian = "classification",
+    objective: str = "evidence",
+    curvature: str = "kron",
+    *,
+    seed: int = 0,
+    schedule: Schedule | None = None,
+    weight_decays: tuple[float, ...] = (0.0, 1e-4, 1e-3, 1e-2),
+    entropy: float = 0.0,
+    held_out: float = 0.2,
+    device: torch.device | str | None = None,
+    progress: bool | None = None,
+    **changes: Any,
+) -> FitResult:
+    """Train a copy of a network; its sharing by the evidence, or not at all.
+
+    objective="evidence": weights minimise -log p(D | θ) + ½ θᵀ Λ θ; every few epochs one Laplace pass sets Λ (MacKay's
+    fixed point), the noise, and, with the whole gradient of the log evidence, the stacks' logits.
+
+    objective="task": weights and logits minimise the mean of -log p + ½ λ ‖θ‖² (+ entropy · mean row entropy of the
+    soft stacks). λ is the one of `weight_decays` with the smallest negative log likelihood on a held-out split of the
+    training data, after the same training on the rest; then the network is trained on all of it. Its evidence is
+    reported with the precisions that are best for the weights it ended with.
+
+    Both objectives share loop, optimiser, schedule, initial weights and the order of the data. Runs are reproducible to
+    the last bit on one thread (torch.set_num_threads(1)).
+
+    Args:
+        net: the network at its initial weights; it is left as it is.
+        train: a pair of tensors (x, y), a Dataset or a DataLoader.
+        likelihood: "classification", "regression", or a likelihood.
+        objective: "evidence" or "task".
+        curvature: "kron", "full" or "diag".
+        seed: of the order of the data, and of the held-out split.
+        schedule: see `Schedule`; single fields can be given by name, as in `fit(net, train, epochs=100)`.
+        weight_decays: grid of λ for the task loss, per datum.
+        entropy: weight of the entropy regulariser of the task loss (arXiv 2412.04594), nats.
+        held_out: share of the training data held out to choose λ.
+        device: where to train; None is where the network is.
+        progress: whether to show a bar; None shows it on a terminal.
+
+    Raises:
+        ValueError: unknown names, data that does not fit, parameters that cannot be treated.
+        FloatingPointError: a loss that is not finite, naming the epoch.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective={objective!r}: expected one of {', '.join(OBJECTIVES)}")
+    plan = _with_changes(schedule or Schedule(), changes)
+    model = copy.deepcopy(net) if device is None else copy.deepcopy(net).to(device)
+    place = next(model.parameters()).device
+    data = Batches(train, plan.batch_size, place)
+    noise_model = copy.deepcopy(likelihood_named(likelihood))
+    started = time.perf_counter()
+    weight_decay = None
+    if objective == "task":
+        weight_decay = _choose_weight_decay(
+            model, data, noise_model, plan, seed, weight_decays, entropy, held_out, progress
+        )
+    run = _Run(model, data, noise_model, plan, seed, objective, curvature, weight_decay or 0.0, entropy)
+    run.train(_watcher(progress, plan.epochs, objective))
+    evidence = run.final_evidence()
+    result = FitResult(
+        model=model.eval(),
+        prior=run.log_precisions,
+        likelihood=noise_model,
+        evidence=EvidenceSummary.of(evidence),
+        history=run.history,
+        objective=objective,
+        curvature=curvature,
+        seed=seed,
+        settings=asdict(plan),
+        weight_decay=weight_decay,
+        notes=run.notes(),
+        seconds=time.perf_counter() - started,
+    )
+    for note in result.notes:
+        warnings.warn(note, stacklevel=2)
+    return result
+
+
+def _with_changes(plan: Schedule, changes: dict[str, Any]) -> Schedule:
+    known = asdict(plan)
+    if unknown := next((name for name in changes if name not in known), None):
+        raise ValueError(f"unknown argument {unknown!r}: expected one of {', '.join(known)}")
+    return Schedule(**(known | changes))
+
+
+Watcher = Callable[[], Any]
+
+
+def _watcher(progress: bool | None, epochs: int, what: str) -> Any:
+    return epoch_bar(epochs, what, progress)
+
+
+def _choose_weight_decay(
+    net: nn.Module,
+    data: Batches,
+    likelihood: Categorical | Gaussian,
+    plan: Schedule,
+    seed: int,
+    grid: tuple[float, ...],
+    entropy: float,
+    held_out: float,
+    progress: bool | None,
+) -> float:
+    """The λ of the grid with the smallest held-out negative log likelihood."""
+    if not grid or not all(math.isfinite(w) and w >= 0 for w in grid):
+        raise ValueError(f"weight_decays={grid!r}: expected one or more numbers, none negative")
+    if len(grid) == 1:
+        return grid[0]
+    kept, held = data.split(held_out, torch.Generator().manual_seed(seed))
+    losses = {}
+    for decay in grid:
+        trial, noise_model = copy.deepcopy(net), copy.deepcopy(likelihood)
+        run = _Run(trial, kept, noise_model, plan, seed, "task", "kron", decay, entropy)
+        run.train(_watcher(progress, plan.epochs, f"task, weight decay {decay:g}"))
+        trial.eval()
+        with torch.no_grad():
+            losses[decay] = -sum(float(noise_model.log_prob(trial(x), y)) for x, y in held)
+    return min(losses, key=losses.__getitem__)
+
+
+class _Run:
+    """One training run: the state that its two alternating steps share."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        data: Batches,
+        likelihood: Categorical | Gaussian,
+        plan: Schedule,
+        seed: int,
+        objective: str,
+        curvature: str,
+        weight_decay: float,
+        entropy: float,
+    ) -> None:
+        self.net, self.data, self.likelihood, self.plan = net, data, likelihood, plan
+        self.objective, self.curvature = objective, curvature
+        self.weight_decay, self.entropy = weight_decay, entropy
+        self.order = torch.Generator().manual_seed(seed)
+        declarations(net)
+        self.pathways = dict(named_pathways(net))
+        self.log_precisions = {n: t.detach() for n, t in starting_log_precisions(net).items()}
+        self.logits = structure(net)
+        self.history: list[dict[str, float]] = []
+        self.unconverged: set[str] = set()
+        groups = [{"params": [p.parameter], "pathway": name} for name, p in self.pathways.items()]
+        if objective == "task" and self.logits:
+            groups.append({"params": self.logits, "pathway": ""})
+        noise = likelihood.hyperparameters()
+        if objective == "task" and noise:
+            groups.append({"params": noise, "pathway": ""})
+        self.optimiser = torch.optim.Adam(groups, lr=plan.learning_rate, betas=(0.9, 0.99))
+        self.hyper_optimiser: torch.optim.Optimizer | None = None
+        if objective == "evidence" and self.logits:
+            hyper = list({id(t): t for t in starting_log_precisions(net).values()}.values())
+            self.log_precisions = starting_log_precisions(net)
+            for tensor in hyper:
+                tensor.requires_grad_()
+            self.hyper_optimiser = torch.optim.Adam(
+                [{"params": [*hyper, *noise, *self.logits]}], lr=plan.structure_rate
+            )
+
+    def train(self, watching: Any) -> None:
+        """All epochs: a pass of weight steps each, and steps on the hyperparameters when they are due."""
+        plan = self.plan
+        total = plan.epochs * math.ceil(len(self.data) / plan.batch_size)
+        burn_in = round(plan.burn_in * plan.epochs)
+        step = 0
+        with watching as advance:
+            for epoch in range(1, plan.epochs + 1):
+                self.net.train()
+                loss = torch.zeros(())
+                for x, y in self.data.shuffled(self.order):
+                    self._set_rates(step, total)
+                    loss = loss + self._weight_step(x, y)
+                    step += 1
+                record = {"epoch": float(epoch), "loss": float(loss) / len(self.data)}
+                if not math.isfinite(record["loss"]):
+                    raise FloatingPointError(
+                        f"the loss is not finite in epoch {epoch} of {plan.epochs}: lower the learning rate "
+                        f"(now {plan.learning_rate:g}) or check the data's scale"
+                    )
+                if self.objective == "evidence" and epoch > burn_in:
+                    record |= self._hyper_step(epoch - burn_in, epoch == plan.epochs)
+                self.history.append(record)
+                advance()
+
+    def _set_rates(self, step: int, total: int) -> None:
+        """Warm-up and cosine; a pathway that its precision keeps small takes small steps, too."""
+        rate = self.plan.learning_rate * 0.5 * (1 + math.cos(math.pi * step / max(total, 1)))
+        rate *= min(1.0, (step + 1) / max(self.plan.warm_up, 1))
+        for group in self.optimiser.param_groups:
+            scale = 1.0
+            if self.objective == "evidence" and group["pathway"]:
+                scale = min(1.0, PRIOR_STEP * math.exp(-0.5 * float(self._rate_precision(group["pathway"]))))
+            group["lr"] = rate * scale
+
+    def _rate_precision(self, pathway: str) -> Tensor:
+        return self.log_precisions[pathway].detach()
+
+    def _weight_step(self, x: Tensor, y: Tensor) -> Tensor:
+        nll = -self.likelihood.log_prob(self.net(x), y)
+        loss = nll / len(x)
+        if self.objective == "evidence":
+            loss = loss + self._scatter() / len(self.data)
+        elif self.weight_decay:
+            squares = sum(p.parameter.square().sum() for p in self.pathways.values())
+            loss = loss + 0.5 * self.weight_decay * squares
+        if self.entropy and self.objective == "task":
+            loss = loss + self.entropy * _mean_entropy(self.net)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        return nll.detach().cpu()
+
+    def _scatter(self) -> Tensor:
+        terms = [
+            0.5 * self.log_precisions[name].detach().exp() * p.parameter.square().sum()
+            for name, p in self.pathways.items()
+        ]
+        return torch.stack(terms).sum()
+
+    def _hyper_step(self, epochs_since: int, last: bool) -> dict[str, float]:
+        if self.hyper_optimiser is not None:
+            return self._structure_step()
+        if (epochs_since - 1) % self.plan.every or last:
+            return {}
+        with torch.no_grad():
+            done = laplace_pass(self.net, self.data, self.likelihood, self.curvature)
+        self._set_precisions(done, self.plan.fixed_point_steps, self.plan.damping)
+        return _numbers(assemble(self.net, done, self.log_precisions))
+
+    def _set_precisions(self, done: LaplacePass, steps: int, damping: float) -> None:
+        update_precisions(self.net, done.curvature, self.log_precisions, steps, damping)
+        for noise in self.likelihood.hyperparameters():
+            effective = float(sum(done.curvature.effective(self.log_precisions).values()))
+            outputs = done.examples * done.outputs
+            with torch.no_grad():
+                error = (-2 * noise).exp()  # data_fit = -½ error / σ² - n log σ - ½ n log 2π
+                normaliser = outputs * (noise + 0.5 * math.log(2 * math.pi))
+                squared = float(-2 * (done.data_fit + normaliser) / error)
+            update_noise(noise, squared, outputs, effective)
+
+    def _structure_step(self) -> dict[str, float]:
+        """One step on all hyperparameters with the whole gradient of the log evidence.
+
+        Data fit and Occam factor are added before Adam normalises: each alone would collapse the network.
+        """
+        assert self.hyper_optimiser is not None
+        with torch.enable_grad():
+            done = laplace_pass(self.net, self.data, self.likelihood, self.curvature)
+            evidence = assemble(self.net, done, self.log_precisions)
+            parameters = self.hyper_optimiser.param_groups[0]["params"]
+            gradients = torch.autograd.grad(-evidence.total / done.examples, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.hyper_optimiser.step()
+        with torch.no_grad():
+            for tensor in self.log_precisions.values():
+                tensor.clamp_(*LOG_BOUNDS)
+        self._note_stacks()
+        return _numbers(evidence)
+
+    def _note_stacks(self) -> None:
+        for name, (_, declaration) in declarations(self.net).items():
+            if declaration.stack is not None and not (state := declaration.stack()).converged:
+                self.unconverged.add(
+                    f"layer {name!r}: Sinkhorn stopped after {state.iterations} iterations at residual "
+                    f"{state.residual:.1e}; the stack is not quite doubly stochastic"
+                )
+
+    def final_evidence(self) -> Evidence:
+        """The evidence at the weights the run ended with; after the task loss with the best precisions for them."""
+        with torch.no_grad():
+            done = laplace_pass(self.net, self.data, self.likelihood, self.curvature)
+            if self.objective == "task":
+                self._set_precisions(done, steps=200, damping=0.5)
+            evidence = assemble(self.net, done, self.log_precisions)
+        if not math.isfinite(float(evidence)):
+            raise FloatingPointError("the evidence is not finite at the end of the fit: check the data's scale")
+        self._note_stacks()
+        return evidence
+
+    def notes(self) -> list[str]:
+        """What did not converge, a line each."""
+        notes = sorted(self.unconverged)
+        records = [r["log_evidence"] for r in self.history if "log_evidence" in r]
+        if len(records) > 1 and abs(records[-1] - records[-2]) > UNSETTLED * abs(records[-1]):
+            notes.append(
+                f"the log evidence still moved from {records[-2]:.1f} to {records[-1]:.1f} nats in the last step on "
+                "the hyperparameters: train for more epochs"
+            )
+        return notes
+
+
+PRIOR_STEP = 10.0  # a step may be at most this many prior standard deviations per unit of the learning rate
+UNSETTLED = 0.05  # relative change of the log evidence in the last hyperparameter step that is worth a note
+
+
+def _mean_entropy(net: nn.Module) -> Tensor:
+    """Mean row entropy of all soft stacks, nats; the anchored identity has none and does not count."""
+    stacks = [d.stack().matrix[1:] for _, d in declarations(net).values() if d.stack is not None]
+    if not stacks:
+        return torch.zeros(())
+    return torch.stack([-torch.xlogy(r, r).sum(-1).mean() for r in stacks]).mean()
+
+
+def _numbers(evidence: Evidence) -> dict[str, float]:
+    parts = {
+        "log_evidence": evidence.total,
+        "data_fit": evidence.data_fit,
+        "scatter": evidence.scatter,
+        "occam": evidence.occam,
+    }
+    return {name: float(value.detach()) for name, value in parts.items()}

@@ -1,0 +1,301 @@
+"""FitResult: a trained network with its evidence, history and sharing; saved as safetensors and JSON."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
+from bayesws.evidence.objective import Evidence
+from bayesws.layers.base import named_pathways
+from bayesws.layers.weight_sharing import WeightSharing
+from bayesws.models import known_models
+from bayesws.sharing.groups import Group
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PathwaySummary:
+    """One pathway's part in the evidence as plain numbers: see `PathwayEvidence`."""
+
+    scatter: float
+    occam: float | None
+    effective: float
+    parameters: int
+    log_precision: float
+
+
+@dataclass(frozen=True)
+class EvidenceSummary:
+    """The evidence of a fit as plain numbers, nats summed over the data: see `Evidence`."""
+
+    log_evidence: float
+    data_fit: float
+    scatter: float
+    occam: float
+    by_pathway: dict[str, PathwaySummary]
+    examples: int
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> "EvidenceSummary":
+        """The numbers of an `Evidence`."""
+        pathways = {
+            name: PathwaySummary(
+                float(p.scatter.detach()),
+                None if p.occam is None else float(p.occam.detach()),
+                float(p.effective.detach()),
+                p.parameters,
+                float(p.log_precision.detach()),
+            )
+            for name, p in evidence.by_pathway.items()
+        }
+        return cls(
+            float(evidence),
+            float(evidence.data_fit.detach()),
+            float(evidence.scatter.detach()),
+            float(evidence.occam.detach()),
+            pathways,
+            evidence.examples,
+        )
+
+
+@dataclass(frozen=True)
+class SharingRow:
+    """How much one weight-sharing layer shares.
+
+    Attributes:
+        name: the layer's path in the network.
+        strength: ρ in [0, 1], the correlation of corresponding weights of two copies under the fitted prior.
+        effective: γ by pathway, effective parameters.
+        parameters: number of parameters by pathway.
+        log_precisions: log δ by pathway.
+    """
+
+    name: str
+    strength: float
+    effective: dict[str, float]
+    parameters: dict[str, int]
+    log_precisions: dict[str, float]
+
+
+@dataclass
+class FitResult:
+    """What a fit leaves behind.
+
+    Attributes:
+        model: the trained network, in eval mode.
+        prior: log precisions by pathway (those of sharing layers are the layers' own tensors).
+        likelihood: with its fitted noise.
+        evidence: at the end of the fit, nats summed over the training data.
+        history: one record an epoch: "epoch", "loss" (mean negative log likelihood, nats per datum) and, after a step
+            on the hyperparameters, "log_evidence", "data_fit", "scatter", "occam" (nats, summed).
+        objective, curvature, seed, settings: how it was fitted.
+        weight_decay: chosen for the task loss, per datum; None for the evidence.
+        notes: whatever did not converge or hit a bound, one line each; empty where all is well.
+        seconds: wall time of the fit.
+    """
+
+    model: nn.Module
+    prior: dict[str, Tensor]
+    likelihood: Categorical | Gaussian
+    evidence: EvidenceSummary
+    history: list[dict[str, float]]
+    objective: str
+    curvature: str
+    seed: int
+    settings: dict[str, Any]
+    weight_decay: float | None = None
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def log_evidence(self) -> float:
+        """The log evidence, nats summed over the training data."""
+        return self.evidence.log_evidence
+
+    @property
+    def sharing(self) -> list[SharingRow]:
+        """A row per weight-sharing layer: name, strength, effective parameters by pathway, precisions."""
+        rows = []
+        for name, layer in self.model.named_modules():
+            if not isinstance(layer, WeightSharing):
+                continue
+            parts = {p.name: self.evidence.by_pathway[f"{name}.{p.name}"] for p in layer.pathways()}
+            rows.append(
+                SharingRow(
+                    name,
+                    float(layer.sharing_strength().detach()),
+                    {n: p.effective for n, p in parts.items()},
+                    {n: p.parameters for n, p in parts.items()},
+                    {n: p.log_precision for n, p in parts.items()},
+                )
+            )
+        return rows
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, batch_size: int = 1000) -> Tensor:
+        """Predicted probabilities (batch, classes), or values (batch, ...) of a regression, at the MAP weights.
+
+        Args:
+            x: (batch, ...), inputs as the network takes them, moved to its device.
+            batch_size: how many at once.
+
+        Raises:
+            ValueError: inputs with NaN or infinite values.
+        """
+        return self.likelihood.mean(self._outputs(x, batch_size))
+
+    @torch.no_grad()
+    def nll(self, x: Tensor, y: Tensor, batch_size: int = 1000) -> float:
+        """Mean negative log likelihood of data at the MAP weights, nats per datum.
+
+        Raises:
+            ValueError: inputs that are not finite, targets that do not fit.
+        """
+        outputs = self._outputs(x, batch_size)
+        return -float(self.likelihood.log_prob(outputs, y.to(outputs.device))) / len(x)
+
+    def _outputs(self, x: Tensor, batch_size: int) -> Tensor:
+        if not torch.isfinite(x).all():
+            raise ValueError(f"inputs hold {int((~torch.isfinite(x)).sum())} NaN or infinite values")
+        device = next(self.model.parameters()).device
+        self.model.eval()
+        return torch.cat([self.model(part.to(device)) for part in x.split(batch_size)])
+
+    def save(self, path: str | Path) -> None:
+        """Write the folder `path`, whole or not at all: weights.safetensors and fit.json.
+
+        Raises:
+            ValueError: a path that cannot be written, or that exists and is not a saved fit.
+        """
+        target = Path(path)
+        if target.exists() and not (target / "fit.json").is_file():
+            raise ValueError(f"{target} exists and is not a saved fit: choose another path")
+        record = {
+            "format": FORMAT,
+            "network": _network_record(self.model),
+            "likelihood": self.likelihood.name,
+            "objective": self.objective,
+            "curvature": self.curvature,
+            "seed": self.seed,
+            "settings": self.settings,
+            "weight_decay": self.weight_decay,
+            "notes": self.notes,
+            "seconds": self.seconds,
+            "evidence": asdict(self.evidence),
+            "history": self.history,
+        }
+        tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
+        tensors |= {f"prior.{k}": v.detach().cpu().clone() for k, v in self.prior.items()}
+        tensors |= {
+            f"likelihood.{i}": p.detach().cpu().clone() for i, p in enumerate(self.likelihood.hyperparameters())
+        }
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        except OSError as error:
+            raise ValueError(f"cannot write {target}: {error.strerror}; choose another path") from error
+        try:
+            save_file(tensors, draft / "weights.safetensors")
+            (draft / "fit.json").write_text(json.dumps(record, indent=1))
+            draft.chmod(0o755)
+            if target.exists():
+                shutil.rmtree(target)
+            draft.rename(target)
+        except OSError as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise ValueError(f"cannot write {target}: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module | None = None) -> "FitResult":
+        """Read what `save` wrote.
+
+        Args:
+            path: the folder.
+            model: a network of the same architecture, for networks that are not of `bayesws.models`; its weights are
+                replaced.
+
+        Raises:
+            ValueError: a folder that is not a saved fit or is damaged, an architecture that does not fit.
+        """
+        source = Path(path)
+        try:
+            record = json.loads((source / "fit.json").read_text())
+            tensors = load_file(source / "weights.safetensors")
+        except FileNotFoundError as error:
+            raise ValueError(f"{source} is not a saved fit: no {Path(error.filename).name} in it") from error
+        except (json.JSONDecodeError, SafetensorError, OSError) as error:
+            raise ValueError(f"{source} is damaged and cannot be read: {error}") from error
+        if record.get("format") != FORMAT:
+            raise ValueError(f"{source} has format {record.get('format')!r}: expected {FORMAT}")
+        network = model if model is not None else _network_from(record["network"], source)
+        try:
+            network.load_state_dict(_under("model.", tensors))
+        except RuntimeError as error:
+            raise ValueError(f"{source} does not fit this network: {str(error).splitlines()[-1]}") from error
+        likelihood = likelihood_named(record["likelihood"])
+        for parameter, saved in zip(likelihood.hyperparameters(), _under("likelihood.", tensors).values(), strict=True):
+            parameter.data = saved
+        saved_prior = _under("prior.", tensors)
+        prior = {
+            name: saved_prior[name] if pathway.log_precision is None else pathway.log_precision
+            for name, pathway in named_pathways(network)
+        }
+        evidence = record["evidence"]
+        by_pathway = {name: PathwaySummary(**p) for name, p in evidence.pop("by_pathway").items()}
+        return cls(
+            model=network.eval(),
+            prior=prior,
+            likelihood=likelihood,
+            evidence=EvidenceSummary(**evidence, by_pathway=by_pathway),
+            **{
+                key: record[key]
+                for key in (
+                    "history",
+                    "objective",
+                    "curvature",
+                    "seed",
+                    "settings",
+                    "weight_decay",
+                    "notes",
+                    "seconds",
+                )
+            },
+        )
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _network_record(model: nn.Module) -> dict[str, Any] | None:
+    """Name and settings of a network of `bayesws.models`; None for others."""
+    name = type(model).__name__
+    if known_models().get(name) is not type(model):
+        return None
+    settings = dict(model.settings)  # type: ignore[arg-type]
+    if isinstance(settings["group"], Group):
+        group = settings["group"]
+        settings["group"] = {"name": group.name, "permutations": group.permutations.tolist()}
+    return {"name": name, "settings": settings}
+
+
+def _network_from(record: dict[str, Any] | None, source: Path) -> nn.Module:
+    if record is None:
+        raise ValueError(f"{source} holds a network that is not of bayesws.models: pass one as model=")
+    if record["name"] not in known_models():
+        raise ValueError(f"{source} holds a {record['name']}: this bayesws knows {', '.join(known_models())}")
+    settings = dict(record["settings"])
+    if isinstance(settings["group"], dict):
+        group = settings["group"]
+        settings["group"] = Group(group["name"], torch.tensor(group["permutations"]))
+    return known_models()[record["name"]](**settings)
