@@ -113,6 +113,9 @@ def fit(
     place = next(model.parameters()).device
     data = Batches(train, plan.batch_size, place)
     noise_model = copy.deepcopy(likelihood_named(likelihood))
+    with torch.no_grad():
+        for x, y in data:
+            noise_model.check(model(x), y)
     started = time.perf_counter()
     weight_decay = None
     if objective == "task":

@@ -162,7 +162,9 @@ class FitResult:
             ValueError: inputs that are not finite, targets that do not fit.
         """
         outputs = self._outputs(x, batch_size)
-        return -float(self.likelihood.log_prob(outputs, y.to(outputs.device))) / len(x)
+        y = y.to(outputs.device)
+        self.likelihood.check(outputs, y)
+        return -float(self.likelihood.log_prob(outputs, y)) / len(x)
 
     def _outputs(self, x: Tensor, batch_size: int) -> Tensor:
         if not torch.isfinite(x).all():
@@ -294,7 +296,7 @@ def _network_from(record: dict[str, Any] | None, source: Path) -> nn.Module:
         raise ValueError(f"{source} holds a network that is not of bayesws.models: pass one as model=")
     if record["name"] not in known_models():
         raise ValueError(f"{source} holds a {record['name']}: this bayesws knows {', '.join(known_models())}")
-    settings = dict(record["settings"])
+    settings = dict(record["settings"], pathways=tuple(record["settings"]["pathways"]))
     if isinstance(settings["group"], dict):
         group = settings["group"]
         settings["group"] = Group(group["name"], torch.tensor(group["permutations"]))

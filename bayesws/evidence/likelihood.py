@@ -13,8 +13,12 @@ class Likelihood(Protocol):
 
     name: str
 
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise ValueError for outputs that are not finite and targets that do not fit them."""
+        ...
+
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Summed over the batch, nats."""
+        """Summed over the batch, nats; nothing is checked here."""
         ...
 
     def hessian_root(self, outputs: Tensor) -> Tensor:
@@ -31,13 +35,9 @@ class Categorical:
 
     name = "classification"
 
-    def log_prob(self, outputs: Float[Tensor, "batch classes"], targets: Tensor) -> Tensor:
-        """Summed log probability of integer labels (batch,), nats.
-
-        Raises:
-            ValueError: outputs that are not (batch, classes) or not finite, labels that do not fit them.
-        """
-        check_outputs(outputs)
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise ValueError for outputs that are not finite (batch, classes), or labels that do not fit them."""
+        _check_finite(outputs)
         if outputs.ndim != 2:
             raise ValueError(f"outputs of shape {tuple(outputs.shape)}: expected (batch, classes) logits")
         if targets.dtype not in (torch.int64, torch.int32, torch.uint8) or targets.shape != outputs.shape[:1]:
@@ -51,6 +51,9 @@ class Categorical:
                 f"labels from {int(targets.min())} to {int(targets.max())}: expected 0 to {classes - 1} "
                 f"for a network with {classes} outputs"
             )
+
+    def log_prob(self, outputs: Float[Tensor, "batch classes"], targets: Tensor) -> Tensor:
+        """Summed log probability of integer labels (batch,), nats; see `check`."""
         return -nn.functional.cross_entropy(outputs, targets.long(), reduction="sum")
 
     def hessian_root(self, outputs: Tensor) -> Tensor:
@@ -85,15 +88,16 @@ class Gaussian:
             raise ValueError(f"noise={noise}: expected a positive standard deviation")
         self.log_noise = nn.Parameter(torch.tensor(math.log(noise), dtype=dtype), requires_grad=learn)
 
-    def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Summed log density, nats; outputs and targets (batch, ...) of the same shape.
-
-        Raises:
-            ValueError: shapes that differ, values that are not finite.
-        """
-        check_outputs(outputs)
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise ValueError for shapes that differ and values that are not finite."""
+        _check_finite(outputs)
         if outputs.shape != targets.shape:
             raise ValueError(f"targets of shape {tuple(targets.shape)}: expected {tuple(outputs.shape)}")
+        if not torch.isfinite(targets).all():
+            raise ValueError(f"targets hold {int((~torch.isfinite(targets)).sum())} NaN or infinite values")
+
+    def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Summed log density, nats; outputs and targets (batch, ...) of the same shape, see `check`."""
         log_noise = self.log_noise.to(outputs)
         squares = ((targets - outputs) * (-log_noise).exp()).square().sum()
         return -0.5 * squares - outputs.numel() * (log_noise + 0.5 * math.log(2 * math.pi))
@@ -128,7 +132,7 @@ def likelihood_named(likelihood: "str | Categorical | Gaussian") -> "Categorical
     raise ValueError(f"likelihood={likelihood!r}: expected 'classification' or 'regression'")
 
 
-def check_outputs(outputs: Tensor) -> None:
+def _check_finite(outputs: Tensor) -> None:
     """Raise ValueError where a network's outputs are not finite."""
     if not torch.isfinite(outputs).all():
         raise ValueError(

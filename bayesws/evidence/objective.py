@@ -93,6 +93,7 @@ def laplace_pass(
     try:
         for x, y in data:
             outputs, signals = layer_signals(net, layers, x, likelihood, create_graph)
+            likelihood.check(outputs, y)
             data_fits.append(likelihood.log_prob(outputs, y))
             gathered.add(signals)
             examples += len(x)

@@ -1,0 +1,125 @@
+"""fit and FitResult: reproducible, side-effect free, faithful after a round trip."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import bayesws as bws
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return bws.data.load("digits", task="turned", seed=0, train_size=200, test_size=100)
+
+
+def small():
+    torch.manual_seed(3)
+    return bws.models.WSCNN(hidden_channels=2)
+
+
+@pytest.mark.parametrize("objective", bws.fit.__globals__["OBJECTIVES"])
+def test_fit_is_reproducible_to_the_last_bit_and_leaves_the_network_alone(digits, objective):
+    net = small()
+    before = copy.deepcopy(net.state_dict())
+    torch.manual_seed(1)
+    first = bws.fit(net, digits.train, objective=objective, epochs=12, burn_in=0.2, every=3)
+    torch.manual_seed(2)  # the global generator must not matter
+    second = bws.fit(net, digits.train, objective=objective, epochs=12, burn_in=0.2, every=3)
+    assert first.log_evidence == second.log_evidence
+    assert first.history == second.history
+    assert torch.equal(first.predict(digits.test[0]), second.predict(digits.test[0]))
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("objective", ["evidence", "task"])
+def test_training_lowers_the_loss_and_raises_the_evidence(digits, objective):
+    torch.manual_seed(0)
+    net = bws.models.WSCNN(hidden_channels=4)
+    settings = {"epochs": 80, "batch_size": 20, "burn_in": 0.2, "every": 4, "weight_decays": (1e-3,)}
+    fit = bws.fit(net, digits.train, objective=objective, **settings)
+    assert fit.history[-1]["loss"] < 0.8 * fit.history[0]["loss"]
+    evidences = [r["log_evidence"] for r in fit.history if "log_evidence" in r]
+    if objective == "evidence":
+        assert fit.log_evidence > evidences[0]
+        parts = fit.evidence
+        assert parts.log_evidence == pytest.approx(parts.data_fit - parts.scatter - parts.occam)
+    else:
+        assert not evidences and fit.weight_decay == 1e-3
+
+
+def test_weight_decay_is_the_best_of_the_grid_on_held_out_data(digits):
+    # λ = 1e4 leaves nothing to learn with, so any sensible choice avoids it
+    fit = bws.fit(small(), digits.train, objective="task", epochs=20, weight_decays=(1e-3, 1e4))
+    assert fit.weight_decay == 1e-3
+
+
+def test_the_reported_evidence_is_the_one_of_the_returned_network(digits):
+    fit = bws.fit(small(), digits.train, epochs=10, burn_in=0.2, every=3)
+    with torch.no_grad():
+        again = bws.log_evidence(fit.model, digits.train, curvature="kron", prior=fit.prior)
+    assert float(again) == pytest.approx(fit.log_evidence, rel=1e-6)  # float32 sums over other batches
+
+
+def test_save_and_load_give_the_same_result(digits, tmp_path):
+    fit = bws.fit(small(), digits.train, epochs=4)
+    fit.save(tmp_path / "fit")
+    fit.save(tmp_path / "fit")  # over itself
+    back = bws.FitResult.load(tmp_path / "fit")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["fit", "fit.json", "weights.safetensors"]
+    assert torch.equal(back.predict(digits.test[0]), fit.predict(digits.test[0]))
+    assert back.evidence == fit.evidence and back.sharing == fit.sharing and back.history == fit.history
+    assert back.prior.keys() == fit.prior.keys()
+    assert all(torch.equal(back.prior[k], fit.prior[k]) for k in fit.prior)
+
+
+def test_a_users_own_network_and_a_group_object_can_be_loaded(digits, tmp_path):
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 10))
+    fit = bws.fit(own, digits.train, epochs=2)
+    fit.save(tmp_path / "own")
+    with pytest.raises(ValueError, match="pass one as model="):
+        bws.FitResult.load(tmp_path / "own")
+    back = bws.FitResult.load(tmp_path / "own", model=copy.deepcopy(own))
+    assert torch.equal(back.predict(digits.test[0]), fit.predict(digits.test[0]))
+    group = bws.sharing.known_group("half-turns", 3, 3)
+    grouped = bws.fit(bws.models.WSCNN(hidden_channels=2, group_size=2, group=group), digits.train, epochs=1)
+    grouped.save(tmp_path / "grouped")
+    loaded = bws.FitResult.load(tmp_path / "grouped")
+    assert torch.equal(loaded.model.lift.representations(), grouped.model.lift.representations())
+
+
+def test_noise_of_a_regression_is_found():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 5, generator=generator)
+    y = x @ torch.randn(5, 2, generator=generator) + 0.3 * torch.randn(400, 2, generator=generator)
+    torch.manual_seed(0)
+    fit = bws.fit(nn.Linear(5, 2), (x, y), "regression", curvature="full", epochs=60, batch_size=50)
+    # σ̂ of 800 residuals has a relative standard error of 1/√1600 = 2.5 %: four of them
+    assert fit.likelihood.log_noise.exp().item() == pytest.approx(0.3, rel=0.1)
+
+
+def test_structure_is_learned_by_either_objective():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 3, generator=generator)
+    w = torch.randn(3, 4, generator=generator)
+    y = torch.stack([x.roll(-g, 1) @ w for g in range(3)], -1)
+    for objective in ("evidence", "task"):
+        torch.manual_seed(0)
+        layer = bws.layers.WSLinear(3, 4, bias=False, group_size=3, pathways=("shared",))
+        start = layer.stack.logits[0].detach().clone()
+        fit = bws.fit(layer, (x, y), "regression", objective, epochs=20, batch_size=64, weight_decays=(0.0,))
+        assert not torch.equal(fit.model.stack.logits[0], start)
+        r = fit.model.representations()
+        assert torch.allclose(r.sum(-1), torch.ones(3, 3), atol=1e-5)
+
+
+def test_unconverged_stacks_are_reported(digits):
+    torch.manual_seed(0)
+    net = bws.models.WSCNN(hidden_channels=2, stack="product")
+    for logits in net.lift.stack.logits:
+        logits.data *= 60  # nearly tied permutations: Sinkhorn crawls
+    with pytest.warns(UserWarning, match="Sinkhorn stopped after"):
+        fit = bws.fit(net, digits.train, objective="task", epochs=1, weight_decays=(0.0,))
+    assert any("Sinkhorn" in note for note in fit.notes)
