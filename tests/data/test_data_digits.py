@@ -40,7 +40,5 @@ def test_the_seed_decides_and_the_global_generator_does_not():
 
 @pytest.mark.parametrize("train_size", [0, -3, 1797, 5000])
 def test_a_split_without_images_is_refused(train_size):
-    with pytest.raises(
-        ValueError, match=f"train_size is {train_size}, expected 1 to 1796 of the 1797 digits"
-    ):
+    with pytest.raises(ValueError, match=f"train_size is {train_size}, expected 1 to 1796 of the 1797 digits"):
         digits(train_size=train_size)

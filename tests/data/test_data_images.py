@@ -49,9 +49,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("x", "y", "num_classes", "says"), [c[1:] for c in REFUSED], ids=[c[0] for c in REFUSED]
-)
+@pytest.mark.parametrize(("x", "y", "num_classes", "says"), [c[1:] for c in REFUSED], ids=[c[0] for c in REFUSED])
 def test_refused_in_one_line_that_names_the_split(x, y, num_classes, says):
     with pytest.raises(ValueError, match=f"(test|num_classes).*{says}|{says}") as caught:
         check_images(x, y, num_classes, what="test")
@@ -72,9 +70,7 @@ def test_splits_of_different_shape_are_refused():
 
 
 def test_kept_as_float32_and_int64():
-    data = ImageData(
-        "x", (images().double(), labels().int()), (images().half(), labels().byte()), num_classes=3
-    )
+    data = ImageData("x", (images().double(), labels().int()), (images().half(), labels().byte()), num_classes=3)
     for x, y in (data.train, data.test):
         assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
     assert data.image_shape == (1, 4, 4)

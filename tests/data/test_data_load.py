@@ -80,11 +80,7 @@ def test_the_uses_of_one_seed_are_independent_streams():
         ("transform", "train"),
         ("transform", "test"),
     ]
-    drawn = {
-        tuple(torch.randint(4, (64,), generator=generator(s, *use)).tolist())
-        for use in uses
-        for s in (-1, 0, 1)
-    }
+    drawn = {tuple(torch.randint(4, (64,), generator=generator(s, *use)).tolist()) for use in uses for s in (-1, 0, 1)}
     assert len(drawn) == 15
 
 

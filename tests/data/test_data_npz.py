@@ -143,6 +143,4 @@ def test_a_flipped_byte_is_refused_or_harmless(tmp_path, save):
         except ValueError as error:
             assert str(path) in str(error) and "\n" not in str(error)
         else:  # a time stamp, say
-            assert torch.equal(data.train[0], expected.train[0]) and torch.equal(
-                data.test[1], expected.test[1]
-            )
+            assert torch.equal(data.train[0], expected.train[0]) and torch.equal(data.test[1], expected.test[1])

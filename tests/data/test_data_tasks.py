@@ -17,9 +17,7 @@ def noise(n=64, height=5, width=5, seed=1):
 
 def image_data(n=64, height=5, width=5):
     y = torch.arange(n) % 10
-    return ImageData(
-        "noise", (noise(n, height, width), y), (noise(n, height, width, seed=2), y), num_classes=10
-    )
+    return ImageData("noise", (noise(n, height, width), y), (noise(n, height, width, seed=2), y), num_classes=10)
 
 
 def draw():
@@ -123,11 +121,7 @@ def test_transform_is_seeded_and_leaves_the_global_generator_alone(name):
     assert torch.equal(first.train[0], other.train[0]) == fixed
     assert first.num_classes == (4 if name == "orientation" else 10)
     assert first.name == ("noise" if name == "upright" else f"noise/{name}")
-    assert (
-        first.image_shape == data.image_shape
-        and -1e-6 < first.train[0].min()
-        and first.train[0].max() < 1.1001
-    )
+    assert first.image_shape == data.image_shape and -1e-6 < first.train[0].min() and first.train[0].max() < 1.1001
 
 
 def test_the_splits_draw_independently_and_the_input_is_not_changed():

@@ -29,9 +29,7 @@ def write(root, packed=True, folder="MNIST"):
     for split in ("train", "t10k"):
         for part, array in (("images-idx3", PIXELS[split]), ("labels-idx1", LABELS[split])):
             content, name = idx(array), f"{split}-{part}-ubyte"
-            (raw / (f"{name}.gz" if packed else name)).write_bytes(
-                gzip.compress(content) if packed else content
-            )
+            (raw / (f"{name}.gz" if packed else name)).write_bytes(gzip.compress(content) if packed else content)
     return raw
 
 
@@ -88,12 +86,8 @@ def test_not_found_names_the_first_file_that_is_missing(tmp_path):
     assert "expected MNIST/raw/t10k-labels-idx1-ubyte[.gz] there" in refusal(mnist, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("load", "name"), [(mnist, "MNIST"), (fashion_mnist, "FashionMNIST"), (cifar10, "CIFAR10")]
-)
-@pytest.mark.parametrize(
-    "error", [RuntimeError("Tried a,\ngot b"), OSError("no route"), PermissionError(13, "denied")]
-)
+@pytest.mark.parametrize(("load", "name"), [(mnist, "MNIST"), (fashion_mnist, "FashionMNIST"), (cifar10, "CIFAR10")])
+@pytest.mark.parametrize("error", [RuntimeError("Tried a,\ngot b"), OSError("no route"), PermissionError(13, "denied")])
 def test_a_download_that_fails_is_told_in_one_line(tmp_path, monkeypatch, load, name, error):
     def fail(*arguments, **named):
         raise error

@@ -1,0 +1,161 @@
+"""Full, diagonal and Kronecker curvature against dense matrices that are built the long way."""
+
+import networks
+import oracles
+import pytest
+import torch
+
+from bayesws import Categorical, Gaussian, log_evidence
+from bayesws.evidence.batches import Batches
+from bayesws.evidence.objective import laplace_pass
+from bayesws.layers.base import starting_log_precisions
+
+NOISE = 0.7
+LIKELIHOODS = {
+    "classification": (Categorical, oracles.softmax_hessian),
+    "regression": (lambda: Gaussian(NOISE, dtype=torch.float64), oracles.gaussian_hessian(NOISE)),
+}
+every_net = pytest.mark.parametrize("sharing", networks.SHARING, ids=networks.SHARING_IDS)
+every_likelihood = pytest.mark.parametrize("kind", LIKELIHOODS)
+N, OUTPUTS = 5, 3
+
+
+def problem(sharing, kind, net=networks.EveryLayer):
+    likelihood, hessian = LIKELIHOODS[kind]
+    return net(*sharing, OUTPUTS), networks.images(N), networks.targets(kind, N, OUTPUTS), likelihood(), hessian
+
+
+def precisions_by_row(net, spans, prior):
+    return torch.cat([prior[name].exp().detach().expand(s.stop - s.start) for name, s in spans.items()])
+
+
+@every_net
+@every_likelihood
+def test_full_is_the_dense_matrix(sharing, kind):
+    net, x, y, likelihood, hessian = problem(sharing, kind)
+    prior = starting_log_precisions(net)
+    names = oracles.weight_names(net)
+    h, spans = oracles.dense_ggn(net, x, hessian, names), oracles.spans(net, names)
+    assert set(spans) == set(prior)
+    done = laplace_pass(net, Batches((x, y)), likelihood, "full")
+    order = torch.cat([torch.arange(spans[n].start, spans[n].stop) for n in done.curvature.sizes])
+    # the same products summed in another order: relative to the largest entry
+    scale = h.abs().max()
+    torch.testing.assert_close(done.curvature.matrix / scale, h[order[:, None], order] / scale, rtol=0, atol=1e-12)
+    found = log_evidence(net, (x, y), likelihood, "full")
+    by_row = precisions_by_row(net, spans, prior)
+    expected = oracles.occam_factor(h, by_row)
+    assert found.occam.item() == pytest.approx(expected, rel=1e-10)
+    gammas = oracles.effective_parameters(h, by_row)
+    for name, span in spans.items():
+        # 1 - (a diagonal entry of an inverse): cancellation, hence an absolute tolerance
+        gamma = found.by_pathway[name].effective.item()
+        assert gamma == pytest.approx(gammas[span].sum().item(), rel=1e-10, abs=1e-9)
+        assert found.by_pathway[name].parameters == span.stop - span.start
+
+
+@every_net
+@every_likelihood
+def test_diag_is_the_diagonal_of_the_dense_matrix(sharing, kind):
+    net, x, y, likelihood, hessian = problem(sharing, kind)
+    prior = starting_log_precisions(net)
+    names = oracles.weight_names(net)
+    diagonal = oracles.dense_ggn(net, x, hessian, names).diagonal()
+    done = laplace_pass(net, Batches((x, y)), likelihood, "diag")
+    found = log_evidence(net, (x, y), likelihood, "diag")
+    for name, span in oracles.spans(net, names).items():
+        expected, delta = diagonal[span], prior[name].exp().detach()
+        # sums of products in another order
+        torch.testing.assert_close(done.curvature.eigenvalues[name], expected, rtol=1e-10, atol=1e-14)
+        share = found.by_pathway[name]
+        occam = 0.5 * torch.log(1 + expected / delta).sum()
+        torch.testing.assert_close(share.occam.detach(), occam, rtol=1e-10, atol=1e-14)
+        gamma = (expected / (expected + delta)).sum()
+        torch.testing.assert_close(share.effective.detach(), gamma, rtol=1e-10, atol=1e-14)
+
+
+@every_net
+@every_likelihood
+def test_kron_is_its_definition(sharing, kind, tight_sinkhorn):
+    net, x, y, likelihood, hessian = problem(sharing, kind)
+    prior = starting_log_precisions(net)
+    blocks = oracles.kron_blocks(net, x, hessian)
+    assert set(blocks) == set(prior)
+    done = laplace_pass(net, Batches((x, y)), likelihood, "kron")
+    found = log_evidence(net, (x, y), likelihood, "kron")
+    total = 0.0
+    for name, block in blocks.items():
+        delta = prior[name].exp().detach().expand(len(block))
+        values = done.curvature.eigenvalues[name].detach().sort().values
+        # eigenvalues are good to rounding times the largest
+        expected = torch.linalg.eigvalsh(block)
+        torch.testing.assert_close(values / expected[-1], expected / expected[-1], rtol=0, atol=1e-12)
+        occam = oracles.occam_factor(block, delta)
+        share = found.by_pathway[name]
+        assert share.occam.item() == pytest.approx(occam, rel=1e-10)
+        gamma = oracles.effective_parameters(block, delta).sum().item()
+        assert share.effective.item() == pytest.approx(gamma, rel=1e-10)
+        total += occam
+    assert found.occam.item() == pytest.approx(total, rel=1e-10)
+
+
+@every_likelihood
+def test_kron_is_exact_for_one_position_one_output_and_one_datum(kind):
+    """H = (a aᵀ) ⊗ (g gᵀ) where there is nothing to average over."""
+    net = torch.nn.Sequential(torch.nn.Linear(4, 3, dtype=torch.float64))
+    x = torch.randn(1, 4, dtype=torch.float64)
+    likelihood, _ = LIKELIHOODS[kind]
+    y = networks.targets(kind, 1, 3)
+    kron, full = (laplace_pass(net, Batches((x, y)), likelihood(), c).curvature for c in ("kron", "full"))
+    h = full.matrix[:12, :12]
+    torch.testing.assert_close(
+        kron.eigenvalues["0.weight"].sort().values.detach(),
+        torch.linalg.eigvalsh(h).detach(),
+        rtol=1e-10,
+        atol=1e-12,
+    )
+
+
+@every_net
+@every_likelihood
+@pytest.mark.parametrize("curvature", ["full", "diag", "kron"])
+def test_data_fit_and_scatter(sharing, kind, curvature):
+    net, x, y, likelihood, _ = problem(sharing, kind)
+    prior = starting_log_precisions(net)
+    found = log_evidence(net, (x, y), likelihood, curvature)
+    noise = None if kind == "classification" else NOISE
+    fit = oracles.log_probability(net(x), y, noise).item()
+    assert found.data_fit.item() == pytest.approx(fit, rel=1e-10)
+    scatter = 0.0
+    for name in oracles.weight_names(net):
+        pathway = oracles.pathway_of(net, name)
+        part = 0.5 * prior[pathway].exp().item() * net.get_parameter(name).square().sum().item()
+        assert found.by_pathway[pathway].scatter.item() == pytest.approx(part, rel=1e-10)
+        scatter += part
+    assert found.scatter.item() == pytest.approx(scatter, rel=1e-10)
+    expected = found.data_fit - found.scatter - found.occam
+    assert float(found) == found.total.item() == expected.item() and found.examples == N
+
+
+@every_likelihood
+@pytest.mark.parametrize("width", [1, 3])
+def test_likelihood_roots(kind, width):
+    likelihood, hessian = LIKELIHOODS[kind]
+    outputs = torch.randn(4, width, dtype=torch.float64)
+    root = likelihood().hessian_root(outputs).detach()
+    torch.testing.assert_close(root @ root.mT, hessian(outputs), rtol=1e-12, atol=1e-15)
+
+
+@every_likelihood
+def test_likelihood_hessian_is_the_second_derivative(kind):
+    likelihood, hessian = LIKELIHOODS[kind]
+    outputs, y = torch.randn(1, 3, dtype=torch.float64), networks.targets(kind, 1, 3)
+    second = torch.func.hessian(lambda f: -likelihood().log_prob(f[None], y))(outputs[0])
+    torch.testing.assert_close(second.detach(), hessian(outputs)[0], rtol=1e-10, atol=1e-13)
+
+
+def test_diagonal_and_kron_are_bounds_that_full_does_not_exceed():
+    """Fischer: log det of a matrix is at most that of its diagonal."""
+    net, x, y, likelihood, _ = problem(networks.SHARING[0], "classification")
+    full, diag = (log_evidence(net, (x, y), likelihood, c).occam.item() for c in ("full", "diag"))
+    assert full < diag

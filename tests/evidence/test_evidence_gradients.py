@@ -1,0 +1,94 @@
+"""Gradients of the log evidence, weights fixed, in precisions, noise and logits against central differences."""
+
+import networks
+import oracles
+import pytest
+import torch
+
+from bayesws import Categorical, Gaussian, log_evidence
+from bayesws.layers.base import structure
+
+SOFT = [s for s in networks.SHARING if s[0] != "fixed"]
+CASES = [*SOFT, ("fixed", networks.BOTH, 2)]
+IDS = [f"{stack}-{'+'.join(pathways)}-{size}" for stack, pathways, size in CASES]
+every_net = pytest.mark.parametrize("sharing", CASES, ids=IDS)
+N = 4
+
+
+def precisions(net):
+    return [p for name, p in net.named_parameters() if "log_precisions" in name]
+
+
+def close(pairs):
+    scale = max(abs(expected) for _, expected in pairs)
+    for found, expected in pairs:
+        # step 1e-4: s² / 6 ≈ 1e-9 times a third derivative, and rounding 1e-14 · |evidence| / step ≈ 1e-9
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-6 * scale)
+
+
+def check_scalars(f, tensors):
+    gradients = torch.autograd.grad(f(), tensors)
+    expected = [oracles.central_derivative(f, [t], [torch.ones_like(t)]) for t in tensors]
+    close([(g.item(), e) for g, e in zip(gradients, expected, strict=True)])
+
+
+def check_along_random_directions(f, tensors, directions=3):
+    """A wrong entry shows in every direction."""
+    gradients = torch.autograd.grad(f(), tensors)
+    pairs = []
+    for _ in range(directions):
+        along = [torch.randn_like(t) for t in tensors]
+        found = sum((g * u).sum().item() for g, u in zip(gradients, along, strict=True))
+        pairs.append((found, oracles.central_derivative(f, tensors, along)))
+    close(pairs)
+
+
+@every_net
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+@pytest.mark.parametrize("curvature", ["full", "diag", "kron"])
+def test_gradients_against_finite_differences(sharing, kind, curvature, tight_sinkhorn):
+    net, x = networks.Small(*sharing), networks.images(N)
+    y = networks.targets(kind, N, 2)
+    likelihood = Categorical() if kind == "classification" else Gaussian(0.7, dtype=torch.float64)
+
+    def total():
+        return log_evidence(net, (x, y), likelihood, curvature).total
+
+    check_scalars(total, [*precisions(net), *likelihood.hyperparameters()])
+    if logits := structure(net):
+        check_along_random_directions(total, logits)
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+@pytest.mark.parametrize("pathways", [networks.BOTH, networks.SHARED])
+def test_gradients_with_frozen_logits(kind, pathways, tight_sinkhorn):
+    """A soft stack that is not learned: the precisions still shape the free pathway's prior, and so the kernel."""
+    net, x, y = networks.Small("dense", pathways, 2), networks.images(N), networks.targets(kind, N, 2)
+    for logits in structure(net):
+        logits.requires_grad_(False)
+    likelihood = Categorical() if kind == "classification" else Gaussian(0.7, learn=False, dtype=torch.float64)
+    check_scalars(lambda: log_evidence(net, (x, y), likelihood, "full").total, precisions(net))
+
+
+@pytest.mark.parametrize("curvature", ["full", "diag", "kron"])
+@pytest.mark.parametrize("sharing", [networks.SHARING[0], networks.SHARING[3]], ids=["fixed", "dense"])
+def test_gradients_in_a_prior_that_is_handed_over(sharing, curvature, tight_sinkhorn):
+    net, x, y = networks.Small(*sharing), networks.images(N), networks.targets("classification", N, 2)
+    prior = {
+        name: torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+        for name in ("lift.shared", "linear.free", "linear.bias")
+    }
+    check_scalars(lambda: log_evidence(net, (x, y), "classification", curvature, prior).total, list(prior.values()))
+
+
+@every_net
+def test_no_gradient_reaches_the_weights(sharing):
+    net, x, y = networks.Small(*sharing), networks.images(N), networks.targets("classification", N, 2)
+    before = [p.detach().clone() for p in net.parameters()]
+    total = log_evidence(net, (x, y)).total
+    weights = [net.get_parameter(n) for n in oracles.weight_names(net)]
+    assert all(p.grad is None for p in net.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    total.backward()
+    assert all(p.grad is not None for p in [*precisions(net), *structure(net)])
+    assert weights

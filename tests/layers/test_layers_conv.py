@@ -1,0 +1,167 @@
+"""Convolutions: torch's geometry arguments, symmetry under known groups, what is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from bayesws.layers import WSConv2d, WSLiftConv2d
+from bayesws.layers.base import declare
+from bayesws.sharing import known_group
+
+GEOMETRIES = [
+    {"kernel_size": 3},
+    {"kernel_size": 3, "stride": 2},
+    {"kernel_size": 3, "stride": (2, 3), "padding": (2, 1)},
+    {"kernel_size": 3, "padding": "same"},
+    {"kernel_size": 3, "padding": "valid"},
+    {"kernel_size": (2, 3), "padding": "same"},
+    {"kernel_size": 2, "padding": "same", "dilation": (2, 3)},
+    {"kernel_size": (1, 3), "dilation": 2, "padding": 1},
+    {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+    {"kernel_size": 3, "padding": (1, 2), "padding_mode": "replicate", "stride": 2},
+    {"kernel_size": 3, "padding": 2, "padding_mode": "circular", "dilation": 2},
+    {"kernel_size": (2, 3), "padding": "same", "padding_mode": "circular"},
+    {"kernel_size": 3, "padding": "valid", "padding_mode": "reflect"},
+]
+LAYERS = {"lift": (WSLiftConv2d, (2, 3, 7, 8)), "group": (WSConv2d, (2, 3, 2, 7, 8))}
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_geometry_is_torch_s(kind, geometry):
+    build, shape = LAYERS[kind]
+    layer = build(3, 2, **geometry, group_size=2, stack="product", dtype=torch.float64)
+    x = torch.randn(*shape, dtype=torch.float64)
+    images = x if kind == "lift" else x.flatten(1, 2)
+    twin = nn.Conv2d(images.shape[1], 4, **geometry, dtype=torch.float64)
+    with torch.no_grad():
+        layer.bias.normal_()
+        twin.weight.copy_(layer.kernel().reshape(twin.weight.shape))
+        twin.bias.copy_(layer.bias.repeat_interleave(2))
+    y = layer(x)
+    expected = twin(images).unflatten(1, (2, 2))
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-13)  # the same sums in another order
+    # patches times kernel is what the layer does: the evidence relies on it
+    kernel = layer.kernel().flatten(2).flatten(0, 1)
+    bias = layer.bias.repeat_interleave(2)
+    torch.testing.assert_close(layer.responses(y), layer.patches(x) @ kernel.T + bias, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_patches_of_a_plain_convolution(geometry):
+    layer = nn.Conv2d(3, 2, **geometry, dtype=torch.float64)
+    x = torch.randn(2, 3, 7, 8, dtype=torch.float64)
+    declaration = declare(layer)
+    found = declaration.patches(x) @ layer.weight.flatten(1).T + layer.bias
+    torch.testing.assert_close(declaration.responses(layer(x)), found, rtol=1e-12, atol=1e-12)
+
+
+# Symmetry: y(g x)[h] = g · y(x)[g⁻¹ h]
+
+
+def p4(padding_mode, **more):
+    settings = {
+        "padding": 1,
+        "padding_mode": padding_mode,
+        "stack": "fixed",
+        "pathways": ("shared",),
+        "dtype": torch.float64,
+    } | more
+    return WSLiftConv2d(2, 3, 3, **settings), WSConv2d(3, 2, 3, **settings)
+
+
+MODES = ["zeros", "reflect", "replicate", "circular"]
+GROUPS = [("quarter-turns", 4), ("dihedral", 8), ("half-turns", 2), ("flips", 2)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("side", [5, 6])
+def test_quarter_turn_of_the_input_turns_and_shifts_the_output(mode, side):
+    lift, conv = p4(mode, group_size=4)
+    nn.init.normal_(lift.bias)
+    x = torch.randn(2, 2, side, side, dtype=torch.float64)
+    y, z = lift(x), conv(lift(x).tanh())
+    for k in range(4):
+        turned = torch.rot90(x, k, (-2, -1))
+        for found, still in ((lift(turned), y), (conv(lift(turned).tanh()), z)):
+            expected = torch.rot90(still, k, (-2, -1)).roll(k, 2)
+            # sums of at most 108 products in another order
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name, size", GROUPS)
+def test_equivariance_to_every_known_group(name, size):
+    lift, conv = p4("zeros", group_size=size, group=name)
+    x = torch.randn(2, 2, 5, 5, dtype=torch.float64)
+    on_image = known_group(name, 5, 5).matrices()
+    table = known_group(name, 5, 5).table
+    y, z = lift(x), conv(lift(x).tanh())
+
+    def moved(images, g):
+        return (images.flatten(-2) @ on_image[g].T).unflatten(-1, (5, 5))
+
+    for g in range(size):
+        found = lift(moved(x, g)), conv(lift(moved(x, g)).tanh())
+        for now, before in zip(found, (y, z), strict=True):
+            expected = torch.empty_like(before)
+            for h in range(size):
+                expected[:, :, table[g, h]] = moved(before[:, :, h], g)
+            torch.testing.assert_close(now, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_free_pathway_breaks_the_symmetry():
+    lift, _ = p4("zeros", group_size=4, pathways=("shared", "free"))
+    x = torch.randn(1, 2, 5, 5, dtype=torch.float64)
+    turned = lift(torch.rot90(x, 1, (-2, -1)))
+    assert not torch.allclose(turned, torch.rot90(lift(x), 1, (-2, -1)).roll(1, 2), atol=1e-3)
+
+
+# What is refused
+
+BAD_ARGUMENTS = [
+    ({"in_channels": 0}, "in_channels=0: expected at least 1"),
+    ({"out_channels": -1}, "out_channels=-1: expected at least 1"),
+    ({"kernel_size": 0}, "kernel_size=0"),
+    ({"kernel_size": (3, 3, 3)}, r"kernel_size=\(3, 3, 3\)"),
+    ({"stride": 0}, "stride=0"),
+    ({"dilation": 0}, "dilation=0"),
+    ({"padding": -1}, "padding=-1"),
+    ({"padding": "full"}, "padding='full'.*'same' or 'valid'"),
+    ({"padding": "same", "stride": 2}, "padding='same' with stride=2"),
+    ({"padding_mode": "mirror"}, "padding_mode='mirror'.*zeros, reflect"),
+    ({"group_size": 0}, "group_size=0"),
+    ({"stack": "soft"}, "stack 'soft': expected one of fixed, dense, product, power"),
+    ({"stack": "fixed", "group_size": 3}, "group_size=3.*name one with group="),
+    ({"stack": "fixed", "group": "flips"}, "group 'flips' has 2 elements.*group_size=4"),
+    ({"stack": "fixed", "kernel_size": (2, 3)}, "does not fit a 2×3 kernel.*square"),
+    ({"stack": "fixed", "group": "quater-turns"}, "did you mean 'quarter-turns'"),
+    ({"stack": "fixed", "group": known_group("quarter-turns", 2, 2)}, "on 4 positions.*on 9"),
+    ({"stack": "dense", "group": "flips"}, "needs stack='fixed'"),
+    ({"stack": "dense", "pathways": ("free",)}, "nothing is shared; use stack='fixed'"),
+    ({"pathways": ()}, r"pathways=\(\): expected 'shared', 'free' or both"),
+    ({"pathways": ("shared", "loose")}, "'loose'.*expected 'shared', 'free' or both"),
+    ({"pathways": ("shared", "shared")}, "expected 'shared', 'free' or both"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", BAD_ARGUMENTS, ids=[str(a) for a, _ in BAD_ARGUMENTS])
+@pytest.mark.parametrize("build", [WSLiftConv2d, WSConv2d])
+def test_bad_arguments(build, arguments, message, without_type_checks):
+    with pytest.raises(ValueError, match=message):
+        build(**{"in_channels": 2, "out_channels": 3, "kernel_size": 3} | arguments)
+
+
+BAD_INPUTS = [
+    (WSLiftConv2d, (1, 3, 5, 5), r"\(1, 3, 5, 5\): expected \(batch, 2, height, width\).*WSLiftConv2d"),
+    (WSLiftConv2d, (2, 5, 5), r"expected \(batch, 2, height, width\)"),
+    (WSLiftConv2d, (1, 2, 4, 5, 5), r"expected \(batch, 2, height, width\)"),
+    (WSConv2d, (1, 2, 5, 5), r"\(1, 2, 5, 5\): expected \(batch, 2, 4, height, width\).*WSConv2d"),
+    (WSConv2d, (1, 2, 3, 5, 5), r"expected \(batch, 2, 4, height, width\)"),
+    (WSConv2d, (1, 8, 5, 5), r"expected \(batch, 2, 4, height, width\)"),
+]
+
+
+@pytest.mark.parametrize("build, shape, message", BAD_INPUTS)
+def test_bad_inputs(build, shape, message):
+    with pytest.raises(ValueError, match=message):
+        build(2, 3, 3, stack="fixed")(torch.zeros(*shape))

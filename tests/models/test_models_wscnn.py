@@ -1,0 +1,77 @@
+"""WSCNN: invariant where it shares fully, and only there."""
+
+import pytest
+import torch
+
+from bayesws.models import WSCNN
+from bayesws.sharing import known_group
+
+SYMMETRIC = [("quarter-turns", 4), ("dihedral", 8), ("half-turns", 2), ("flips", 2)]
+
+
+def image_of(side, channels=2):
+    return torch.randn(3, channels, side, side, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name, size", SYMMETRIC)
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("side, layers", [(5, 2), (6, 3), (12, 3), (16, 2)])
+def test_invariant_to_its_group_where_it_shares_fully(name, size, mode, side, layers):
+    net = WSCNN(2, 5, 3, size, layers=layers, group=name, pathways=("shared",), padding_mode=mode, dtype=torch.float64)
+    x = image_of(side)
+    y = net(x)
+    for matrix in known_group(name, side, side).matrices():
+        moved = (x.flatten(-2) @ matrix.T).reshape(x.shape)
+        # sums of a few hundred products in another order, then maxima and means
+        torch.testing.assert_close(net(moved), y, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_group_of_four_is_turns_and_of_eight_dihedral(size):
+    net = WSCNN(1, 3, 2, size, pathways=("shared",), dtype=torch.float64)
+    x = image_of(6, 1)
+    torch.testing.assert_close(net(torch.rot90(x, 1, (-2, -1))), net(x), rtol=1e-10, atol=1e-10)
+    flipped = torch.allclose(net(x.flip(-1)), net(x), rtol=1e-10, atol=1e-10)
+    assert flipped == (size == 8)
+
+
+def test_free_pathway_breaks_the_invariance():
+    net = WSCNN(1, 3, 2, 4, dtype=torch.float64)
+    x = image_of(6, 1)
+    assert (net(torch.rot90(x, 1, (-2, -1))) - net(x)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("stack", ["fixed", "dense", "product", "power"])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_rebuilt_from_its_settings_and_state(stack, layers):
+    net = WSCNN(2, 4, 2, 4, layers=layers, stack=stack, dtype=torch.float64)
+    twin = WSCNN(**net.settings, dtype=torch.float64)
+    twin.load_state_dict(net.state_dict())
+    x = image_of(8)
+    assert net(x).shape == (3, 4) and torch.equal(net(x), twin(x))
+    assert repr(net) == repr(twin)
+
+
+def test_type_and_device(device):
+    net = WSCNN(1, 3, 2, stack="dense", device=device, dtype=torch.float64)
+    y = net(image_of(6, 1).to(device))
+    assert y.dtype == torch.float64 and y.device.type == device
+
+
+BAD = [
+    ({"layers": 0}, "layers=0: expected at least 1"),
+    ({"kernel_size": 4}, "kernel_size=4: expected an odd number"),
+    ({"kernel_size": 0}, "kernel_size=0"),
+    ({"num_classes": 1}, "num_classes=1: expected at least 2"),
+    ({"in_channels": 0}, "in_channels=0"),
+    ({"group_size": 3}, "group_size=3.*name one with group="),
+    ({"stack": "loose"}, "stack 'loose'"),
+    ({"pathways": ("none",)}, "expected 'shared', 'free' or both"),
+    ({"padding_mode": "mirror"}, "padding_mode='mirror'"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", BAD, ids=[str(a) for a, _ in BAD])
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        WSCNN(**arguments)

@@ -1,0 +1,276 @@
+"""Brute-force truths: what the library computes by shortcuts, computed here the long way, in float64.
+
+Nothing here uses the library's curvature, patches, responses, pull-backs or factors.
+"""
+
+from itertools import product
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import multivariate_normal
+from torch import nn
+from torch.func import functional_call, jacrev
+
+from bayesws.layers import WeightSharing, WSLinear
+from bayesws.layers.weight_sharing import RESIDUAL_JITTER
+
+# Outputs and their Hessians
+
+
+def softmax_hessian(outputs):
+    """diag(p) - p pᵀ for every datum, (batch, C, C)."""
+    return torch.stack([torch.diag(p) - torch.outer(p, p) for p in outputs.softmax(-1)])
+
+
+def gaussian_hessian(noise):
+    """I / σ² for every datum."""
+
+    def hessian(outputs):
+        return torch.stack([torch.eye(row.numel(), dtype=row.dtype) / noise**2 for row in outputs])
+
+    return hessian
+
+
+def log_probability(outputs, targets, noise=None):
+    """log p(y | f) in nats by loops: softmax where noise is None, else a normal density."""
+    if noise is None:
+        return sum(torch.log(f.softmax(-1)[y]) for f, y in zip(outputs, targets, strict=True))
+    return torch.distributions.Normal(outputs, noise).log_prob(targets).sum()
+
+
+# The dense generalised Gauss-Newton matrix
+
+
+def weight_names(net):
+    """Names of everything with a prior: all parameters but log precisions and logits."""
+    return [n for n, _ in net.named_parameters() if "log_precisions" not in n and "logits" not in n]
+
+
+def pathway_of(net, parameter):
+    """ "layer.free" to "layer.residual" where the layer declares the free weights as its stack's residual."""
+    layer, _, name = parameter.rpartition(".")
+    module = net.get_submodule(layer)
+    is_residual = name == "free" and isinstance(module, WeightSharing) and "free" not in module.pathway_names
+    return f"{layer}.residual" if is_residual else parameter
+
+
+def dense_jacobian(net, x, names):
+    """∂ outputs / ∂ parameters, (batch, C, P), columns in the order of `names`."""
+    parameters = {n: net.get_parameter(n).detach() for n in names}
+
+    def outputs(values):
+        return functional_call(net, values, (x,)).flatten(1)
+
+    blocks = jacrev(outputs)(parameters)
+    return torch.cat([blocks[n].flatten(2) for n in names], -1).detach()
+
+
+def dense_ggn(net, x, hessian, names):
+    """H = Σ_n J_nᵀ Λ_n J_n, (P, P)."""
+    jacobian = dense_jacobian(net, x, names)
+    outputs_hessian = hessian(net(x).detach().flatten(1))
+    return sum(j.mT @ h @ j for j, h in zip(jacobian, outputs_hessian, strict=True))
+
+
+def spans(net, names):
+    """By pathway name: its rows in the matrices above."""
+    found, start = {}, 0
+    for name in names:
+        size = net.get_parameter(name).numel()
+        found[pathway_of(net, name)] = slice(start, start + size)
+        start += size
+    return found
+
+
+def occam_factor(h, precisions):
+    """½ log det(I + Λ⁻¹ H) by an LU decomposition; precisions (P,)."""
+    sign, log_det = np.linalg.slogdet(np.eye(len(h)) + (h / precisions[:, None]).numpy())
+    assert sign > 0
+    return 0.5 * log_det
+
+
+def effective_parameters(h, precisions):
+    """diag[H (H + Λ)⁻¹], (P,)."""
+    return torch.linalg.solve(h + torch.diag(precisions), h).diagonal()
+
+
+# KFAC-expand, by loops
+
+
+def patches_of(module, x):
+    """For every datum the list of vectors that the kernel is applied to, by slicing."""
+    if isinstance(module, nn.Linear | WSLinear):
+        return [list(datum.reshape(-1, datum.shape[-1])) for datum in x]
+    images = x.flatten(1, 2) if x.ndim == 5 else x
+    (kh, kw), (sh, sw), (dh, dw) = module.kernel_size, module.stride, module.dilation
+    if module.padding == "same":
+        total_h, total_w = dh * (kh - 1), dw * (kw - 1)
+        sides = (total_w // 2, total_w - total_w // 2, total_h // 2, total_h - total_h // 2)
+    else:
+        ph, pw = module.padding
+        sides = (pw, pw, ph, ph)
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    images = F.pad(images, sides, mode=mode)
+    tops = range(0, images.shape[-2] - dh * (kh - 1), sh)
+    lefts = range(0, images.shape[-1] - dw * (kw - 1), sw)
+    return [
+        [
+            image[:, top : top + dh * (kh - 1) + 1 : dh, left : left + dw * (kw - 1) + 1 : dw].flatten()
+            for top in tops
+            for left in lefts
+        ]
+        for image in images
+    ]
+
+
+def responses_of(module, gradient):
+    """For every datum the list of output gradients, (out,) or, for sharing layers, (out, G)."""
+    if isinstance(module, nn.Linear):
+        return [list(g.reshape(-1, g.shape[-1])) for g in gradient]
+    if isinstance(module, WSLinear):
+        return [list(g.reshape(-1, *g.shape[-2:])) for g in gradient]
+    return [[g[..., row, column] for row, column in product(range(g.shape[-2]), range(g.shape[-1]))] for g in gradient]
+
+
+def hessian_columns(hessian):
+    """Columns s_c with Σ_c s_c s_cᵀ = Λ, from its eigenvectors; any root gives the same B."""
+    values, vectors = torch.linalg.eigh(hessian)
+    return vectors * values.clamp(min=0).sqrt()[None, :]
+
+
+def kron_seconds(net, x, hessian):
+    """By layer: A = mean of a aᵀ over data, calls and positions, B = Σ g gᵀ over data, columns, calls, positions."""
+    heard, handles = {}, []
+    for name, module in net.named_modules():
+        if isinstance(module, WeightSharing | nn.Linear | nn.Conv2d):
+
+            def hear(_module, inputs, output, name=name):
+                heard.setdefault(name, []).append((inputs[0].detach().clone(), output))
+                return output.clone()
+
+            handles.append(module.register_forward_hook(hear))
+    outputs = net(x).flatten(1)
+    for handle in handles:
+        handle.remove()
+    hessians = hessian(outputs.detach())
+    seconds = {}
+    for name, calls in heard.items():
+        module, a, b, count = net.get_submodule(name), 0, 0, 0
+        for call_input, call_output in calls:
+            for positions in patches_of(module, call_input):
+                for patch in positions:
+                    a = a + torch.outer(patch, patch)
+                    count += 1
+            for datum in range(len(x)):
+                columns = hessian_columns(hessians[datum])
+                for column in range(columns.shape[1]):
+                    (gradient,) = torch.autograd.grad(
+                        outputs[datum] @ columns[:, column], call_output, retain_graph=True
+                    )
+                    for g in responses_of(module, gradient[datum : datum + 1])[0]:
+                        b = b + torch.tensordot(g, g, 0)
+        seconds[name] = (a / count, b.detach())
+    return seconds
+
+
+def free_root(layer):
+    """L_g of a soft stack, lower triangular: I + (β/α)(I - R_g R_gᵀ), or (1 + jitter) I - R_g R_gᵀ for β → ∞."""
+    roots = []
+    for r in layer.representations().detach():
+        eye = torch.eye(len(r), dtype=r.dtype)
+        if "free" in layer.pathway_names:
+            alpha, beta = layer.log_precisions["shared"].exp(), layer.log_precisions["free"].exp()
+            covariance = eye + (beta / alpha).detach() * (eye - r @ r.T)
+        else:
+            covariance = (1 + RESIDUAL_JITTER) * eye - r @ r.T
+        roots.append(torch.linalg.cholesky(covariance))
+    return roots
+
+
+def _through(a, left, right, channels):
+    """Every channel pair's block of A, seen through a stack: M_gᵀ A_ij M_g."""
+    d = len(left)
+    out = torch.zeros_like(a)
+    for i, j in product(range(channels), repeat=2):
+        rows, columns = slice(i * d, (i + 1) * d), slice(j * d, (j + 1) * d)
+        out[rows, columns] = left.T @ a[rows, columns] @ right
+    return out
+
+
+def kron_blocks(net, x, hessian):
+    """By pathway: H ≈ the KFAC-expand approximation, as one dense matrix over the pathway's parameters."""
+    blocks = {}
+    for name, (a, b) in kron_seconds(net, x, hessian).items():
+        module = net.get_submodule(name)
+        if not isinstance(module, WeightSharing):
+            blocks[f"{name}.weight"] = torch.kron(b, a)
+            if module.bias is not None:
+                blocks[f"{name}.bias"] = b
+            continue
+        group, channels, out = module.group_size, module.in_channels, module.out_channels
+        r = module.representations().detach()
+        b_elements = [b[:, g, :, g] for g in range(group)]
+        if module.shared is not None:
+            a_shared = sum(_through(a, r[g], r[g], channels) for g in range(group)) / group
+            blocks[f"{name}.shared"] = torch.kron(sum(b_elements), a_shared)
+        if module.free is not None and module.stack.kind == "fixed":
+            blocks[f"{name}.free"] = torch.kron(b.reshape(out * group, out * group), a)
+        elif module.free is not None:
+            size, fan_in = module.free.numel(), len(a)
+            dense = torch.zeros(size, size, dtype=a.dtype)
+            order = torch.arange(size).reshape(out, group, fan_in)
+            for g, root in enumerate(free_root(module)):
+                rows = order[:, g].flatten()
+                dense[rows[:, None], rows] = torch.kron(b_elements[g], _through(a, root, root, channels))
+            blocks[pathway_of(net, f"{name}.free")] = dense
+        if module.bias is not None:
+            blocks[f"{name}.bias"] = sum(b_elements)
+    return blocks
+
+
+# Linear-Gaussian models
+
+
+def linear_features(net, x, names):
+    """Φ with f = Φ θ for a network that is linear in its weights, (batch · C, P)."""
+    phi = dense_jacobian(net, x, names)
+    return phi.reshape(-1, phi.shape[-1])
+
+
+def linear_gaussian_map(phi, y, precisions, noise):
+    """θ* = (ΦᵀΦ + σ² Λ)⁻¹ Φᵀ y."""
+    return torch.linalg.solve(phi.T @ phi + noise**2 * torch.diag(precisions), phi.T @ y.flatten())
+
+
+def linear_gaussian_log_evidence(phi, y, precisions, noise):
+    """log N(y; 0, Φ Λ⁻¹ Φᵀ + σ² I), by scipy."""
+    covariance = phi @ torch.diag(1 / precisions) @ phi.T + noise**2 * torch.eye(len(phi), dtype=phi.dtype)
+    return float(multivariate_normal(cov=covariance.numpy()).logpdf(y.flatten().numpy()))
+
+
+# Finite differences
+
+
+@torch.no_grad()
+def central_derivative(f, tensors, directions, step=1e-4):
+    """(f(t + s u) - f(t - s u)) / 2 s, all tensors moved together: error s² / 6 times the third derivative."""
+    starts = [tensor.detach().clone() for tensor in tensors]
+    values = []
+    for distance in (step, -step):
+        for tensor, start, direction in zip(tensors, starts, directions, strict=True):
+            tensor.copy_(start + distance * direction)
+        values.append(float(f()))
+    for tensor, start in zip(tensors, starts, strict=True):
+        tensor.copy_(start)
+    return (values[0] - values[1]) / (2 * step)
+
+
+def central_gradient(f, tensor, step=1e-4):
+    """The gradient of f in every entry of a tensor, by central differences."""
+    gradient = torch.zeros_like(tensor)
+    for index in np.ndindex(*tensor.shape):
+        direction = torch.zeros_like(tensor)
+        direction[index] = 1.0
+        gradient[index] = central_derivative(f, [tensor], [direction], step)
+    return gradient

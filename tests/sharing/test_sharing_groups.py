@@ -1,0 +1,161 @@
+"""Known groups against the matrices, turns and flips that they stand for."""
+
+import pytest
+import torch
+
+from bayesws.sharing import Group, known_group
+
+# name, support, size
+KNOWN = [
+    ("trivial", (5,), 1),
+    ("trivial", (3, 3), 1),
+    ("trivial", (2, 2, 2), 1),
+    ("cyclic-shifts", (1,), 1),
+    ("cyclic-shifts", (6,), 6),
+    ("quarter-turns", (2, 2), 4),
+    ("quarter-turns", (3, 3), 4),
+    ("quarter-turns", (5, 5), 4),
+    ("half-turns", (3, 3), 2),
+    ("dihedral", (2, 2), 8),
+    ("dihedral", (3, 3), 8),
+    ("flips", (3, 3), 2),
+    ("translations", (3, 3), 9),
+    ("cube-turns", (2, 2, 2), 24),
+    ("cube-turns", (3, 3, 3), 24),
+]
+IDS = [f"{name} {shape}" for name, shape, _ in KNOWN]
+every_group = pytest.mark.parametrize("name, shape, size", KNOWN, ids=IDS)
+
+
+@every_group
+def test_size_degree_and_identity(name, shape, size):
+    group = known_group(name, *shape)
+    assert (group.size, group.name) == (size, name)
+    assert group.degree == torch.tensor(shape).prod()
+    assert torch.equal(group.permutations[0], torch.arange(group.degree))
+    assert len(set(map(tuple, group.permutations.tolist()))) == size
+
+
+@every_group
+def test_matrices_act_as_the_permutations(name, shape, size):
+    group = known_group(name, *shape)
+    w = torch.randn(group.degree, dtype=torch.float64)
+    for matrix, permutation in zip(group.matrices(), group.permutations, strict=True):
+        assert torch.equal(matrix @ w, w[permutation])
+        assert torch.equal(matrix @ matrix.T, torch.eye(group.degree, dtype=torch.float64))
+
+
+@every_group
+def test_table_is_that_of_matrix_products(name, shape, size):
+    group = known_group(name, *shape)
+    r = group.matrices(torch.float32)  # zeros and ones: products are exact
+    products = torch.einsum("anm,bmk->abnk", r, r)
+    assert torch.equal(products, r[group.table])
+
+
+@every_group
+def test_table_is_a_group(name, shape, size):
+    table = known_group(name, *shape).table
+    everyone = torch.arange(size)
+    assert torch.equal(table[0], everyone) and torch.equal(table[:, 0], everyone)
+    # every row and column a permutation: closure, left and right inverses
+    assert (table.sort(0).values == everyone[:, None]).all() and (table.sort(1).values == everyone).all()
+    # (a b) c = a (b c)
+    assert torch.equal(table[table], table[:, table])
+
+
+@every_group
+def test_regular_representation(name, shape, size):
+    group = known_group(name, *shape)
+    axis, table = group.on_group_axis(), group.table
+    s = axis.matrices()
+    assert axis.degree == axis.size == size and torch.equal(axis.table, table)
+    f = torch.randn(size, dtype=torch.float64)
+    for g in range(size):
+        moved = s[g] @ f
+        assert all(moved[table[g, h]] == f[h] for h in range(size))  # (S_g f)(g h) = f(h)
+
+
+@pytest.mark.parametrize("name, shape, size", [k for k in KNOWN if k[2] <= 9])
+def test_features_are_the_kronecker_product(name, shape, size):
+    group = known_group(name, *shape)
+    features, s, p = group.on_features().matrices(), group.on_group_axis().matrices(), group.matrices()
+    for g in range(size):
+        assert torch.equal(features[g], torch.kron(s[g], p[g]))
+    assert torch.equal(group.on_features().table, group.table)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_turns_and_flips_are_torch_s(size):
+    w = torch.randn(size, size, dtype=torch.float64)
+    expected = {
+        "quarter-turns": [torch.rot90(w, k) for k in range(4)],
+        "half-turns": [w, torch.rot90(w, 2)],
+        "flips": [w, w.fliplr()],
+        "dihedral": [torch.rot90(v, k) for v in (w, w.fliplr()) for k in range(4)],
+        "translations": [torch.roll(w, (a, b), (0, 1)) for a in range(size) for b in range(size)],
+    }
+    for name, images in expected.items():
+        r = known_group(name, size, size).matrices()
+        for matrix, image in zip(r, images, strict=True):
+            assert torch.equal((matrix @ w.flatten()).reshape(size, size), image), name
+
+
+def test_cyclic_shifts_are_roll():
+    w = torch.arange(5.0, dtype=torch.float64)
+    for g, matrix in enumerate(known_group("cyclic-shifts", 5).matrices()):
+        assert torch.equal(matrix @ w, torch.roll(w, g))
+
+
+def test_cube_turns_hold_quarter_turns_about_every_axis_and_no_reflection():
+    w = torch.randn(3, 3, 3, dtype=torch.float64)
+    images = [(m @ w.flatten()).reshape(3, 3, 3) for m in known_group("cube-turns", 3, 3, 3).matrices()]
+    for planes in [(0, 1), (0, 2), (1, 2)]:
+        for k in range(4):
+            assert any(torch.equal(image, torch.rot90(w, k, planes)) for image in images)
+    for axis in range(3):
+        assert not any(torch.equal(image, w.flip(axis)) for image in images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_matrices_keep_type_and_device(dtype, device):
+    r = known_group("flips", 3, 3).matrices(dtype, device)
+    assert r.dtype == dtype and r.device.type == device
+
+
+BAD_NAMES = [
+    (("quarter-turn", 3, 3), "did you mean 'quarter-turns'"),
+    (("dihedrall", 3, 3), "did you mean 'dihedral'"),
+    (("zebra", 3, 3), "expected one of trivial, quarter-turns"),
+    (("quarter-turns", 9), "expected one of trivial, cyclic-shifts"),
+    (("cyclic-shifts", 3, 3), "3×3 support: expected one of"),
+    (("quarter-turns", 3, 4), "does not fit a 3×4 kernel.*square"),
+    (("cube-turns", 3, 3, 2), "does not fit a 3×3×2 kernel"),
+    (("trivial", 3, 0), "expected one to three positive numbers"),
+    (("trivial",), "expected one to three positive numbers"),
+    (("trivial", 2, 2, 2, 2), "expected one to three positive numbers"),
+    (("quarter-turns", 1, 1), "two elements are equal; use a larger support"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", BAD_NAMES, ids=[str(a) for a, _ in BAD_NAMES])
+def test_bad_names_and_supports(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        known_group(*arguments)
+
+
+BAD_SETS = [
+    ([[0, 1, 2], [0, 0, 2]], "rows that are permutations"),
+    ([[1, 0, 2], [0, 1, 2]], "identity as the first element"),
+    ([[0, 1], [0, 1]], "two elements are equal"),
+    ([[0, 1, 2], [1, 2, 0]], r"not closed: a product \(2, 0, 1\)"),
+    ([[0, 1, 2], [1, 0, 2], [0, 2, 1]], "not closed"),
+    ([[[0, 1]]], "rows that are permutations"),
+    ([0, 1, 2], "rows that are permutations"),
+]
+
+
+@pytest.mark.parametrize("rows, message", BAD_SETS)
+def test_sets_that_are_no_group(rows, message, without_type_checks):
+    with pytest.raises(ValueError, match=f"group 'mine'.*{message}"):
+        Group("mine", torch.tensor(rows))

@@ -1,0 +1,146 @@
+"""Who may import whom, and other promises of the design that the source itself can be asked about."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "bayesws"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path) for path in SOURCES}
+
+
+def imports_of(path):
+    """Every imported module by its full name; `from package import module` names the module."""
+    package = module_of(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join([*package[: len(package) - node.level + 1], *base.split(".")]).rstrip(".")
+            full = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else base for name in full}
+    return found
+
+
+def within(name, *packages):
+    return any(name == p or name.startswith(f"{p}.") for p in packages)
+
+
+def own_imports(path):
+    return {name for name in imports_of(path) if within(name, "bayesws")}
+
+
+# what may be imported by what, without "bayesws."; the first row that fits a file holds for it
+ARROWS = [
+    ("sharing", ["sharing"]),
+    ("layers", ["sharing", "layers"]),
+    ("models", ["sharing", "layers", "models"]),
+    ("evidence", ["evidence", "layers.base"]),
+    ("data", ["data"]),
+    ("fit", ["layers.base", "evidence", "result", "progress"]),
+    ("result", ["sharing", "layers", "models", "evidence", "files"]),
+    ("compare", ["data", "models", "layers.base", "evidence", "fit", "result", "analysis", "files", "progress"]),
+    ("analysis", ["sharing", "layers", "evidence", "result", "analysis", "files"]),
+    ("progress", []),
+    ("files", []),
+]
+
+
+def allowed(module):
+    for name, may in ARROWS:
+        if within(module, f"bayesws.{name}"):
+            return [f"bayesws.{m}" for m in may]
+    return None
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_imports_follow_the_arrows(path):
+    may = allowed(module_of(path))
+    if may is None:
+        pytest.skip("the top of the package may import everything")
+    wrong = sorted(name for name in own_imports(path) if not within(name, *may))
+    assert not wrong, f"{module_of(path)} imports {wrong}: may import {may}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_only_the_backend_imports_laplace(path):
+    if module_of(path) != "bayesws.evidence.laplace":
+        assert not [name for name in imports_of(path) if within(name, "laplace")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_file_is_named_for_what_it_knows(path):
+    assert not {"utils", "util", "helpers", "misc", "common"} & set(path.relative_to(ROOT).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_only_the_command_line_prints(path):
+    if module_of(path) == "bayesws.cli":
+        return
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    lines = [c.lineno for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
+    assert not lines, f"print() in lines {lines}: return a value, or print in cli.py"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_no_exception_is_passed_over(path):
+    handlers = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ExceptHandler)]
+    assert not [h.lineno for h in handlers if len(h.body) == 1 and isinstance(h.body[0], ast.Pass)]
+
+
+def public_names():
+    """`__all__` of the package; what it re-exports as modules may be imported from, by their own `__all__`."""
+    return {name: _all_of(PACKAGE / name / "__init__.py") for name in _all_of(PACKAGE / "__init__.py")}
+
+
+def _all_of(path):
+    if not path.exists():
+        return []
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and [getattr(t, "id", None) for t in node.targets] == ["__all__"]:
+            return ast.literal_eval(node.value)
+    return []
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_experiments_use_public_names_only(path):
+    public = public_names()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and within(node.module or "", "bayesws"):
+            _, *below = node.module.split(".")
+            names = [alias.name for alias in node.names]
+            known = list(public) if not below else public.get(below[0], []) if len(below) == 1 else []
+            assert set(names) <= set(known), f"line {node.lineno}: {node.module} does not offer {names}"
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if within(alias.name, "bayesws"):
+                    assert alias.name == "bayesws" or alias.name.split(".")[1:] in [[n] for n in public]
+
+
+def test_public_names_exist():
+    import bayesws
+
+    assert len(set(bayesws.__all__)) == len(bayesws.__all__)
+    assert not [name for name in bayesws.__all__ if not hasattr(bayesws, name)]
+
+
+def test_this_test_sees_imports():
+    """The arrows would hold of nothing if the parser found nothing."""
+    seen = own_imports(PACKAGE / "models" / "wscnn.py")
+    assert {"bayesws.layers.conv", "bayesws.sharing.groups"} <= seen
+    assert len(SOURCES) > 15
