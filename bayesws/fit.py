@@ -29,8 +29,9 @@ class Schedule:
     Attributes:
         epochs: passes over the data.
         batch_size: examples a step.
-        learning_rate: of Adam, in the weights; warmed up linearly, then down a cosine.
-        warm_up: steps of the linear warm-up.
+        learning_rate: of Adam, in the weights.
+        warm_up: steps of its linear warm-up.
+        steady: share of the steps at the full rate, the warm-up included; after it the rate goes down a cosine.
         burn_in: share of the epochs before the first step on the hyperparameters.
         every: epochs between steps on the hyperparameters (structure is stepped every epoch).
         fixed_point_steps: MacKay steps on the precisions for one curvature pass.
@@ -42,10 +43,11 @@ class Schedule:
     batch_size: int = 100
     learning_rate: float = 0.03
     warm_up: int = 100
-    burn_in: float = 0.2
+    steady: float = 0.7
+    burn_in: float = 0.1
     every: int = 10
-    fixed_point_steps: int = 20
-    damping: float = 0.1
+    fixed_point_steps: int = 10
+    damping: float = 0.2
     structure_rate: float = 0.1
 
     def __post_init__(self) -> None:
@@ -55,8 +57,11 @@ class Schedule:
         for name in ("learning_rate", "structure_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a positive number")
-        if not 0 <= self.burn_in < 1 or not 0 < self.damping <= 1:
-            raise ValueError(f"burn_in={self.burn_in}, damping={self.damping}: expected shares within [0, 1)")
+        for name in ("burn_in", "steady"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a share of the run, in [0, 1)")
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"damping={self.damping}: expected a number in (0, 1]")
 
 
 def fit(
@@ -209,6 +214,7 @@ class _Run:
         self.pathways = dict(named_pathways(net))
         self.log_precisions = {n: t.detach() for n, t in starting_log_precisions(net).items()}
         self.logits = structure(net)
+        self.soft = any(d.stack is not None for _, d in declarations(net).values())
         self.history: list[dict[str, float]] = []
         self.unconverged: set[str] = set()
         groups = [{"params": [p.parameter], "pathway": name} for name, p in self.pathways.items()]
@@ -219,7 +225,7 @@ class _Run:
             groups.append({"params": noise, "pathway": ""})
         self.optimiser = torch.optim.Adam(groups, lr=plan.learning_rate, betas=(0.9, 0.99))
         self.hyper_optimiser: torch.optim.Optimizer | None = None
-        if objective == "evidence" and self.logits:
+        if objective == "evidence" and self.soft:
             hyper = list({id(t): t for t in starting_log_precisions(net).values()}.values())
             self.log_precisions = starting_log_precisions(net)
             for tensor in hyper:
@@ -255,16 +261,14 @@ class _Run:
 
     def _set_rates(self, step: int, total: int) -> None:
         """Warm-up and cosine; a pathway that its precision keeps small takes small steps, too."""
-        rate = self.plan.learning_rate * 0.5 * (1 + math.cos(math.pi * step / max(total, 1)))
+        descent = max(0.0, step / total - self.plan.steady) / (1 - self.plan.steady)
+        rate = self.plan.learning_rate * 0.5 * (1 + math.cos(math.pi * descent))
         rate *= min(1.0, (step + 1) / max(self.plan.warm_up, 1))
         for group in self.optimiser.param_groups:
             scale = 1.0
             if self.objective == "evidence" and group["pathway"]:
-                scale = min(1.0, PRIOR_STEP * math.exp(-0.5 * float(self._rate_precision(group["pathway"]))))
+                scale = min(1.0, PRIOR_STEP * math.exp(-0.5 * float(self.log_precisions[group["pathway"]].detach())))
             group["lr"] = rate * scale
-
-    def _rate_precision(self, pathway: str) -> Tensor:
-        return self.log_precisions[pathway].detach()
 
     def _weight_step(self, x: Tensor, y: Tensor) -> Tensor:
         nll = -self.likelihood.log_prob(self.net(x), y)
@@ -338,10 +342,13 @@ class _Run:
                 )
 
     def final_evidence(self) -> Evidence:
-        """The evidence at the weights the run ended with; after the task loss with the best precisions for them."""
+        """The evidence at the weights the run ended with; after the task loss with the best precisions for them.
+
+        The precisions of a soft stack shape its kernel, so they stay what they were while the task loss trained it.
+        """
         with torch.no_grad():
             done = laplace_pass(self.net, self.data, self.likelihood, self.curvature)
-            if self.objective == "task":
+            if self.objective == "task" and not self.soft:
                 self._set_precisions(done, steps=200, damping=0.5)
             evidence = assemble(self.net, done, self.log_precisions)
         if not math.isfinite(float(evidence)):

@@ -11,7 +11,7 @@ import bayesws as bws
 from bayesws.cli import main
 
 
-def images(n=6, size=4, classes=3):
+def images(n=6, size=8, classes=3):
     generator = torch.Generator().manual_seed(0)
     return torch.rand(n, 1, size, size, generator=generator), torch.arange(n) % classes
 
@@ -29,7 +29,8 @@ def with_nan(x):
 x, y = images()
 
 PYTHON = {
-    "wrong image shape": (lambda: net()(torch.rand(2, 3, 4, 4)), r"\(2, 3, 4, 4\).*expected \(batch, 1"),
+    "wrong image shape": (lambda: net()(torch.rand(2, 3, 8, 8)), r"\(2, 3, 8, 8\).*expected \(batch, 1"),
+    "images too small": (lambda: net()(torch.rand(2, 1, 4, 4)), "2×2 positions.*3×3"),
     "NaN pixels": (lambda: bws.fit(net(), (with_nan(x), y), epochs=1), "1 NaN or infinite"),
     "label out of range": (lambda: bws.fit(net(), (x, y + 1), epochs=1), "labels from 1 to 3: expected 0 to 2"),
     "float labels": (lambda: bws.fit(net(), (x, y.float()), epochs=1), "integers"),

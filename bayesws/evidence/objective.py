@@ -1,7 +1,7 @@
 """The Laplace evidence of a network: what the data says of its precisions, its noise and its structure."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,13 @@ from bayesws.evidence.batches import Batches
 from bayesws.evidence.curvature import Curvature, accumulator, sum_tensors
 from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
 from bayesws.evidence.signals import layer_signals
-from bayesws.layers.base import declarations, named_pathways, starting_log_precisions, structure
+from bayesws.layers.base import (
+    declarations,
+    named_pathways,
+    shaping_precisions,
+    starting_log_precisions,
+    structure,
+)
 
 
 @dataclass(frozen=True)
@@ -84,22 +90,22 @@ def laplace_pass(
     """
     layers = declarations(net)
     gathered = accumulator(curvature, layers)
-    learnable = structure(net) + likelihood.hyperparameters()
-    create_graph = torch.is_grad_enabled() and bool(learnable)
+    learnable: list[Tensor] = [*structure(net), *likelihood.hyperparameters(), *shaping_precisions(net)]
+    create_graph = torch.is_grad_enabled() and any(t.requires_grad for t in learnable)
     _warn_of_normalisation(net)
     data_fits, examples, width = [], 0, 0
-    was_training = net.training
+    modes = {module: module.training for module in net.modules()}
     net.eval()
     try:
         for x, y in data:
-            outputs, signals = layer_signals(net, layers, x, likelihood, create_graph)
-            likelihood.check(outputs, y)
+            outputs, signals = layer_signals(net, layers, x, y, likelihood, create_graph)
             data_fits.append(likelihood.log_prob(outputs, y))
             gathered.add(signals)
             examples += len(x)
             width = outputs[0].numel()
     finally:
-        net.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
     return LaplacePass(sum_tensors(data_fits), gathered.result(), examples, width)
 
 
@@ -167,8 +173,19 @@ def log_evidence(
     """
     model = likelihood_named(likelihood)
     log_precisions = resolve_prior(net, prior)
-    done = laplace_pass(net, Batches(data, batch_size), model, curvature)
-    return assemble(net, done, log_precisions)
+    batches = Batches(data, batch_size)
+
+    def evidence(network: nn.Module) -> Evidence:
+        return assemble(network, laplace_pass(network, batches, model, curvature), log_precisions)
+
+    # A soft stack's free pathway takes its shape from the precisions, so a prior that is given must reach the layers.
+    own = {id(parameter): name for name, parameter in net.named_parameters()}
+    given = {
+        f"network.{own[id(tensor)]}": log_precisions[name]
+        for name, tensor in starting_log_precisions(net).items()
+        if id(tensor) in own
+    }
+    return torch.func.functional_call(_Within(net), given, (evidence,))
 
 
 def resolve_prior(net: nn.Module, prior: Mapping[str, Tensor | float] | float | None) -> dict[str, Tensor]:
@@ -184,8 +201,22 @@ def resolve_prior(net: nn.Module, prior: Mapping[str, Tensor | float] | float | 
         prior = dict.fromkeys(declared, prior)
     if unknown := next((name for name in prior if name not in declared), None):
         raise ValueError(f"prior for {unknown!r}: expected pathways among {', '.join(declared)}")
-    given = {name: torch.as_tensor(value).to(declared[name]) for name, value in prior.items()}
+    given = {
+        name: torch.as_tensor(value, dtype=declared[name].dtype, device=declared[name].device)
+        for name, value in prior.items()
+    }
     return declared | given
+
+
+class _Within(nn.Module):
+    """A network as a module's child, so that torch.func.functional_call can hand it other precisions."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, run: Callable[[nn.Module], Evidence]) -> Evidence:
+        return run(self.network)
 
 
 def _warn_of_normalisation(net: nn.Module) -> None:

@@ -18,7 +18,7 @@ def update_precisions(
     log_precisions: Mapping[str, Tensor],
     steps: int = 1,
     damping: float = 0.5,
-    largest_step: float = 0.5,
+    largest_step: float = 1.0,
 ) -> None:
     """Move log precisions, in place, towards the stationary point δ = γ(δ) / ‖θ‖² of the evidence.
 

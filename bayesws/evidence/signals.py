@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.likelihood import Categorical, Gaussian
-from bayesws.layers.base import Declaration, declarations
+from bayesws.layers.base import Declaration
 
 Layers = dict[str, tuple[nn.Module, Declaration]]
 
@@ -54,14 +54,14 @@ def _listening(layers: Layers) -> Iterator[dict[str, _Calls]]:
 
 
 def layer_signals(
-    net: nn.Module, layers: Layers, x: Tensor, likelihood: Categorical | Gaussian, create_graph: bool
+    net: nn.Module, layers: Layers, x: Tensor, y: Tensor, likelihood: Categorical | Gaussian, create_graph: bool
 ) -> tuple[Tensor, dict[str, LayerSignals]]:
     """Run one batch forward and, for every column of the Hessian's root, backward to the layers' outputs.
 
     Args:
         net: the network, in eval mode.
         layers: its declarations.
-        x: (batch, ...), the inputs.
+        x, y: (batch, ...), inputs and targets.
         likelihood: gives the root.
         create_graph: whether the signals are to be differentiable in the network's structure.
 
@@ -69,6 +69,7 @@ def layer_signals(
     """
     with torch.enable_grad(), _listening(layers) as calls:
         outputs = net(x)
+        likelihood.check(outputs, y)
         root = likelihood.hessian_root(outputs)
         flat = outputs.flatten(1)
         probes = [output for heard in calls.values() for output in heard.outputs]
@@ -95,12 +96,14 @@ def layer_signals(
             found = [torch.zeros_like(output) if g is None else g for g in found]
             gradients.append(torch.stack([declaration.responses(g) for g in found]))
             patches.append(declaration.patches(inputs))
+            if len(patches[-1]) != len(x):
+                raise ValueError(
+                    f"layer {name!r} sees {len(patches[-1])} inputs for a batch of {len(x)}: expected the batch as its "
+                    "first dimension; keep positions in a dimension of their own"
+                )
         start += len(heard.outputs)
         signals[name] = LayerSignals(torch.cat(patches, 1), torch.cat(gradients, 2))
     if not create_graph:
         outputs = outputs.detach()
         signals = {n: LayerSignals(s.patches.detach(), s.gradients.detach()) for n, s in signals.items()}
     return outputs, signals
-
-
-__all__ = ["LayerSignals", "Layers", "declarations", "layer_signals"]

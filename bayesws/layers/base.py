@@ -57,6 +57,7 @@ class Declaration:
         patches: layer input (batch, ...) to (batch, positions, fan_in), the vectors that the kernel is applied to.
         responses: layer output, or its gradient, (batch, ...) to (batch, positions, fan_out).
         structure: hyperparameters Θ of the representation stack; empty where it is fixed.
+        precisions: every log precision that is the layer's own, those of frozen pathways included.
         stack: the representations that Θ makes, with how well they converged; None where nothing is learned.
     """
 
@@ -64,6 +65,7 @@ class Declaration:
     patches: Callable[[Tensor], Tensor]
     responses: Callable[[Tensor], Tensor]
     structure: tuple[nn.Parameter, ...] = ()
+    precisions: tuple[Tensor, ...] = ()
     stack: Callable[[], DoublyStochastic] | None = None
 
 
@@ -93,7 +95,7 @@ def declarations(net: nn.Module) -> dict[str, tuple[nn.Module, Declaration]]:
                     "call one module twice instead"
                 )
             declared.add(id(parameter))
-        declared |= {id(p.log_precision) for p in declaration.pathways}
+        declared |= {id(t) for t in declaration.precisions}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad and id(parameter) not in declared:
             module = type(net.get_submodule(name.rpartition(".")[0])).__name__
@@ -114,6 +116,11 @@ def named_pathways(net: nn.Module) -> Iterator[tuple[str, Pathway]]:
 def structure(net: nn.Module) -> list[nn.Parameter]:
     """The learnable structural parameters Θ of all layers; empty where every stack is fixed."""
     return [p for _, d in declarations(net).values() for p in d.structure if p.requires_grad]
+
+
+def shaping_precisions(net: nn.Module) -> list[Tensor]:
+    """Log precisions that also shape a layer's kernel, through the free pathway of a soft stack."""
+    return [t for _, d in declarations(net).values() if d.stack is not None for t in d.precisions]
 
 
 def _own_weight(weight: nn.Parameter) -> Pathway:

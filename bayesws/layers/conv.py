@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayesws.layers.base import image_patches, pad_image
-from bayesws.layers.weight_sharing import PATHWAYS, WeightSharing
+from bayesws.layers.weight_sharing import PATHWAYS, WeightSharing, check_sizes
 from bayesws.sharing.groups import Group
 
 Size = int | tuple[int, int]
@@ -36,6 +36,7 @@ class _WSConv2d(WeightSharing):
         group: str | Group | None = None,
         pathways: tuple[str, ...] = PATHWAYS,
     ) -> None:
+        check_sizes(in_channels=in_channels, out_channels=out_channels)
         if padding_mode not in PADDING_MODES:
             raise ValueError(f"padding_mode={padding_mode!r}: expected one of {', '.join(PADDING_MODES)}")
         kernel, strides = _pair("kernel_size", kernel_size, 1), _pair("stride", stride, 1)
@@ -66,6 +67,7 @@ class _WSConv2d(WeightSharing):
         images = self._as_images(x)
         weight = self.kernel().reshape(self.out_channels * self.group_size, -1, *self.kernel_size)
         bias = None if self.bias is None else self.bias.repeat_interleave(self.group_size)
+        self._check_fits(x)
         padding = self.padding
         if self.padding_mode != "zeros":
             images = pad_image(images, self.kernel_size, padding, self.dilation, self.padding_mode)
@@ -83,6 +85,17 @@ class _WSConv2d(WeightSharing):
                 f"{type(self).__name__}"
             )
         return x if self.lifts else x.flatten(1, 2)
+
+    def _check_fits(self, x: Tensor) -> None:
+        if self.padding == "same":
+            return
+        padding = (0, 0) if isinstance(self.padding, str) else self.padding
+        span = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        if any(n + 2 * p < s for n, p, s in zip(x.shape[-2:], padding, span, strict=True)):
+            raise ValueError(
+                f"input of {x.shape[-2]}×{x.shape[-1]} positions with padding {padding}: smaller than the "
+                f"{span[0]}×{span[1]} that the kernel spans; use larger images, more padding or fewer layers"
+            )
 
     def patches(self, x: Tensor) -> Tensor:
         """Layer input to (batch, positions, in·d)."""

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayesws.layers.weight_sharing import PATHWAYS, WeightSharing
+from bayesws.layers.weight_sharing import PATHWAYS, WeightSharing, check_sizes
 from bayesws.sharing.groups import Group
 
 
@@ -39,6 +39,7 @@ class WSLinear(WeightSharing):
         group: str | Group | None = None,
         pathways: tuple[str, ...] = PATHWAYS,
     ) -> None:
+        check_sizes(in_features=in_features, out_features=out_features)
         super().__init__(
             1, out_features, (in_features,), False, bias, group_size, stack, group, pathways, device, dtype
         )
@@ -50,6 +51,9 @@ class WSLinear(WeightSharing):
             raise ValueError(f"input of shape {tuple(x.shape)}: expected (..., {self.in_features}) for this WSLinear")
         y = torch.einsum("ogn,...n->...og", self.kernel().squeeze(2), x)
         return y if self.bias is None else y + self.bias[:, None]
+
+    def _sizes_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}"
 
     def patches(self, x: Tensor) -> Tensor:
         """(batch, ..., in) to (batch, positions, in)."""

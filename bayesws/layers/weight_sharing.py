@@ -13,8 +13,7 @@ from bayesws.sharing.doubly_stochastic import DoublyStochastic
 from bayesws.sharing.groups import Group
 
 PATHWAYS = ("shared", "free")
-FREE_START = 3.0  # log β at the start: shared first, for a large free pathway fits first and hides the symmetry
-FREE_SCALE = 0.1
+FREE_SCALE = 0.1  # of the free weights at the start: a large free pathway fits first and hides the symmetry
 RESIDUAL_JITTER = 1e-4  # the residual's variance at a permutation, in units of α⁻¹: keeps its root differentiable
 
 
@@ -46,9 +45,6 @@ class WeightSharing(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1")
         if not pathways or not set(pathways) <= set(PATHWAYS) or len(set(pathways)) != len(pathways):
             raise ValueError(f"pathways={pathways!r}: expected 'shared', 'free' or both, in a tuple")
         self.in_channels, self.out_channels, self.group_size = in_channels, out_channels, group_size
@@ -58,11 +54,8 @@ class WeightSharing(nn.Module):
         self.stack = RepresentationStack(stack, group_size, support, on_features, group, device, dtype)
         d = int(torch.tensor(support).prod()) * (group_size if on_features else 1)
         new: dict[str, Any] = {"device": device, "dtype": dtype}
-        start = {"shared": 0.0} | {"free": FREE_START if "shared" in pathways else 0.0}
         names = list(self.pathway_names) + (["bias"] if bias else [])
-        self.log_precisions = nn.ParameterDict(
-            {name: nn.Parameter(torch.full((), start.get(name, 0.0), **new)) for name in names}
-        )
+        self.log_precisions = nn.ParameterDict({name: nn.Parameter(torch.zeros((), **new)) for name in names})
         self.register_parameter("shared", None)
         self.register_parameter("free", None)
         self.register_parameter("bias", None)
@@ -75,11 +68,11 @@ class WeightSharing(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Weights with the variance 2 / fan_in that keeps a ReLU network's signals, the free ones smaller; no bias."""
-        sd = math.sqrt(2 / (self.in_channels * self.stack().shape[-1]))
-        for parameter, scale in ((self.shared, 1.0), (self.free, self._free_scale()), (self.bias, 0.0)):
+        """Draw weights and bias as torch's own layers do, U(±1/√fan_in); the free weights smaller beside shared ones."""
+        bound = 1 / math.sqrt(self.in_channels * self.stack().shape[-1])
+        for parameter, scale in ((self.shared, 1.0), (self.free, self._free_scale()), (self.bias, 1.0)):
             if parameter is not None:
-                nn.init.normal_(parameter, std=sd * scale)
+                nn.init.uniform_(parameter, -bound * scale, bound * scale)
 
     def _free_scale(self) -> float:
         if "shared" not in self.pathway_names:
@@ -165,7 +158,8 @@ class WeightSharing(nn.Module):
     def declaration(self) -> Declaration:
         """What the evidence may know of this layer."""
         stack = self.convergence if self.stack.is_soft else None
-        return Declaration(self.pathways(), self.patches, self.responses, self.structure(), stack)
+        precisions = tuple(self.log_precisions.values())
+        return Declaration(self.pathways(), self.patches, self.responses, self.structure(), precisions, stack)
 
     def patches(self, x: Tensor) -> Tensor:
         """Layer input to (batch, positions, in·d)."""
@@ -216,10 +210,13 @@ class WeightSharing(nn.Module):
     def _factor_bias(self, a: Tensor, b: Tensor) -> Factors:
         return [(a, self._element_blocks(b).sum(0))]
 
+    def _sizes_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}"
+
     def extra_repr(self) -> str:
-        """Channels, pathways and bias."""
+        """Sizes, pathways and bias."""
         return (
-            f"{self.in_channels}, {self.out_channels}, group_size={self.group_size}, "
+            f"{self._sizes_repr()}, group_size={self.group_size}, "
             f"pathways={self.pathway_names}, bias={self.bias is not None}"
         )
 
@@ -227,3 +224,10 @@ class WeightSharing(nn.Module):
 @declare.register
 def _(module: WeightSharing) -> Declaration:
     return module.declaration()
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise ValueError for a size below one, under the name that the caller gave it."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: expected at least 1")

@@ -13,27 +13,27 @@ from bayesws.sharing.groups import Group
 
 
 class WSCNN(nn.Module):
-    """Lifting convolution, group convolutions, maximum over positions, mean over the group, linear head.
+    """Lifting convolution, group convolutions, mean over positions and group, linear head.
 
-    Every sharing layer is followed by ReLU; before every group convolution, while the image is at least 8 × 8, comes
-    2 × 2 maximum pooling. With full sharing over a known group the whole network is invariant to it (for image sizes
-    and paddings that respect it). The maximum, rather than a mean, over positions leaves one position per channel in
-    the gradient, which is where KFAC-expand is exact.
+    Every sharing layer is followed by ReLU. Before a group convolution comes maximum pooling that halves the image, as
+    long as what is left is at least as wide as the kernel. With full sharing over a known group the whole network is
+    invariant to it. Convolutions are not padded (as in arXiv 2412.04594): on 8 × 8 images the last of two layers then
+    sees a whole image at one position, which is where KFAC-expand is sharpest.
 
     Args:
         in_channels: of the images.
         num_classes: outputs of the head.
         hidden_channels: channels of every layer, for each of the G group elements.
         group_size: G.
-        kernel_size: k, odd (padding k // 2 keeps the image's size).
+        kernel_size: k.
         layers: number of sharing layers, the lifting one included.
         stack, group, pathways: as for `WSConv2d`; a fixed stack of 4 elements is the quarter turns.
-        padding_mode, device, dtype: as for `torch.nn.Conv2d`.
+        padding, padding_mode, device, dtype: as for `torch.nn.Conv2d`.
 
     Shapes: x (batch, in_channels, H, W) to logits (batch, num_classes).
 
     Raises:
-        ValueError: sizes below one, an even kernel, a group that does not fit.
+        ValueError: sizes below one, a group that does not fit; images that are too small for the layers.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class WSCNN(nn.Module):
         stack: str = "fixed",
         group: str | Group | None = None,
         pathways: tuple[str, ...] = PATHWAYS,
+        padding: int = 0,
         padding_mode: str = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -55,8 +56,6 @@ class WSCNN(nn.Module):
         super().__init__()
         if layers < 1:
             raise ValueError(f"layers={layers}: expected at least 1")
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size}: expected an odd number, so that padding can keep the size")
         if num_classes < 2:
             raise ValueError(f"num_classes={num_classes}: expected at least 2")
         new: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -70,6 +69,7 @@ class WSCNN(nn.Module):
             "stack": stack,
             "group": group,
             "pathways": pathways,
+            "padding": padding,
             "padding_mode": padding_mode,
         }
         sharing: dict[str, Any] = {"group_size": group_size, "stack": stack, "group": group, "pathways": pathways}
@@ -88,10 +88,18 @@ class WSCNN(nn.Module):
         """Class logits."""
         features = F.relu(self.lift(x))
         for convolution in self.group_convs:
-            features = F.relu(convolution(_pooled(features)))
-        return self.head(features.amax((-2, -1)).mean(-1))
+            features = F.relu(convolution(_pooled(features, convolution.kernel_size[0])))
+        return self.head(features.mean((-3, -2, -1)))
 
 
-def _pooled(features: Tensor) -> Tensor:
-    """2 × 2 maximum pooling of (batch, channels, G, H, W) where there is something to pool."""
-    return F.max_pool3d(features, (1, 2, 2)) if min(features.shape[-2:]) >= 8 else features
+def _pooled(features: Tensor, kernel_size: int) -> Tensor:
+    """Maximum pooling with stride 2 of (batch, channels, G, H, W), if at least `kernel_size` positions a side remain.
+
+    Windows of 2 for even sides and of 3 for odd ones: they lie symmetrically, so turns and flips pass through.
+    """
+    height, width = features.shape[-2:]
+    window = 2 + height % 2, 2 + width % 2
+    if min(height, width) // 2 < kernel_size:
+        return features
+    pooled = F.max_pool2d(features.flatten(1, 2), window, stride=2)
+    return pooled.unflatten(1, features.shape[1:3])

@@ -1,0 +1,289 @@
+"""Planted linear problem: from how many examples does each objective find all planted permutations?
+
+y_g = w · R_gᵀ x + noise, R_g the cyclic shifts. The command is in the README beside this file.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+import bayesws as bws
+
+CONFIG = Path(__file__).with_name("config.json")
+METHODS = {
+    "evidence": "evidence",
+    "task": "task loss",
+    "task_entropy": "task loss + entropy regulariser",
+    "task_burn_in": "task loss, stack held during the burn-in",
+}
+
+
+def planted(seed: int, examples: int, config: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training inputs and targets, then held-out inputs and their values without noise."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    shifts, held_out = config["shifts"], config["held_out_inputs"]
+    w = torch.randn(config["outputs"], shifts, generator=generator)
+    x = torch.randn(max(config["examples"]) + held_out, shifts, generator=generator)  # smaller N: the first N of them
+    stack = bws.sharing.known_group("cyclic-shifts", shifts).matrices(dtype=x.dtype)
+    f = torch.einsum("gnm,om,bn->bog", stack, w, x)
+    y = f + config["noise"] * torch.randn(f.shape, generator=generator)
+    return x[:examples], y[:examples], x[-held_out:], f[-held_out:]
+
+
+def start(seed: int, config: dict[str, Any], residual: bool) -> bws.layers.WSLinear:
+    """The layer at its initial weights, equal for every method; without the residual it is W_g = R_g w."""
+    torch.manual_seed(seed)
+    net = bws.layers.WSLinear(
+        config["shifts"],
+        config["outputs"],
+        bias=False,
+        group_size=config["shifts"],
+        stack="dense",
+        pathways=("shared",),
+    )
+    dict(net.named_parameters())["free"].requires_grad_(residual)
+    return net
+
+
+def layer_of(result: bws.FitResult) -> bws.layers.WSLinear:
+    """The trained layer: the network is nothing else."""
+    assert isinstance(result.model, bws.layers.WSLinear)
+    return result.model
+
+
+def matched(stack: Tensor) -> np.ndarray:
+    """The nearest permutation of every matrix of a stack, (G, d): p[n] = m where R[n, m] is chosen."""
+    return np.array([linear_sum_assignment(-r.numpy())[1] for r in stack])
+
+
+def fit_all(seed: int, examples: int, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """One record a method, on the same data from the same initial weights."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # what did not converge is in the records, under "notes"
+    x, y, x_out, f_out = planted(seed, examples, config)
+    schedule = dict(config["schedule"])
+    schedule["batch_size"] = math.ceil(examples / config["weight_steps_an_epoch"])
+
+    def fit(net: torch.nn.Module, data: tuple[Tensor, Tensor], **changes: Any) -> bws.FitResult:
+        settings: dict[str, Any] = {"likelihood": "regression", "seed": seed, "progress": False, **schedule, **changes}
+        return bws.fit(net, data, **settings)
+
+    def bare() -> bws.layers.WSLinear:
+        return start(seed, config, residual=False)
+
+    def task(net: torch.nn.Module, data: tuple[Tensor, Tensor], **changes: Any) -> bws.FitResult:
+        return fit(net, data, objective="task", **changes)
+
+    def record(method: str, result: bws.FitResult, began: float, **chosen: float) -> dict[str, Any]:
+        stack = layer_of(result).representations().detach()
+        found, soft = matched(stack), stack[1:]
+        right = (found == truth).all(1)[1:]
+        # up to relabelling: R_g = T_g P for all g > 1, one P; the anchored identity then contradicts them
+        relabelled = {tuple(p[np.argsort(t)]) for p, t in zip(found[1:], truth[1:], strict=True)}
+        return {
+            "method": method,
+            "examples": examples,
+            "seed": seed,
+            "found_all": bool(right.all()),
+            "found_share": float(right.mean()),
+            "found_up_to_relabelling": len(relabelled) == 1,
+            "row_entropy_nats": float(-torch.xlogy(soft, soft).sum(-1).mean()),
+            "held_out_squared_error": float((result.predict(x_out) - f_out).square().mean()),
+            "noise": float(result.likelihood.log_noise.exp()),  # type: ignore[union-attr]
+            "log_evidence_nats": result.log_evidence,
+            "weight_decay": result.weight_decay,
+            "notes": len(result.notes),
+            "last_note": result.notes[-1] if result.notes else None,
+            "seconds": round(time.perf_counter() - began, 2),
+            **chosen,
+        }
+
+    truth = bws.sharing.known_group("cyclic-shifts", config["shifts"]).permutations.numpy()
+    began = time.perf_counter()
+    by_evidence = fit(start(seed, config, residual=True), (x, y), objective="evidence", curvature=config["curvature"])
+    records = [record("evidence", by_evidence, began)]
+
+    began = time.perf_counter()
+    plain = task(bare(), (x, y), weight_decays=tuple(config["weight_decays"]))
+    decay = (plain.weight_decay or 0.0,)
+    records.append(record("task", plain, began))
+
+    began = time.perf_counter()
+    held = max(1, round(config["held_out"] * examples))
+    order = torch.randperm(examples, generator=torch.Generator().manual_seed(seed))
+    kept, out = order[held:], order[:held]
+
+    def held_out_loss(entropy: float) -> float:
+        return task(bare(), (x[kept], y[kept]), weight_decays=decay, entropy=entropy).nll(x[out], y[out])
+
+    entropy = min(config["entropies"], key=held_out_loss)
+    records.append(
+        record("task_entropy", task(bare(), (x, y), weight_decays=decay, entropy=entropy), began, entropy=entropy)
+    )
+
+    began = time.perf_counter()
+    burn_in = max(1, round(schedule["burn_in"] * schedule["epochs"]))
+    net = bare()
+    for logits in net.structure():
+        logits.requires_grad_(False)
+    first = task(net, (x, y), weight_decays=decay, epochs=burn_in)
+    for logits in layer_of(first).structure():
+        logits.requires_grad_(True)
+    second = task(
+        first.model,
+        (x, y),
+        weight_decays=decay,
+        epochs=max(1, schedule["epochs"] - burn_in),
+        likelihood=first.likelihood,
+    )
+    records.append(record("task_burn_in", second, began))
+    return records
+
+
+def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per N and method: shares and medians over the seeds."""
+    rows = []
+    for examples in sorted({r["examples"] for r in records}):
+        for method in METHODS:
+            runs = [r for r in records if r["examples"] == examples and r["method"] == method]
+            rows.append(
+                {
+                    "examples": examples,
+                    "method": method,
+                    "runs": len(runs),
+                    "recovery": float(np.mean([r["found_all"] for r in runs])),
+                    "recovery_up_to_relabelling": float(np.mean([r["found_up_to_relabelling"] for r in runs])),
+                    "median_held_out_squared_error": float(np.median([r["held_out_squared_error"] for r in runs])),
+                    "median_row_entropy_nats": float(np.median([r["row_entropy_nats"] for r in runs])),
+                }
+            )
+    return rows
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Recovery and held-out error against the number of examples."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    styles = {
+        "evidence": ("#c1272d", "o", "-"),
+        "task": ("#0b5394", "s", "-"),
+        "task_entropy": ("#38761d", "^", "--"),
+        "task_burn_in": ("#777777", "D", ":"),
+    }
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for method, label in METHODS.items():
+        mine = [r for r in rows if r["method"] == method]
+        colour, marker, line = styles[method]
+        style = {"color": colour, "marker": marker, "linestyle": line, "label": label, "markersize": 5}
+        n = [r["examples"] for r in mine]
+        left.plot(n, [100 * r["recovery"] for r in mine], **style)
+        right.plot(n, [r["median_held_out_squared_error"] for r in mine], **style)
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted({r["examples"] for r in rows}), [str(n) for n in sorted({r["examples"] for r in rows})])
+        axes.minorticks_off()
+        axes.set_xlabel("training examples N")
+        axes.grid(alpha=0.3)
+    left.set_ylim(-4, 104)
+    left.set_ylabel("runs with all permutations found (%)")
+    right.set_yscale("log")
+    right.set_ylabel("held-out squared error, noise-free (median)")
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=150, format="png")
+    plt.close(figure)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a draft beside `path` and put it in place in one step."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    draft = Path(name)
+    try:
+        write(draft)
+        draft.chmod(0o644)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def run(config: dict[str, Any], workers: int) -> list[dict[str, Any]]:
+    """All runs, seeds in parallel processes of one thread each."""
+    jobs = [(seed, n) for n in sorted(config["examples"], reverse=True) for seed in range(config["seeds"])]
+    records = []
+    with ProcessPoolExecutor(workers) as pool:
+        futures = [pool.submit(fit_all, seed, n, config) for seed, n in jobs]
+        for done, future in enumerate(as_completed(futures), 1):
+            records += future.result()
+            if sys.stderr.isatty():
+                print(f"\r{done} of {len(jobs)} problems", end="", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    return sorted(records, key=lambda r: (r["examples"], r["seed"], list(METHODS).index(r["method"])))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, run, write recovery.json and recovery.png, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/planted_linear"), help="folder for the results")
+    parser.add_argument("--workers", type=int, default=2, help="processes, one thread each (default 2)")
+    parser.add_argument("--quick", action="store_true", help="smoke test: N = 16, two seeds, a fifth of the epochs")
+    arguments = parser.parse_args(argv)
+    if arguments.workers < 1:
+        parser.error(f"--workers {arguments.workers}: expected at least 1")
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=arguments.out):
+            pass
+    except OSError as error:
+        parser.error(f"--out {arguments.out}: {error.strerror}; choose another folder")
+    config = json.loads(CONFIG.read_text())
+    if arguments.quick:
+        config |= {"examples": [16], "seeds": 2}
+        config["schedule"] |= {"epochs": config["schedule"]["epochs"] // 5}
+    began = time.perf_counter()
+    records = run(config, arguments.workers)
+    rows = summarise(records)
+    result = {
+        "question": "from how many examples are all planted permutations found?",
+        "config": config,
+        "minutes": round((time.perf_counter() - began) / 60, 1),
+        "workers": arguments.workers,
+        "versions": {"python": platform.python_version(), "bayesws": bws.__version__}
+        | {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "matplotlib")},
+        "summary": rows,
+        "runs": records,
+    }
+    write_whole(
+        arguments.out / "recovery.json", lambda p: p.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    )
+    write_whole(arguments.out / "recovery.png", lambda p: draw(rows, p))
+    print(f"{'N':>4}  " + "  ".join(METHODS))
+    for n in sorted({r["examples"] for r in rows}):
+        cells = [f"{100 * r['recovery']:>{len(r['method'])}.0f}" for r in rows if r["examples"] == n]
+        print(f"{n:>4}  " + "  ".join(cells))
+    print(f"% of runs with all permutations found; {result['minutes']} minutes; {arguments.out}/recovery.json, .png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
