@@ -205,6 +205,10 @@ class _KronAccumulator:
         eigenvalues = {}
         for name, (layer, pathway) in _pathways(self._layers, self._inputs).items():
             a, b = self._inputs[layer] / self._positions[layer], self._outputs[layer]
+            if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+                raise FloatingPointError(
+                    f"layer {layer!r}: its curvature is not finite; check the data or lower the learning rate"
+                )
             if pathway.is_bias:
                 a = torch.ones(1, 1, dtype=b.dtype, device=b.device)
             blocks = [

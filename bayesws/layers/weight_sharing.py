@@ -68,9 +68,9 @@ class WeightSharing(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw weights and bias as torch's own layers do, U(±1/√fan_in); the free weights smaller beside shared ones."""
+        """Draw weights as torch's own layers do, U(±1/√fan_in), the free ones smaller beside shared ones; no bias."""
         bound = 1 / math.sqrt(self.in_channels * self.stack().shape[-1])
-        for parameter, scale in ((self.shared, 1.0), (self.free, self._free_scale()), (self.bias, 1.0)):
+        for parameter, scale in ((self.shared, 1.0), (self.free, self._free_scale()), (self.bias, 0.0)):
             if parameter is not None:
                 nn.init.uniform_(parameter, -bound * scale, bound * scale)
 

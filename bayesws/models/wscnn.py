@@ -75,7 +75,7 @@ class WSCNN(nn.Module):
         sharing: dict[str, Any] = {"group_size": group_size, "stack": stack, "group": group, "pathways": pathways}
         geometry: dict[str, Any] = {
             "kernel_size": kernel_size,
-            "padding": kernel_size // 2,
+            "padding": padding,
             "padding_mode": padding_mode,
         }
         self.lift = WSLiftConv2d(in_channels, hidden_channels, **geometry, **sharing, **new)
@@ -88,7 +88,7 @@ class WSCNN(nn.Module):
         """Class logits."""
         features = F.relu(self.lift(x))
         for convolution in self.group_convs:
-            features = F.relu(convolution(_pooled(features, convolution.kernel_size[0])))
+            features = F.relu(convolution(_pooled(features, self.settings["kernel_size"])))
         return self.head(features.mean((-3, -2, -1)))
 
 

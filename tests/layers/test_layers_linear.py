@@ -83,8 +83,8 @@ def test_sharing_strength_of_three_copies_is_a_mean_over_pairs():
 
 def test_start_is_shared_first():
     layer = WSLinear(64, 64, group_size=4, stack="power")
-    assert layer.sharing_strength() <= torch.sigmoid(torch.tensor(3.0))
-    assert float(layer.log_precisions["free"]) == 3.0 and float(layer.log_precisions["shared"]) == 0.0
+    assert layer.sharing_strength() <= 0.5  # equal precisions, lowered by the soft stack's overlap
+    assert not any(t.item() for t in layer.log_precisions.values())
     ratio = layer.free.std() / layer.shared.std()
     # 4096 and 16384 draws: the ratio of standard deviations is 0.1 up to 1.2 % (one standard error)
     assert ratio.item() == pytest.approx(0.1, rel=0.06) and not layer.bias.any()
