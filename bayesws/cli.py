@@ -167,8 +167,8 @@ def _compare(options: argparse.Namespace) -> None:
     processes = min(options.jobs, len(jobs)) if options.device == "cpu" else 1
     longest_first = sorted(jobs, key=lambda job: job.objective != "task")
     with epoch_bar(len(jobs), "trials") as advance:
-        for job, trial in run_jobs(longest_first, processes):
-            trials[id(job)] = trial
+        for index, trial in run_jobs(longest_first, processes):
+            trials[id(longest_first[index])] = trial
             advance()
     comparison = Comparison(
         [trials[id(job)] for job in jobs],

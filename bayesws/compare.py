@@ -3,7 +3,6 @@
 import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,20 +85,20 @@ class Job:
         return Trial.of(result, images.train, images.test, self.task, self.seed, self.structure)
 
 
-def run_jobs(jobs: list[Job], processes: int) -> Iterator[tuple[Job, Trial]]:
-    """Run jobs, each on one thread in a process of its own pool; yields them as they finish.
+def run_jobs(jobs: list[Job], processes: int) -> Iterator[tuple[int, Trial]]:
+    """Run jobs, each on one thread of a pool of processes; yields index and trial as they finish.
 
-    One thread a fit makes every number reproducible to the last bit, whatever the number of processes.
+    One thread a fit makes every number reproducible to the last bit, whatever the number of processes. An error, or
+    Ctrl-C, ends the jobs that are still running.
     """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
-        running = {pool.submit(job.run): job for job in jobs}
-        try:
-            for done in as_completed(running):
-                yield running[done], done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with context.Pool(processes, initializer=_one_thread) as pool:
+        yield from pool.imap_unordered(_run_numbered, list(enumerate(jobs)))
+
+
+def _run_numbered(numbered: tuple[int, Job]) -> tuple[int, Trial]:
+    index, job = numbered
+    return index, job.run()
 
 
 def _one_thread() -> None:

@@ -220,4 +220,5 @@ class _KronAccumulator:
 
 
 def _spectrum(factor: Tensor) -> Tensor:
-    return torch.linalg.eigvalsh(factor).clamp(min=0)
+    """Eigenvalues in float64, where the eigensolver copes with the tiny and repeated ones of dead units."""
+    return torch.linalg.eigvalsh(factor.double()).clamp(min=0).to(factor.dtype)
