@@ -1,7 +1,7 @@
 """bayesws: how much of its weights may each layer share? The evidence decides."""
 
 from bayesws import data, layers, models, sharing
-from bayesws.analysis.comparison import Comparison
+from bayesws.analysis.comparison import Comparison, Trial
 from bayesws.compare import compare
 from bayesws.evidence.likelihood import Categorical, Gaussian
 from bayesws.evidence.objective import Evidence, log_evidence
@@ -17,6 +17,7 @@ __all__ = [
     "FitResult",
     "Gaussian",
     "Schedule",
+    "Trial",
     "compare",
     "data",
     "fit",

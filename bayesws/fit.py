@@ -243,7 +243,7 @@ class _Run:
         with watching as advance:
             for epoch in range(1, plan.epochs + 1):
                 self.net.train()
-                loss = torch.zeros(())
+                loss: Tensor | float = 0.0
                 for x, y in self.data.shuffled(self.order):
                     self._set_rates(step, total)
                     loss = loss + self._weight_step(x, y)
@@ -283,7 +283,7 @@ class _Run:
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
-        return nll.detach().cpu()
+        return nll.detach()
 
     def _scatter(self) -> Tensor:
         terms = [
