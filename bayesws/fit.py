@@ -216,7 +216,7 @@ class _Run:
         self.logits = structure(net)
         self.soft = any(d.stack is not None for _, d in declarations(net).values())
         self.history: list[dict[str, float]] = []
-        self.unconverged: set[str] = set()
+        self.unconverged: dict[str, tuple[float, int]] = {}  # by layer: its worst stack's residual and iterations
         groups = [{"params": [p.parameter], "pathway": name} for name, p in self.pathways.items()]
         if objective == "task" and self.logits:
             groups.append({"params": self.logits, "pathway": ""})
@@ -335,11 +335,10 @@ class _Run:
 
     def _note_stacks(self) -> None:
         for name, (_, declaration) in declarations(self.net).items():
-            if declaration.stack is not None and not (state := declaration.stack()).converged:
-                self.unconverged.add(
-                    f"layer {name!r}: Sinkhorn stopped after {state.iterations} iterations at residual "
-                    f"{state.residual:.1e}; the stack is not quite doubly stochastic"
-                )
+            if declaration.stack is None or (state := declaration.stack()).converged:
+                continue
+            worst = (state.residual, state.iterations)
+            self.unconverged[name] = max(worst, self.unconverged.get(name, worst))
 
     def final_evidence(self) -> Evidence:
         """The evidence at the weights the run ended with; after the task loss with the best precisions for them.
@@ -358,7 +357,11 @@ class _Run:
 
     def notes(self) -> list[str]:
         """What did not converge, a line each."""
-        notes = sorted(self.unconverged)
+        notes = [
+            f"layer {name!r}: Sinkhorn stopped after {iterations} iterations at residual {residual:.1e}; "
+            "the stack was not quite doubly stochastic"
+            for name, (residual, iterations) in self.unconverged.items()
+        ]
         records = [r["log_evidence"] for r in self.history if "log_evidence" in r]
         if len(records) > 1 and abs(records[-1] - records[-2]) > UNSETTLED * abs(records[-1]):
             notes.append(
