@@ -73,7 +73,7 @@ def fit(
     *,
     seed: int = 0,
     schedule: Schedule | None = None,
-    weight_decays: tuple[float, ...] = (0.0, 1e-4, 1e-3, 1e-2),
+    weight_decays: tuple[float, ...] = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
     entropy: float = 0.0,
     held_out: float = 0.2,
     device: torch.device | str | None = None,
