@@ -3,6 +3,7 @@
 from bayesws import data, layers, models, sharing
 from bayesws.analysis.comparison import Comparison, Trial
 from bayesws.compare import compare
+from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.likelihood import Categorical, Gaussian
 from bayesws.evidence.objective import Evidence, log_evidence
 from bayesws.fit import Schedule, fit
@@ -13,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Categorical",
     "Comparison",
+    "Curvature",
     "Evidence",
     "FitResult",
     "Gaussian",

@@ -5,16 +5,19 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.batches import Batches
+from bayesws.evidence.curvature import Curvature, curvature_named
+from bayesws.evidence.gradient import evidence_gradient
 from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
-from bayesws.evidence.objective import Evidence, LaplacePass, assemble, laplace_pass
+from bayesws.evidence.objective import Evidence, LaplacePass, assemble, evaluating, laplace_pass
 from bayesws.evidence.precision import LOG_BOUNDS, update_noise, update_precisions
+from bayesws.evidence.signals import check_declarations
 from bayesws.layers.base import declarations, named_pathways, starting_log_precisions, structure
 from bayesws.progress import epoch_bar
 from bayesws.result import EvidenceSummary, FitResult
@@ -69,7 +72,7 @@ def fit(
     train: Any,
     likelihood: str | Categorical | Gaussian = "classification",
     objective: str = "evidence",
-    curvature: str = "kron",
+    curvature: str | Curvature = "kron",
     *,
     seed: int = 0,
     schedule: Schedule | None = None,
@@ -98,7 +101,8 @@ def fit(
         train: a pair of tensors (x, y), a Dataset or a DataLoader.
         likelihood: "classification", "regression", or a likelihood.
         objective: "evidence" or "task".
-        curvature: "kron", "full" or "diag".
+        curvature: a `Curvature`, or its structure: "kron", "full", "layer", "pathway" or "diag". Its samples and its
+            subset, drawn anew at every step, are for the steps; the evidence at the end is without them.
         seed: of the order of the data, and of the held-out split.
         schedule: see `Schedule`; single fields can be given by name, as in `fit(net, train, epochs=100)`.
         weight_decays: grid of λ for the task loss, per datum.
@@ -117,17 +121,18 @@ def fit(
     model = copy.deepcopy(net) if device is None else copy.deepcopy(net).to(device)
     place = next(model.parameters()).device
     data = Batches(train, plan.batch_size, place)
-    noise_model = copy.deepcopy(likelihood_named(likelihood))
-    with torch.no_grad():
+    noise_model, asked = copy.deepcopy(likelihood_named(likelihood)), curvature_named(curvature)
+    with evaluating(model), torch.no_grad():
         for x, y in data:
             noise_model.check(model(x), y)
+        check_declarations(model, declarations(model), x)
     started = time.perf_counter()
     weight_decay = None
     if objective == "task":
         weight_decay = _choose_weight_decay(
             model, data, noise_model, plan, seed, weight_decays, entropy, held_out, progress
         )
-    run = _Run(model, data, noise_model, plan, seed, objective, curvature, weight_decay or 0.0, entropy)
+    run = _Run(model, data, noise_model, plan, seed, objective, asked, weight_decay or 0.0, entropy)
     run.train(_watcher(progress, plan.epochs, objective))
     evidence = run.final_evidence()
     result = FitResult(
@@ -137,7 +142,7 @@ def fit(
         evidence=EvidenceSummary.of(evidence),
         history=run.history,
         objective=objective,
-        curvature=curvature,
+        curvature=asked,
         seed=seed,
         settings=asdict(plan),
         weight_decay=weight_decay,
@@ -183,7 +188,7 @@ def _choose_weight_decay(
     losses = {}
     for decay in grid:
         trial, noise_model = copy.deepcopy(net), copy.deepcopy(likelihood)
-        run = _Run(trial, kept, noise_model, plan, seed, "task", "kron", decay, entropy)
+        run = _Run(trial, kept, noise_model, plan, seed, "task", Curvature(), decay, entropy)
         run.train(_watcher(progress, plan.epochs, f"task, weight decay {decay:g}"))
         trial.eval()
         with torch.no_grad():
@@ -202,7 +207,7 @@ class _Run:
         plan: Schedule,
         seed: int,
         objective: str,
-        curvature: str,
+        curvature: Curvature,
         weight_decay: float,
         entropy: float,
     ) -> None:
@@ -298,14 +303,18 @@ class _Run:
         if (epochs_since - 1) % self.plan.every or last:
             return {}
         with torch.no_grad():
-            done = laplace_pass(self.net, self.data, self.likelihood, self.curvature)
+            done = laplace_pass(self.net, self.data, self.likelihood, self._drawn(), check=False)
         self._set_precisions(done, self.plan.fixed_point_steps, self.plan.damping)
         return _numbers(assemble(self.net, done, self.log_precisions))
 
+    def _drawn(self) -> Curvature:
+        """The curvature with draws of its own for this epoch."""
+        return replace(self.curvature, seed=self.curvature.seed + len(self.history))
+
     def _set_precisions(self, done: LaplacePass, steps: int, damping: float) -> None:
-        update_precisions(self.net, done.curvature, self.log_precisions, steps, damping)
+        update_precisions(self.net, done.hessian, self.log_precisions, steps, damping)
         for noise in self.likelihood.hyperparameters():
-            effective = float(sum(done.curvature.effective(self.log_precisions).values()))
+            effective = float(sum(done.hessian.effective(self.log_precisions).values()))
             outputs = done.examples * done.outputs
             with torch.no_grad():
                 error = (-2 * noise).exp()  # data_fit = -½ error / σ² - n log σ - ½ n log 2π
@@ -319,13 +328,12 @@ class _Run:
         Data fit and Occam factor are added before Adam normalises: each alone would collapse the network.
         """
         assert self.hyper_optimiser is not None
-        with torch.enable_grad():
-            done = laplace_pass(self.net, self.data, self.likelihood, self.curvature)
-            evidence = assemble(self.net, done, self.log_precisions)
-            parameters = self.hyper_optimiser.param_groups[0]["params"]
-            gradients = torch.autograd.grad(-evidence.total / done.examples, parameters, allow_unused=True)
+        parameters = self.hyper_optimiser.param_groups[0]["params"]
+        evidence, gradients = evidence_gradient(
+            self.net, self.data, self.likelihood, self._drawn(), self.log_precisions, parameters
+        )
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = -gradient / evidence.examples
         self.hyper_optimiser.step()
         with torch.no_grad():
             for tensor in self.log_precisions.values():
@@ -346,7 +354,8 @@ class _Run:
         The precisions of a soft stack shape its kernel, so they stay what they were while the task loss trained it.
         """
         with torch.no_grad():
-            done = laplace_pass(self.net, self.data, self.likelihood, self.curvature)
+            exact = replace(self.curvature, samples=None, subset=1.0)
+            done = laplace_pass(self.net, self.data, self.likelihood, exact, check=False)
             if self.objective == "task" and not self.soft:
                 self._set_precisions(done, steps=200, damping=0.5)
             evidence = assemble(self.net, done, self.log_precisions)

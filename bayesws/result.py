@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
 from bayesws.evidence.objective import Evidence
 from bayesws.layers.base import named_pathways
@@ -20,7 +21,7 @@ from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.models import known_models
 from bayesws.sharing.groups import Group
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class FitResult:
     evidence: EvidenceSummary
     history: list[dict[str, float]]
     objective: str
-    curvature: str
+    curvature: Curvature
     seed: int
     settings: dict[str, Any]
     weight_decay: float | None = None
@@ -187,7 +188,7 @@ class FitResult:
             "network": _network_record(self.model),
             "likelihood": self.likelihood.name,
             "objective": self.objective,
-            "curvature": self.curvature,
+            "curvature": asdict(self.curvature),
             "seed": self.seed,
             "settings": self.settings,
             "weight_decay": self.weight_decay,
@@ -259,12 +260,12 @@ class FitResult:
             prior=prior,
             likelihood=likelihood,
             evidence=EvidenceSummary(**evidence, by_pathway=by_pathway),
+            curvature=Curvature(**record["curvature"]),
             **{
                 key: record[key]
                 for key in (
                     "history",
                     "objective",
-                    "curvature",
                     "seed",
                     "settings",
                     "weight_decay",

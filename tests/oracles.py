@@ -102,23 +102,28 @@ def patches_of(module, x):
     """For every datum the list of vectors that the kernel is applied to, by slicing."""
     if isinstance(module, nn.Linear | WSLinear):
         return [list(datum.reshape(-1, datum.shape[-1])) for datum in x]
-    images = x.flatten(1, 2) if x.ndim == 5 else x
-    (kh, kw), (sh, sw), (dh, dw) = module.kernel_size, module.stride, module.dilation
+    spatial = len(module.kernel_size)
+    images = x.flatten(1, 2) if isinstance(module, WeightSharing) and x.ndim == spatial + 3 else x
+    spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
     if module.padding == "same":
-        total_h, total_w = dh * (kh - 1), dw * (kw - 1)
-        sides = (total_w // 2, total_w - total_w // 2, total_h // 2, total_h - total_h // 2)
+        sides = [(total // 2, total - total // 2) for total in spans]
     else:
-        ph, pw = module.padding
-        sides = (pw, pw, ph, ph)
+        sides = [(p, p) for p in module.padding]
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    images = F.pad(images, sides, mode=mode)
-    tops = range(0, images.shape[-2] - dh * (kh - 1), sh)
-    lefts = range(0, images.shape[-1] - dw * (kw - 1), sw)
+    images = F.pad(images, [side for pair in reversed(sides) for side in pair], mode=mode)
+    corners = [
+        range(0, size - span, stride) for size, span, stride in zip(images.shape[2:], spans, module.stride, strict=True)
+    ]
     return [
         [
-            image[:, top : top + dh * (kh - 1) + 1 : dh, left : left + dw * (kw - 1) + 1 : dw].flatten()
-            for top in tops
-            for left in lefts
+            image[
+                :,
+                *(
+                    slice(corner, corner + span + 1, apart)
+                    for corner, span, apart in zip(at, spans, module.dilation, strict=True)
+                ),
+            ].flatten()
+            for at in product(*corners)
         ]
         for image in images
     ]
@@ -130,7 +135,8 @@ def responses_of(module, gradient):
         return [list(g.reshape(-1, g.shape[-1])) for g in gradient]
     if isinstance(module, WSLinear):
         return [list(g.reshape(-1, *g.shape[-2:])) for g in gradient]
-    return [[g[..., row, column] for row, column in product(range(g.shape[-2]), range(g.shape[-1]))] for g in gradient]
+    kept = 2 if isinstance(module, WeightSharing) else 1
+    return [[g[(..., *at)] for at in product(*(range(n) for n in g.shape[kept:]))] for g in gradient]
 
 
 def hessian_columns(hessian):
@@ -139,11 +145,14 @@ def hessian_columns(hessian):
     return vectors * values.clamp(min=0).sqrt()[None, :]
 
 
-def kron_seconds(net, x, hessian):
-    """By layer: A = mean of a aᵀ over data, calls and positions, B = Σ g gᵀ over data, columns, calls, positions."""
+def kron_seconds(net, x, hessian, reduce=False):
+    """By layer: A = mean of a aᵀ over data, calls and positions, B = Σ g gᵀ over data, columns, calls, positions.
+
+    With `reduce`, a is averaged and g summed over a datum's calls and positions first.
+    """
     heard, handles = {}, []
     for name, module in net.named_modules():
-        if isinstance(module, WeightSharing | nn.Linear | nn.Conv2d):
+        if isinstance(module, WeightSharing | nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
 
             def hear(_module, inputs, output, name=name):
                 heard.setdefault(name, []).append((inputs[0].detach().clone(), output))
@@ -157,21 +166,33 @@ def kron_seconds(net, x, hessian):
     seconds = {}
     for name, calls in heard.items():
         module, a, b, count = net.get_submodule(name), 0, 0, 0
-        for call_input, call_output in calls:
-            for positions in patches_of(module, call_input):
-                for patch in positions:
-                    a = a + torch.outer(patch, patch)
-                    count += 1
-            for datum in range(len(x)):
-                columns = hessian_columns(hessians[datum])
-                for column in range(columns.shape[1]):
-                    (gradient,) = torch.autograd.grad(
-                        outputs[datum] @ columns[:, column], call_output, retain_graph=True
-                    )
-                    for g in responses_of(module, gradient[datum : datum + 1])[0]:
-                        b = b + torch.tensordot(g, g, 0)
+        for datum in range(len(x)):
+            vectors = [v for call_input, _ in calls for v in patches_of(module, call_input[datum : datum + 1])[0]]
+            for v in [sum(vectors) / len(vectors)] if reduce else vectors:
+                a = a + torch.outer(v, v)
+                count += 1
+            columns = hessian_columns(hessians[datum])
+            for column in range(columns.shape[1]):
+                value = outputs[datum] @ columns[:, column]
+                gradients = torch.autograd.grad(value, [o for _, o in calls], retain_graph=True)
+                vectors = [g for gradient in gradients for g in responses_of(module, gradient[datum : datum + 1])[0]]
+                for g in [sum(vectors)] if reduce else vectors:
+                    b = b + torch.tensordot(g, g, 0)
         seconds[name] = (a / count, b.detach())
     return seconds
+
+
+def grouped(b, a, groups):
+    """B ⊗ A; for a grouped convolution that of every group's own blocks, one after the other."""
+    rows, columns = len(b) // groups, len(a) // groups
+    parts = [
+        torch.kron(
+            b[i * rows : (i + 1) * rows, i * rows : (i + 1) * rows],
+            a[i * columns : (i + 1) * columns, i * columns : (i + 1) * columns],
+        )
+        for i in range(groups)
+    ]
+    return torch.block_diag(*parts)
 
 
 def free_root(layer):
@@ -198,22 +219,27 @@ def _through(a, left, right, channels):
     return out
 
 
-def kron_blocks(net, x, hessian):
-    """By pathway: H ≈ the KFAC-expand approximation, as one dense matrix over the pathway's parameters."""
+def kron_blocks(net, x, hessian, reduce=False):
+    """By pathway: H ≈ the KFAC-expand (or -reduce) approximation, as one dense matrix over the pathway's parameters."""
     blocks = {}
-    for name, (a, b) in kron_seconds(net, x, hessian).items():
+    for name, (a, b) in kron_seconds(net, x, hessian, reduce).items():
         module = net.get_submodule(name)
         if not isinstance(module, WeightSharing):
-            blocks[f"{name}.weight"] = torch.kron(b, a)
+            blocks[f"{name}.weight"] = (
+                torch.kron(b, a) if getattr(module, "groups", 1) == 1 else grouped(b, a, module.groups)
+            )
             if module.bias is not None:
                 blocks[f"{name}.bias"] = b
             continue
         group, channels, out = module.group_size, module.in_channels, module.out_channels
         r = module.representations().detach()
         b_elements = [b[:, g, :, g] for g in range(group)]
+        b_sum = b.sum((1, 3)) if reduce else sum(b_elements)
         if module.shared is not None:
             a_shared = sum(_through(a, r[g], r[g], channels) for g in range(group)) / group
-            blocks[f"{name}.shared"] = torch.kron(sum(b_elements), a_shared)
+            if reduce:
+                a_shared = sum(_through(a, r[g], r[h], channels) for g in range(group) for h in range(group)) / group**2
+            blocks[f"{name}.shared"] = torch.kron(b_sum, a_shared)
         if module.free is not None and module.stack.kind == "fixed":
             blocks[f"{name}.free"] = torch.kron(b.reshape(out * group, out * group), a)
         elif module.free is not None:
@@ -225,7 +251,7 @@ def kron_blocks(net, x, hessian):
                 dense[rows[:, None], rows] = torch.kron(b_elements[g], _through(a, root, root, channels))
             blocks[pathway_of(net, f"{name}.free")] = dense
         if module.bias is not None:
-            blocks[f"{name}.bias"] = sum(b_elements)
+            blocks[f"{name}.bias"] = b_sum
     return blocks
 
 

@@ -51,7 +51,10 @@ PYTHON = {
     "unknown pathway": (lambda: net(pathways=("shared", "extra")), "extra"),
     "unknown objective": (lambda: bws.fit(net(), (x, y), objective="elbo"), "elbo.*evidence, task"),
     "unknown likelihood": (lambda: bws.fit(net(), (x, y), likelihood="poisson"), "poisson.*classification"),
-    "unknown curvature": (lambda: bws.log_evidence(net(), (x, y), curvature="kfac"), "kfac.*full, kron, diag"),
+    "unknown curvature": (
+        lambda: bws.log_evidence(net(), (x, y), curvature="kfac"),
+        "kfac.*full, layer.*kron",
+    ),
     "unknown setting": (lambda: bws.fit(net(), (x, y), epoch=3), "'epoch'.*epochs"),
     "no epochs": (lambda: bws.fit(net(), (x, y), epochs=0), "epochs=0"),
     "negative weight decay": (

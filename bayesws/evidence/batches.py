@@ -60,6 +60,12 @@ class Batches:
         for index in order.split(self.batch_size):
             yield self._x[index], self._y[index]
 
+    def sample(self, fraction: float, generator: torch.Generator) -> "Batches":
+        """A random part with `fraction` of the examples, at least one, without replacement."""
+        x, y = as_tensors(self._loader) if self._loader is not None else (self._x, self._y)
+        chosen = torch.randperm(len(x), generator=generator)[: max(1, round(fraction * len(x)))].to(x.device)
+        return Batches((x[chosen], y[chosen]), self.batch_size, self._device)
+
     def split(self, fraction: float, generator: torch.Generator) -> tuple["Batches", "Batches"]:
         """Two random parts, the second with `fraction` of the examples (at least one)."""
         x, y = as_tensors(self._loader) if self._loader is not None else (self._x, self._y)

@@ -57,10 +57,17 @@ class Categorical:
         return -nn.functional.cross_entropy(outputs, targets.long(), reduction="sum")
 
     def hessian_root(self, outputs: Tensor) -> Tensor:
-        """S = diag(√p) - p √pᵀ, (batch, C, C): S Sᵀ = diag(p) - p pᵀ since Σ p = 1."""
-        p = outputs.softmax(-1)
-        root = p.sqrt()
-        return torch.diag_embed(root) - p.unsqueeze(-1) * root.unsqueeze(-2)
+        """S (batch, C, C-1) with columns √p_j (e_j - p) - √(p_j p_C) / (1 + √p_C) (e_C - p), j < C.
+
+        These are the first columns of (diag(√p) - p √pᵀ) Q with Q the reflection that takes √p to -e_C; the last one
+        is zero, as √p spans the null space. Hence S Sᵀ = diag(p) - p pᵀ with one backward pass less.
+        """
+        log_p = outputs.log_softmax(-1)
+        p, root = log_p.exp(), (0.5 * log_p).exp()
+        last = root[:, -1:]
+        centred = torch.diag_embed(torch.ones_like(p)) - p.unsqueeze(-1)  # column j: e_j - p
+        tail = (last / (1 + last)).unsqueeze(-1) * centred[:, :, -1:]
+        return root[:, None, :-1] * (centred[:, :, :-1] - tail)
 
     def hyperparameters(self) -> list[nn.Parameter]:
         """None: softmax has no scale of its own."""

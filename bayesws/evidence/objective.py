@@ -1,7 +1,8 @@
 """The Laplace evidence of a network: what the data says of its precisions, its noise and its structure."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.batches import Batches
-from bayesws.evidence.curvature import Curvature, accumulator, sum_tensors
+from bayesws.evidence.curvature import Curvature, curvature_named
+from bayesws.evidence.hessian import Hessian, Repeated, sum_tensors
 from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
-from bayesws.evidence.signals import layer_signals
+from bayesws.evidence.moments import Moments, Sums, joint_hessian, moments_for
+from bayesws.evidence.sampling import Draw, sampled_batches
+from bayesws.evidence.signals import Forward, check_declarations, output_gradients, run_forward
 from bayesws.layers.base import (
     declarations,
     named_pathways,
@@ -50,6 +54,7 @@ class Evidence:
         occam: ½ log det(I + Λ⁻¹ H).
         by_pathway: every pathway's part, by "layer.pathway".
         examples: number of data.
+        curvature: what was computed; its `bound` says how the number stands to the exact one.
     """
 
     data_fit: Tensor
@@ -57,6 +62,7 @@ class Evidence:
     occam: Tensor
     by_pathway: dict[str, PathwayEvidence]
     examples: int
+    curvature: Curvature
 
     @property
     def total(self) -> Tensor:
@@ -69,44 +75,122 @@ class Evidence:
 
 @dataclass(frozen=True)
 class LaplacePass:
-    """One pass over the data: everything of the evidence that does not depend on the precisions."""
+    """One pass over the data: everything of the evidence that does not depend on the precisions.
+
+    Attributes:
+        data_fit: log p(D | θ*), nats; of a subset, scaled to all data.
+        hessian: H in the form that the Occam factor needs.
+        examples: number of data that the evidence is about (all, also where a subset was looked at).
+        outputs: of one example.
+        curvature: what was computed.
+    """
 
     data_fit: Tensor
-    curvature: Curvature
+    hessian: Hessian
     examples: int
-    outputs: int  # of one example
+    outputs: int
+    curvature: Curvature
 
 
 def laplace_pass(
-    net: nn.Module, data: Batches, likelihood: Categorical | Gaussian, curvature: str = "kron"
+    net: nn.Module,
+    data: Batches,
+    likelihood: Categorical | Gaussian,
+    curvature: str | Curvature = "kron",
+    check: bool = True,
 ) -> LaplacePass:
     """Data fit and curvature of a network at its present weights.
 
     The result is differentiable in the structure and the noise if any of them requires a gradient and gradients are
     enabled (torch.no_grad() turns that off, and saves its time and memory).
 
+    Args:
+        check: whether to hold the layers' declarations against autograd, on two data.
+
     Raises:
         ValueError: an unknown curvature, a parameter that nothing declares, data that does not fit.
     """
-    layers = declarations(net)
-    gathered = accumulator(curvature, layers)
     learnable: list[Tensor] = [*structure(net), *likelihood.hyperparameters(), *shaping_precisions(net)]
-    create_graph = torch.is_grad_enabled() and any(t.requires_grad for t in learnable)
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in learnable)
+    graph = "signals" if differentiable else "none"
+    return finish(gather(net, data, likelihood, curvature_named(curvature), graph, check))
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What a walk through the data has summed."""
+
+    data_fit: Tensor  # of the data looked at
+    moments: list[Moments]
+    seen: int
+    examples: int
+    outputs: int
+    curvature: Curvature
+
+    @property
+    def times(self) -> float:
+        """How often the data that were looked at go into all data."""
+        return self.examples / self.seen
+
+
+def gather(
+    net: nn.Module,
+    data: Batches,
+    likelihood: Categorical | Gaussian,
+    curvature: Curvature,
+    graph: str = "none",
+    check: bool = True,
+) -> Gathered:
+    """Walk through the data once and sum what the curvature needs; `graph` as for `add_batch`."""
+    layers = declarations(net)
+    moments = moments_for(curvature, layers)
     _warn_of_normalisation(net)
-    data_fits, examples, width = [], 0, 0
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        for x, y in data:
-            outputs, signals = layer_signals(net, layers, x, y, likelihood, create_graph)
-            data_fits.append(likelihood.log_prob(outputs, y))
-            gathered.add(signals)
-            examples += len(x)
-            width = outputs[0].numel()
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    return LaplacePass(sum_tensors(data_fits), gathered.result(), examples, width)
+    data_fits, seen, width = [], 0, 0
+    with evaluating(net):
+        for x, y, draw in sampled_batches(data, curvature):
+            forward = run_forward(net, layers, x)
+            likelihood.check(forward.outputs, y)
+            if check and not seen:
+                check_declarations(net, layers, x)
+            data_fits.append(add_batch(forward, y, likelihood, moments, draw, graph))
+            seen += len(x)
+            width = forward.outputs[0].numel()
+    return Gathered(sum_tensors(data_fits), moments, seen, max(len(data), seen), width, curvature)
+
+
+def add_batch(
+    forward: Forward,
+    y: Tensor,
+    likelihood: Categorical | Gaussian,
+    moments: list[Moments],
+    draw: Draw,
+    graph: str = "none",
+) -> Tensor:
+    """Add one batch to the moments; its log likelihood, nats.
+
+    Args:
+        graph: what the sums are to be differentiable in: "none", "signals" (everything) or "layers" (what the layers
+            make of their signals, these taken as constants).
+    """
+    through = graph == "signals"
+    calls = forward.calls if through else {name: heard.detached() for name, heard in forward.calls.items()}
+    with torch.set_grad_enabled(graph != "none"):
+        for part in moments:
+            part.add_inputs(calls, draw)
+        root = draw.combine(likelihood.hessian_root(forward.outputs if through else forward.outputs.detach()))
+        for gradients in output_gradients(forward, root if through else root.detach(), through, COLUMNS_AT_ONCE):
+            for part in moments:
+                part.add_gradients(calls, gradients)
+        return likelihood.log_prob(forward.outputs, y)
+
+
+def finish(gathered: Gathered, sums: list[Sums] | None = None) -> LaplacePass:
+    """The pass that follows from what was gathered, or from sums in its place (to differentiate in them)."""
+    hessian = joint_hessian(gathered.moments, [m.sums for m in gathered.moments] if sums is None else sums)
+    if gathered.curvature.subset < 1:
+        hessian = Repeated(hessian, gathered.times)
+    data_fit = gathered.times * gathered.data_fit
+    return LaplacePass(data_fit, hessian, gathered.examples, gathered.outputs, gathered.curvature)
 
 
 def assemble(net: nn.Module, done: LaplacePass, log_precisions: Mapping[str, Tensor]) -> Evidence:
@@ -115,10 +199,7 @@ def assemble(net: nn.Module, done: LaplacePass, log_precisions: Mapping[str, Ten
     scatters = {
         name: 0.5 * log_precisions[name].exp() * p.parameter.detach().square().sum() for name, p in pathways.items()
     }
-    occam, effective = (
-        done.curvature.occam_by_pathway(log_precisions),
-        done.curvature.effective(log_precisions),
-    )
+    occam, effective = done.hessian.occam_by_pathway(log_precisions), done.hessian.effective(log_precisions)
     zero = torch.zeros(())
     by_pathway = {
         name: PathwayEvidence(
@@ -133,9 +214,10 @@ def assemble(net: nn.Module, done: LaplacePass, log_precisions: Mapping[str, Ten
     return Evidence(
         done.data_fit,
         sum_tensors(scatters.values()),
-        done.curvature.occam(log_precisions),
+        done.hessian.occam(log_precisions),
         by_pathway,
         done.examples,
+        done.curvature,
     )
 
 
@@ -143,7 +225,7 @@ def log_evidence(
     net: nn.Module,
     data: Any,
     likelihood: str | Categorical | Gaussian = "classification",
-    curvature: str = "full",
+    curvature: str | Curvature = "full",
     prior: Mapping[str, Tensor | float] | float | None = None,
     batch_size: int = 250,
 ) -> Evidence:
@@ -155,11 +237,11 @@ def log_evidence(
     how the MAP moves with the hyperparameters is left out of the gradient (exact for linear networks).
 
     Args:
-        net: a network of `bayesws.layers`, nn.Linear, nn.Conv2d and parameter-free modules.
+        net: a network of `bayesws.layers`, nn.Linear, nn.Conv1d/2d/3d, affine normalisation and parameter-free modules;
+            a module may be called several times. What it cannot treat raises an error, and is never left out.
         data: a pair of tensors (x, y), a Dataset or a DataLoader.
         likelihood: "classification" (logits, integer labels), "regression" (σ = 1), or a likelihood with its own σ.
-        curvature: "full" (exact, P² memory), "kron" (KFAC-expand; a lower bound in that it leaves out what couples
-            pathways) or "diag".
+        curvature: a `Curvature`, or its structure: "full" (exact, P² memory), "layer", "pathway", "kron" or "diag".
         prior: log precisions by pathway name, or one for all; those not named, and None, are the layers' own, and
             log 1 for plain torch layers. A `FitResult` has its own in `.prior`.
         batch_size: how many data are treated at once; does not change the result.
@@ -173,10 +255,10 @@ def log_evidence(
     """
     model = likelihood_named(likelihood)
     log_precisions = resolve_prior(net, prior)
-    batches = Batches(data, batch_size)
+    batches, asked = Batches(data, batch_size), curvature_named(curvature)
 
     def evidence(network: nn.Module) -> Evidence:
-        return assemble(network, laplace_pass(network, batches, model, curvature), log_precisions)
+        return assemble(network, laplace_pass(network, batches, model, asked), log_precisions)
 
     # A soft stack's free pathway takes its shape from the precisions, so a prior that is given must reach the layers.
     own = {id(parameter): name for name, parameter in net.named_parameters()}
@@ -219,11 +301,26 @@ class _Within(nn.Module):
         return run(self.network)
 
 
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """The network in eval mode; afterwards every module is in the mode that it was in."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def _warn_of_normalisation(net: nn.Module) -> None:
     kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
     if found := next((name for name, m in net.named_modules() if isinstance(m, kinds)), None):
         warnings.warn(
             f"layer {found!r} normalises: weights right before it are scale-invariant, and the linearised evidence "
             "is not meaningful for their precision (arXiv 2206.08900)",
-            stacklevel=4,
+            stacklevel=5,
         )
+
+
+COLUMNS_AT_ONCE = 1

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from bayesws.evidence.curvature import Curvature, sum_tensors
+from bayesws.evidence.hessian import Hessian, sum_tensors
 from bayesws.layers.base import named_pathways
 
 LOG_BOUNDS = (-8.0, 16.0)  # of log δ: e¹⁶ switches a pathway off, in float32 as well
@@ -14,7 +14,7 @@ LOG_BOUNDS = (-8.0, 16.0)  # of log δ: e¹⁶ switches a pathway off, in float3
 @torch.no_grad()
 def update_precisions(
     net: nn.Module,
-    curvature: Curvature,
+    hessian: Hessian,
     log_precisions: Mapping[str, Tensor],
     steps: int = 1,
     damping: float = 0.5,
@@ -27,7 +27,7 @@ def update_precisions(
 
     Args:
         net: the network, for ‖θ‖² at its present weights.
-        curvature: from `laplace_pass`; its eigenvalues are reused in every step.
+        hessian: from `laplace_pass`; its eigenvalues are reused in every step.
         log_precisions: by pathway; pathways that share one tensor share one precision.
         steps: number of fixed-point steps.
         damping: in (0, 1].
@@ -43,7 +43,7 @@ def update_precisions(
     }
     tiny = torch.finfo(torch.float32).tiny
     for _ in range(steps):
-        effective = curvature.effective(log_precisions)
+        effective = hessian.effective(log_precisions)
         for key, names in members.items():
             gamma = sum_tensors([effective[n] for n in names if n in effective])
             log_delta = tensors[key]

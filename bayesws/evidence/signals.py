@@ -7,39 +7,161 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from bayesws.evidence.likelihood import Categorical, Gaussian
-from bayesws.layers.base import Declaration
+from bayesws.layers.base import Declaration, Pathway
 
 Layers = dict[str, tuple[nn.Module, Declaration]]
 
 
 @dataclass
-class LayerSignals:
-    """The signals of one layer for one batch; a layer called several times has its calls side by side in positions.
+class Calls:
+    """What went into a layer and came out of it, call by call; its calls lie side by side in positions."""
 
-    Attributes:
-        patches: (batch, positions, fan_in), what the effective kernel is multiplied with.
-        gradients: (columns, batch, positions, fan_out), Jᵀ S: the gradients of the network's outputs with respect to
-            the layer's output, weighted with the columns of a root S of the likelihood's Hessian.
-    """
-
-    patches: Tensor
-    gradients: Tensor
-
-
-@dataclass
-class _Calls:
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
 
+    def detached(self) -> "Calls":
+        """The same without what the inputs came from."""
+        return Calls([x.detach() for x in self.inputs], self.outputs)
+
+    def every(self, step: int, start: int) -> "Calls":
+        """The inputs of some of the data."""
+        return Calls([x[start::step] for x in self.inputs], self.outputs)
+
+    def patches(self, declaration: Declaration) -> Tensor:
+        """(batch, fan_in, positions), what the effective kernel is multiplied with."""
+        return _side_by_side([declaration.patches(x) for x in self.inputs])
+
+    def responses(self, declaration: Declaration, gradients: list[Tensor]) -> Tensor:
+        """Gradients of the outputs, (columns, batch, ...) for every call, as (columns, batch, fan_out, positions)."""
+        found = [declaration.responses(g.flatten(0, 1)).unflatten(0, g.shape[:2]) for g in gradients]
+        return _side_by_side(found)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One batch's way through the network.
+
+    Attributes:
+        outputs: of the network, (batch, ...).
+        calls: by layer; only layers that were called.
+    """
+
+    outputs: Tensor
+    calls: dict[str, Calls]
+
+
+def run_forward(net: nn.Module, layers: Layers, x: Tensor) -> Forward:
+    """Run one batch, listening to the layers; the graph from their outputs on is kept.
+
+    Raises:
+        ValueError: a layer that does not see the batch as its first dimension.
+    """
+    with torch.enable_grad(), _listening(layers) as calls:
+        outputs = net(x)
+    called = {name: heard for name, heard in calls.items() if heard.outputs}
+    for name, heard in called.items():
+        if wrong := next((len(i) for i in heard.inputs if len(i) != len(x)), None):
+            raise ValueError(
+                f"layer {name!r} sees {wrong} inputs for a batch of {len(x)}: expected the batch as its "
+                "first dimension; keep positions in a dimension of their own"
+            )
+    return Forward(outputs, called)
+
+
+def output_gradients(
+    forward: Forward, root: Tensor, create_graph: bool, columns: int
+) -> Iterator[dict[str, list[Tensor]]]:
+    """Jᵀ S: gradients of the network's outputs with respect to every call's output, along a root's columns.
+
+    Args:
+        forward: of the batch.
+        root: S (batch, C, K) with S Sᵀ the likelihood's Hessian.
+        create_graph: whether they are to be differentiable in the network's structure.
+        columns: how many columns go back at once.
+
+    Yields: for some columns at a time, by layer and call, (columns, batch, ...).
+    """
+    probes = [output for heard in forward.calls.values() for output in heard.outputs]
+    flat = forward.outputs.flatten(1)
+    starts = range(0, root.shape[-1], columns)
+    for start in starts:
+        chunk = root[..., start : start + columns].movedim(-1, 0)
+        several = len(chunk) > 1
+        found = torch.autograd.grad(
+            flat,
+            probes,
+            grad_outputs=chunk if several else chunk[0],
+            create_graph=create_graph,
+            retain_graph=create_graph or start != starts[-1],
+            allow_unused=True,
+            is_grads_batched=several,
+        )
+        gradients = [
+            g.new_zeros(()).expand(len(chunk), *p.shape) if g is None else g if several else g.unsqueeze(0)
+            for g, p in ((p if g is None else g, p) for g, p in zip(found, probes, strict=True))
+        ]
+        remaining = iter(gradients)
+        yield {name: [next(remaining) for _ in heard.outputs] for name, heard in forward.calls.items()}
+
+
+def jacobian_rows(pathway: Pathway, patches: Tensor, gradients: Tensor) -> Tensor:
+    """Sᵀ J of one pathway, (columns, batch, parameters): exact, summed over positions and calls."""
+    if pathway.acts == "bias":
+        return pathway.pull_back(gradients.sum(-1))
+    if pathway.acts == "scale":
+        return pathway.pull_back((gradients * patches).sum(-1))
+    return pathway.pull_back(gradients @ patches.mT)
+
+
+def check_declarations(net: nn.Module, layers: Layers, x: Tensor) -> None:
+    """Hold what the layers declare against autograd, on the first two data: nothing may act beside a layer's own call.
+
+    Raises:
+        ValueError: a parameter whose gradient is not the one that its layer's calls explain: it is used elsewhere too
+            (tied weights, functional calls), or its layer passes data from one example to another.
+    """
+    forward = run_forward(net, layers, x[:2])
+    flat = forward.outputs.flatten(1)
+    probe = torch.linspace(-1.0, 1.0, flat.numel(), dtype=flat.dtype, device=flat.device).reshape(flat.shape)
+    pathways = [(layer, p) for layer, (_, declaration) in layers.items() for p in declaration.pathways]
+    if not flat.requires_grad or not pathways:
+        return
+    wanted = [p.parameter for _, p in pathways]
+    truths = torch.autograd.grad(flat, wanted, probe, retain_graph=True, allow_unused=True)
+    with torch.no_grad():
+        gradients = next(output_gradients(forward, probe.unsqueeze(-1), False, 1))
+        for (layer, pathway), truth in zip(pathways, truths, strict=True):
+            found = torch.zeros_like(pathway.parameter)
+            if layer in forward.calls:
+                calls, declaration = forward.calls[layer], layers[layer][1]
+                rows = jacobian_rows(
+                    pathway, calls.patches(declaration), calls.responses(declaration, gradients[layer])
+                )
+                found = rows.sum((0, 1)).reshape(pathway.parameter.shape)
+            expected = found.new_zeros(found.shape) if truth is None else truth
+            size = torch.maximum(expected.norm(), found.norm())
+            if (found - expected).norm() > CONSISTENT * size:
+                name = f"{layer}.{pathway.name}" if layer else pathway.name
+                raise ValueError(
+                    f"parameter {name!r} acts outside its layer's own calls (tied to another layer, or used by a "
+                    "function): expected every use to be a call of the module; call the module, or freeze the parameter"
+                )
+
+
+CONSISTENT = 1e-2  # relative: float32 through a deep network is well below, a use that was not seen far above
+
+
+def _side_by_side(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
 
 @contextmanager
-def _listening(layers: Layers) -> Iterator[dict[str, _Calls]]:
-    calls = {name: _Calls() for name in layers}
+def _listening(layers: Layers) -> Iterator[dict[str, Calls]]:
+    calls = {name: Calls() for name in layers}
     handles = []
     for name, (module, _) in layers.items():
 
-        def hear(_m: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, heard: _Calls = calls[name]) -> Tensor:
+        def hear(_m: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, heard: Calls = calls[name]) -> Tensor:
             output = output if output.requires_grad else output.detach().requires_grad_()
             heard.inputs.append(inputs[0])
             heard.outputs.append(output)
@@ -51,59 +173,3 @@ def _listening(layers: Layers) -> Iterator[dict[str, _Calls]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def layer_signals(
-    net: nn.Module, layers: Layers, x: Tensor, y: Tensor, likelihood: Categorical | Gaussian, create_graph: bool
-) -> tuple[Tensor, dict[str, LayerSignals]]:
-    """Run one batch forward and, for every column of the Hessian's root, backward to the layers' outputs.
-
-    Args:
-        net: the network, in eval mode.
-        layers: its declarations.
-        x, y: (batch, ...), inputs and targets.
-        likelihood: gives the root.
-        create_graph: whether the signals are to be differentiable in the network's structure.
-
-    Returns: the outputs (batch, C) and the signals of every layer that was called.
-    """
-    with torch.enable_grad(), _listening(layers) as calls:
-        outputs = net(x)
-        likelihood.check(outputs, y)
-        root = likelihood.hessian_root(outputs)
-        flat = outputs.flatten(1)
-        probes = [output for heard in calls.values() for output in heard.outputs]
-        columns = [
-            torch.autograd.grad(
-                flat,
-                probes,
-                grad_outputs=root[..., column],
-                create_graph=create_graph,
-                retain_graph=True,
-                allow_unused=True,
-            )
-            for column in range(root.shape[-1])
-        ]
-    signals: dict[str, LayerSignals] = {}
-    start = 0
-    for name, heard in calls.items():
-        declaration = layers[name][1]
-        if not heard.outputs:
-            continue
-        patches, gradients = [], []
-        for call, (inputs, output) in enumerate(zip(heard.inputs, heard.outputs, strict=True)):
-            found = [column[start + call] for column in columns]
-            found = [torch.zeros_like(output) if g is None else g for g in found]
-            gradients.append(torch.stack([declaration.responses(g) for g in found]))
-            patches.append(declaration.patches(inputs))
-            if len(patches[-1]) != len(x):
-                raise ValueError(
-                    f"layer {name!r} sees {len(patches[-1])} inputs for a batch of {len(x)}: expected the batch as its "
-                    "first dimension; keep positions in a dimension of their own"
-                )
-        start += len(heard.outputs)
-        signals[name] = LayerSignals(torch.cat(patches, 1), torch.cat(gradients, 2))
-    if not create_graph:
-        outputs = outputs.detach()
-        signals = {n: LayerSignals(s.patches.detach(), s.gradients.detach()) for n, s in signals.items()}
-    return outputs, signals

@@ -1,5 +1,6 @@
 """Where weights are shared: modules with torch's own signatures that declare their pathways."""
 
+from bayesws.layers import plain  # registers what torch's own layers declare
 from bayesws.layers.base import Declaration, Pathway, declarations, declare, named_pathways, structure
 from bayesws.layers.conv import WSConv2d, WSLiftConv2d
 from bayesws.layers.linear import WSLinear
@@ -17,5 +18,6 @@ __all__ = [
     "declarations",
     "declare",
     "named_pathways",
+    "plain",
     "structure",
 ]

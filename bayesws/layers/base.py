@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import singledispatch
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayesws.sharing.doubly_stochastic import DoublyStochastic
@@ -27,12 +26,14 @@ class Pathway:
         parameter: θ, any shape; its prior is N(0, exp(-log_precision) I).
         log_precision: log δ, a scalar tensor; None where the layer has none of its own (a plain torch layer), and the
             caller's, or log 1, is taken.
-        pull_back: what the pathway makes of the gradient of the effective kernel: (..., fan_out, fan_in) for weights,
-            (..., fan_out) for biases, to (..., numel of θ). Linear, differentiable in the layer's structure.
+        pull_back: what the pathway makes of the gradient of what it acts through (see `acts`), (..., fan_out, fan_in)
+            or (..., fan_out), to (..., numel of θ). Linear, differentiable in the layer's structure.
         factors: what the pathway makes of the kernel's Kronecker factors A (fan_in, fan_in) and B (fan_out, fan_out):
-            one or several blocks (A_k, B_k) with H_θ ≈ blockdiag_k(A_k ⊗ B_k). Covariances between the blocks are left
-            out, which can only lower the evidence. For biases A is the number 1, shape (1, 1).
-        is_bias: whether `pull_back` takes the gradient of the bias instead of the kernel's.
+            one or several blocks (A_k, B_k) with H_θ ≈ blockdiag_k(A_k ⊗ B_k), blocks of equal size. Covariances
+            between the blocks are left out, which can only lower the evidence. For biases A is the number 1, shape
+            (1, 1). Here the group's elements count as independent examples (KFAC-expand).
+        reduced_factors: the same where they are summed first (KFAC-reduce); None where there is no difference.
+        acts: "kernel" (y = K a), "bias" (y = b) or "scale" (y = s ∘ a, elementwise; it needs no `factors`).
     """
 
     name: str
@@ -40,7 +41,8 @@ class Pathway:
     log_precision: Tensor | None
     pull_back: Callable[[Tensor], Tensor]
     factors: Callable[[Tensor, Tensor], Factors]
-    is_bias: bool = False
+    reduced_factors: Callable[[Tensor, Tensor], Factors] | None = None
+    acts: str = "kernel"
 
     @property
     def numel(self) -> int:
@@ -54,8 +56,8 @@ class Declaration:
 
     Attributes:
         pathways: in the order of their parameters.
-        patches: layer input (batch, ...) to (batch, positions, fan_in), the vectors that the kernel is applied to.
-        responses: layer output, or its gradient, (batch, ...) to (batch, positions, fan_out).
+        patches: layer input (batch, ...) to (batch, fan_in, positions), the vectors that the kernel is applied to.
+        responses: layer output, or its gradient, (batch, ...) to (batch, fan_out, positions).
         structure: hyperparameters Θ of the representation stack; empty where it is fixed.
         precisions: every log precision that is the layer's own, those of frozen pathways included.
         stack: the representations that Θ makes, with how well they converged; None where nothing is learned.
@@ -100,8 +102,8 @@ def declarations(net: nn.Module) -> dict[str, tuple[nn.Module, Declaration]]:
         if parameter.requires_grad and id(parameter) not in declared:
             module = type(net.get_submodule(name.rpartition(".")[0])).__name__
             raise ValueError(
-                f"parameter {name!r} of a {module}: expected parameters of nn.Linear, nn.Conv2d or bayesws.layers; "
-                "freeze it (requires_grad_(False)) or replace the module"
+                f"parameter {name!r} of a {module}: expected parameters of nn.Linear, nn.Conv1d/2d/3d, affine "
+                "normalisation or bayesws.layers; freeze it (requires_grad_(False)) or replace the module"
             )
     return found
 
@@ -121,79 +123,6 @@ def structure(net: nn.Module) -> list[nn.Parameter]:
 def shaping_precisions(net: nn.Module) -> list[Tensor]:
     """Log precisions that also shape a layer's kernel, through the free pathway of a soft stack."""
     return [t for _, d in declarations(net).values() if d.stack is not None for t in d.precisions]
-
-
-def _own_weight(weight: nn.Parameter) -> Pathway:
-    """The pathway of a layer whose parameter is its effective kernel itself."""
-    return Pathway("weight", weight, None, lambda k: k.flatten(-2), lambda a, b: [(a, b)])
-
-
-def _own_bias(bias: nn.Parameter) -> Pathway:
-    """The pathway of a plain bias: one number per output channel."""
-    return Pathway("bias", bias, None, lambda g: g, lambda a, b: [(a, b)], is_bias=True)
-
-
-@declare.register
-def _(module: nn.Linear) -> Declaration:
-    return Declaration(
-        _plain_pathways(module),
-        patches=lambda x: x.reshape(x.shape[0], -1, x.shape[-1]),
-        responses=lambda y: y.reshape(y.shape[0], -1, y.shape[-1]),
-    )
-
-
-@declare.register
-def _(module: nn.Conv2d) -> Declaration:
-    if module.groups != 1:
-        raise ValueError(f"nn.Conv2d with groups={module.groups}: expected groups=1; freeze it (requires_grad_(False))")
-    kernel = module.kernel_size[0], module.kernel_size[1]
-    return Declaration(
-        _plain_pathways(module),
-        patches=lambda x: image_patches(x, kernel, module.stride, module.padding, module.dilation, module.padding_mode),
-        responses=lambda y: y.flatten(2).mT,
-    )
-
-
-def _plain_pathways(module: nn.Linear | nn.Conv2d) -> tuple[Pathway, ...]:
-    weight, bias = module._parameters["weight"], module._parameters["bias"]
-    assert weight is not None
-    pathways = [_own_weight(weight)]
-    if bias is not None:
-        pathways.append(_own_bias(bias))
-    return tuple(p for p in pathways if p.parameter.requires_grad)
-
-
-def image_patches(
-    x: Tensor,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, ...],
-    padding: str | tuple[int, ...],
-    dilation: tuple[int, ...],
-    padding_mode: str,
-) -> Tensor:
-    """The patches that a 2d convolution multiplies with its kernel: (B, C, H, W) to (B, positions, C·k·k)."""
-    x = pad_image(x, kernel_size, padding, dilation, padding_mode)
-    return F.unfold(x, kernel_size, dilation=tuple(dilation), stride=tuple(stride)).mT
-
-
-def pad_image(
-    x: Tensor,
-    kernel_size: tuple[int, int],
-    padding: str | tuple[int, ...],
-    dilation: tuple[int, ...],
-    padding_mode: str,
-) -> Tensor:
-    """Pad (B, C, H, W) as torch's convolutions do; `padding` may be "same" or "valid"."""
-    if padding == "valid":
-        return x
-    if padding == "same":
-        total = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
-        sides = [total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2]
-    else:
-        sides = [int(padding[1])] * 2 + [int(padding[0])] * 2
-    if not any(sides):
-        return x
-    return F.pad(x, sides, mode="constant" if padding_mode == "zeros" else padding_mode)
 
 
 def starting_log_precisions(net: nn.Module) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from bayesws.layers.base import image_patches, pad_image
+from bayesws.layers.patches import image_patches, pad_image
 from bayesws.layers.weight_sharing import PATHWAYS, WeightSharing, check_sizes
 from bayesws.sharing.groups import Group
 
@@ -98,14 +98,14 @@ class _WSConv2d(WeightSharing):
             )
 
     def patches(self, x: Tensor) -> Tensor:
-        """Layer input to (batch, positions, in·d)."""
+        """Layer input to (batch, in·d, positions)."""
         return image_patches(
             self._as_images(x), self.kernel_size, self.stride, self.padding, self.dilation, self.padding_mode
         )
 
     def responses(self, y: Tensor) -> Tensor:
-        """(batch, out, G, H, W) to (batch, positions, out·G)."""
-        return y.flatten(3).flatten(1, 2).mT
+        """(batch, out, G, H, W) to (batch, out·G, positions)."""
+        return y.flatten(3).flatten(1, 2)
 
     def extra_repr(self) -> str:
         """Geometry beside what every sharing layer shows."""

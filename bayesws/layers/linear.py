@@ -56,9 +56,9 @@ class WSLinear(WeightSharing):
         return f"{self.in_features}, {self.out_features}"
 
     def patches(self, x: Tensor) -> Tensor:
-        """(batch, ..., in) to (batch, positions, in)."""
-        return x.reshape(x.shape[0], -1, x.shape[-1])
+        """(batch, ..., in) to (batch, in, positions)."""
+        return x.reshape(x.shape[0], -1, x.shape[-1]).mT
 
     def responses(self, y: Tensor) -> Tensor:
-        """(batch, ..., out, G) to (batch, positions, out·G)."""
-        return y.reshape(y.shape[0], -1, y.shape[-2] * y.shape[-1])
+        """(batch, ..., out, G) to (batch, out·G, positions)."""
+        return y.reshape(y.shape[0], -1, y.shape[-2] * y.shape[-1]).mT

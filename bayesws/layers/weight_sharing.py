@@ -140,7 +140,14 @@ class WeightSharing(nn.Module):
         found = []
         if self.shared is not None:
             found.append(
-                Pathway("shared", self.shared, self.log_precisions["shared"], self._pull_shared, self._factor_shared)
+                Pathway(
+                    "shared",
+                    self.shared,
+                    self.log_precisions["shared"],
+                    self._pull_shared,
+                    self._factor_shared,
+                    self._reduce_shared,
+                )
             )
         if self.free is not None:
             name = "free" if "free" in self.pathway_names else "residual"
@@ -148,7 +155,9 @@ class WeightSharing(nn.Module):
             found.append(Pathway(name, self.free, precision, self._pull_free, self._factor_free))
         if self.bias is not None:
             precision = self.log_precisions["bias"]
-            found.append(Pathway("bias", self.bias, precision, self._pull_bias, self._factor_bias, is_bias=True))
+            found.append(
+                Pathway("bias", self.bias, precision, self._pull_bias, self._factor_bias, self._reduce_bias, "bias")
+            )
         return tuple(p for p in found if p.parameter.requires_grad)
 
     def structure(self) -> tuple[nn.Parameter, ...]:
@@ -162,12 +171,12 @@ class WeightSharing(nn.Module):
         return Declaration(self.pathways(), self.patches, self.responses, self.structure(), precisions, stack)
 
     def patches(self, x: Tensor) -> Tensor:
-        """Layer input to (batch, positions, in·d)."""
+        """Layer input to (batch, in·d, positions)."""
         raise NotImplementedError
 
     def responses(self, y: Tensor) -> Tensor:
-        """Layer output (batch, out, G, ...) or its gradient to (batch, positions, out·G)."""
-        return y.flatten(3).flatten(1, 2).mT if y.ndim > 3 else y.flatten(1, 2).unsqueeze(1)
+        """Layer output (batch, out, G, ...) or its gradient to (batch, out·G, positions)."""
+        raise NotImplementedError
 
     # What each pathway makes of the gradient of the kernel, and of its Kronecker factors (DESIGN: one pass for all).
 
@@ -193,6 +202,10 @@ class WeightSharing(nn.Module):
         b = b.unflatten(0, (-1, self.group_size)).unflatten(2, (-1, self.group_size))
         return torch.einsum("ogpg->gop", b)
 
+    def _element_sum(self, b: Tensor) -> Tensor:
+        """Σ_gh B_gh, (out, out): the second moment of gradients that are summed over the group."""
+        return b.unflatten(0, (-1, self.group_size)).unflatten(2, (-1, self.group_size)).sum((1, 3))
+
     def _inputs(self, roots: Tensor, a: Tensor) -> Tensor:
         """(I_in ⊗ M_g)ᵀ A (I_in ⊗ M_g) for a stack of d × d matrices M, (G, in·d, in·d)."""
         a = a.unflatten(0, (self.in_channels, -1)).unflatten(2, (self.in_channels, -1))
@@ -200,6 +213,10 @@ class WeightSharing(nn.Module):
 
     def _factor_shared(self, a: Tensor, b: Tensor) -> Factors:
         return [(self._inputs(self.representations(), a).mean(0), self._element_blocks(b).sum(0))]
+
+    def _reduce_shared(self, a: Tensor, b: Tensor) -> Factors:
+        mean = self._inputs(self.representations().mean(0, keepdim=True), a)
+        return [(mean[0], self._element_sum(b))]
 
     def _factor_free(self, a: Tensor, b: Tensor) -> Factors:
         if not self.stack.is_soft:
@@ -209,6 +226,9 @@ class WeightSharing(nn.Module):
 
     def _factor_bias(self, a: Tensor, b: Tensor) -> Factors:
         return [(a, self._element_blocks(b).sum(0))]
+
+    def _reduce_bias(self, a: Tensor, b: Tensor) -> Factors:
+        return [(a, self._element_sum(b))]
 
     def _sizes_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}"

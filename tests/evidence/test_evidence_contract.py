@@ -313,14 +313,45 @@ def lone_parameter():
     return net
 
 
+def functional_use():
+    """The head's weight is used a second time, by a function."""
+    net = two_heads(nn.Linear(4, 3, dtype=torch.float64))
+
+    class Again(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x) + self.net[2].weight.sum(1)
+
+    return Again()
+
+
+class Attending(nn.Module):
+    """nn.MultiheadAttention calls its output map as a function: its hook never hears of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 1, batch_first=True, dtype=torch.float64)
+        self.attention.in_proj_weight.requires_grad_(False)
+        self.attention.in_proj_bias.requires_grad_(False)
+        self.head = nn.Linear(16, 3, dtype=torch.float64)
+
+    def forward(self, x):
+        x = x.squeeze(1)
+        return self.head(self.attention(x, x, x, need_weights=False)[0].flatten(1))
+
+
 BAD_NETS = {
     "BatchNorm": (
-        lambda: nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(16, 3)),
-        "parameter '0.weight' of a BatchNorm2d",
+        lambda: nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(), nn.Linear(16, 3)),
+        "BatchNorm2d without running statistics: expected",
     ),
     "PReLU": (lambda: two_heads(nn.PReLU()), "parameter '2.weight' of a PReLU"),
-    "grouped": (lambda: nn.Sequential(nn.Conv2d(2, 4, 3, groups=2)), "groups=2: expected groups=1"),
-    "Conv1d": (lambda: nn.Sequential(nn.Conv1d(1, 4, 3)), "parameter '0.weight' of a Conv1d"),
+    "ConvTranspose": (lambda: nn.Sequential(nn.ConvTranspose2d(1, 4, 3)), "parameter '0.weight' of a ConvTranspose2d"),
+    "functional": (functional_use, "parameter 'net.2.weight' acts outside its layer's own calls"),
+    "attention": (Attending, "parameter 'attention.out_proj.weight' acts outside its layer's own calls"),
     "shared weight": (shared_weight, "layer '2' shares a parameter with another layer"),
     "shared stack": (shared_stack, "layer '1' shares a parameter with another layer"),
     "loose": (lone_parameter, "parameter 'scale' of a Sequential"),
@@ -347,7 +378,7 @@ def test_positions_folded_into_the_batch_are_refused(layer, curvature):
 
 
 BAD_NAMES = [
-    ({"curvature": "kfac"}, "curvature='kfac': expected one of full, kron, diag"),
+    ({"curvature": "kfac"}, "curvature='kfac': expected one of full, layer, pathway, kron, diag"),
     ({"likelihood": "poisson"}, "likelihood='poisson': expected 'classification' or 'regression'"),
     ({"batch_size": 0}, "batch_size=0: expected at least 1"),
 ]

@@ -5,7 +5,7 @@ import oracles
 import pytest
 import torch
 
-from bayesws import Categorical, Gaussian, log_evidence
+from bayesws import Categorical, Curvature, Gaussian, log_evidence
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.objective import laplace_pass
 from bayesws.layers.base import starting_log_precisions
@@ -38,10 +38,10 @@ def test_full_is_the_dense_matrix(sharing, kind):
     h, spans = oracles.dense_ggn(net, x, hessian, names), oracles.spans(net, names)
     assert set(spans) == set(prior)
     done = laplace_pass(net, Batches((x, y)), likelihood, "full")
-    order = torch.cat([torch.arange(spans[n].start, spans[n].stop) for n in done.curvature.sizes])
+    order = torch.cat([torch.arange(spans[n].start, spans[n].stop) for n in done.hessian.sizes])
     # the same products summed in another order: relative to the largest entry
     scale = h.abs().max()
-    torch.testing.assert_close(done.curvature.matrix / scale, h[order[:, None], order] / scale, rtol=0, atol=1e-12)
+    torch.testing.assert_close(done.hessian.matrix / scale, h[order[:, None], order] / scale, rtol=0, atol=1e-12)
     found = log_evidence(net, (x, y), likelihood, "full")
     by_row = precisions_by_row(net, spans, prior)
     expected = oracles.occam_factor(h, by_row)
@@ -66,7 +66,7 @@ def test_diag_is_the_diagonal_of_the_dense_matrix(sharing, kind):
     for name, span in oracles.spans(net, names).items():
         expected, delta = diagonal[span], prior[name].exp().detach()
         # sums of products in another order
-        torch.testing.assert_close(done.curvature.eigenvalues[name], expected, rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(done.hessian.eigenvalues[name], expected, rtol=1e-10, atol=1e-14)
         share = found.by_pathway[name]
         occam = 0.5 * torch.log(1 + expected / delta).sum()
         torch.testing.assert_close(share.occam.detach(), occam, rtol=1e-10, atol=1e-14)
@@ -76,17 +76,19 @@ def test_diag_is_the_diagonal_of_the_dense_matrix(sharing, kind):
 
 @every_net
 @every_likelihood
-def test_kron_is_its_definition(sharing, kind, tight_sinkhorn):
+@pytest.mark.parametrize("factors", ["expand", "reduce"])
+def test_kron_is_its_definition(sharing, kind, factors, tight_sinkhorn):
     net, x, y, likelihood, hessian = problem(sharing, kind)
     prior = starting_log_precisions(net)
-    blocks = oracles.kron_blocks(net, x, hessian)
+    blocks = oracles.kron_blocks(net, x, hessian, factors == "reduce")
     assert set(blocks) == set(prior)
-    done = laplace_pass(net, Batches((x, y)), likelihood, "kron")
-    found = log_evidence(net, (x, y), likelihood, "kron")
+    curvature = Curvature("kron", factors=factors)
+    done = laplace_pass(net, Batches((x, y)), likelihood, curvature)
+    found = log_evidence(net, (x, y), likelihood, curvature)
     total = 0.0
     for name, block in blocks.items():
         delta = prior[name].exp().detach().expand(len(block))
-        values = done.curvature.eigenvalues[name].detach().sort().values
+        values = done.hessian.eigenvalues[name].detach().sort().values
         # eigenvalues are good to rounding times the largest
         expected = torch.linalg.eigvalsh(block)
         torch.testing.assert_close(values / expected[-1], expected / expected[-1], rtol=0, atol=1e-12)
@@ -106,7 +108,7 @@ def test_kron_is_exact_for_one_position_one_output_and_one_datum(kind):
     x = torch.randn(1, 4, dtype=torch.float64)
     likelihood, _ = LIKELIHOODS[kind]
     y = networks.targets(kind, 1, 3)
-    kron, full = (laplace_pass(net, Batches((x, y)), likelihood(), c).curvature for c in ("kron", "full"))
+    kron, full = (laplace_pass(net, Batches((x, y)), likelihood(), c).hessian for c in ("kron", "full"))
     h = full.matrix[:12, :12]
     torch.testing.assert_close(
         kron.eigenvalues["0.weight"].sort().values.detach(),
@@ -159,3 +161,47 @@ def test_diagonal_and_kron_are_bounds_that_full_does_not_exceed():
     net, x, y, likelihood, _ = problem(networks.SHARING[0], "classification")
     full, diag = (log_evidence(net, (x, y), likelihood, c).occam.item() for c in ("full", "diag"))
     assert full < diag
+
+
+@every_net
+@pytest.mark.parametrize("structure", ["layer", "pathway"])
+def test_blocks_are_those_of_the_dense_matrix(sharing, structure):
+    net, x, y, likelihood, hessian = problem(sharing, "classification")
+    prior, names = starting_log_precisions(net), oracles.weight_names(net)
+    h, spans = oracles.dense_ggn(net, x, hessian, names), oracles.spans(net, names)
+    by_row, total = precisions_by_row(net, spans, prior), 0.0
+    found = log_evidence(net, (x, y), likelihood, structure)
+    blocks = {}
+    for name, span in spans.items():
+        blocks.setdefault(name.rpartition(".")[0] if structure == "layer" else name, []).append(span)
+    for block in blocks.values():
+        rows = torch.cat([torch.arange(span.start, span.stop) for span in block])
+        total += oracles.occam_factor(h[rows[:, None], rows], by_row[rows])
+    assert found.occam.item() == pytest.approx(total, rel=1e-10)
+
+
+@every_likelihood
+def test_fewer_covariances_mean_a_lower_evidence(kind):
+    """Fischer: log det of a matrix is at most that of its blocks, these at most that of their blocks."""
+    net, x, y, likelihood, _ = problem(networks.SHARING[0], kind)
+    values = [float(log_evidence(net, (x, y), likelihood, c)) for c in ("full", "layer", "pathway", "diag")]
+    assert values == sorted(values, reverse=True) and len(set(values)) == 4
+
+
+def test_small_layers_keep_their_joint_block():
+    """All layers small: the layer blocks; none: Kronecker factors; between: every layer as its size says."""
+    net, x, y, likelihood, _ = problem(networks.SHARING[0], "classification")
+    layered, kron = (log_evidence(net, (x, y), likelihood, c) for c in ("layer", "kron"))
+    all_exact = log_evidence(net, (x, y), likelihood, Curvature("kron", exact_up_to=10_000))
+    assert float(all_exact) == pytest.approx(float(layered), rel=1e-12)
+    head = sum(p.numel() for p in net.head.parameters())
+    mixed = log_evidence(net, (x, y), likelihood, Curvature("kron", exact_up_to=head))
+    for name, part in mixed.by_pathway.items():
+        other = kron.by_pathway[name]
+        size = sum(p.parameters for n, p in kron.by_pathway.items() if n.rpartition(".")[0] == name.rpartition(".")[0])
+        if size <= head:
+            assert part.occam is None
+            expected = layered.by_pathway[name].effective.item()
+            assert part.effective.item() == pytest.approx(expected, rel=1e-9)
+        else:
+            assert part.occam.item() == pytest.approx(other.occam.item(), rel=1e-12)

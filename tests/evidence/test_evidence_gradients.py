@@ -5,8 +5,10 @@ import oracles
 import pytest
 import torch
 
-from bayesws import Categorical, Gaussian, log_evidence
-from bayesws.layers.base import structure
+from bayesws import Categorical, Curvature, Gaussian, log_evidence
+from bayesws.evidence.batches import Batches
+from bayesws.evidence.gradient import evidence_gradient
+from bayesws.layers.base import starting_log_precisions, structure
 
 SOFT = [s for s in networks.SHARING if s[0] != "fixed"]
 CASES = [*SOFT, ("fixed", networks.BOTH, 2)]
@@ -57,6 +59,44 @@ def test_gradients_against_finite_differences(sharing, kind, curvature, tight_si
     check_scalars(total, [*precisions(net), *likelihood.hyperparameters()])
     if logits := structure(net):
         check_along_random_directions(total, logits)
+
+
+@every_net
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+@pytest.mark.parametrize("curvature", ["full", "layer", "diag", "kron"])
+def test_two_passes_give_the_gradient_of_one(sharing, kind, curvature, tight_sinkhorn):
+    """Which the test above holds against finite differences. Parts of several batches, sampled columns, a subset."""
+    net, x, y = networks.Small(*sharing), networks.images(11), networks.targets(kind, 11, 2)
+    likelihood = Categorical() if kind == "classification" else Gaussian(0.7, dtype=torch.float64)
+    wanted = [*precisions(net), *likelihood.hyperparameters(), *structure(net)]
+    for asked in (Curvature(curvature), Curvature(curvature, samples=1, subset=0.8, seed=3)):
+        problem = net, Batches((x, y), batch_size=6), likelihood, asked, starting_log_precisions(net), wanted
+        one, expected = evidence_gradient(*problem, way="once")
+        two, found = evidence_gradient(*problem, way="twice")
+        assert float(two) == pytest.approx(float(one), rel=1e-12)
+        for a, b in zip(found, expected, strict=True):
+            # the same products in another order
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10 * max(1.0, float(b.abs().max())))
+
+
+@every_net
+@pytest.mark.parametrize("curvature", ["full", "diag", "kron"])
+def test_local_gradient_takes_signals_as_constants(sharing, curvature, tight_sinkhorn):
+    """One linear layer, regression: its inputs and output gradients do not depend on the stack; local is exact."""
+    net, x = networks.Linear(*sharing), torch.randn(7, 4, dtype=torch.float64)
+    y, likelihood = torch.randn(7, net(x).shape[1], dtype=torch.float64), Gaussian(0.7, learn=False)
+    wanted = [*precisions(net), *structure(net)]
+    problem = net, Batches((x, y), batch_size=4), likelihood, curvature, starting_log_precisions(net), wanted
+    _, expected = evidence_gradient(*problem, way="once")
+    _, found = evidence_gradient(*problem, way="local")
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10 * max(1.0, float(b.abs().max())))
+
+
+def test_unknown_way():
+    net, data = networks.Small(*SOFT[0]), Batches((networks.images(4), networks.targets("classification", 4, 2)))
+    with pytest.raises(ValueError, match="way='thrice': expected one of once, twice, local"):
+        evidence_gradient(net, data, Categorical(), "kron", starting_log_precisions(net), [], "thrice")
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])

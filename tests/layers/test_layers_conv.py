@@ -44,7 +44,7 @@ def test_geometry_is_torch_s(kind, geometry):
     # patches times kernel is what the layer does: the evidence relies on it
     kernel = layer.kernel().flatten(2).flatten(0, 1)
     bias = layer.bias.repeat_interleave(2)
-    torch.testing.assert_close(layer.responses(y), layer.patches(x) @ kernel.T + bias, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer.responses(y), kernel @ layer.patches(x) + bias[:, None], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
@@ -52,7 +52,7 @@ def test_patches_of_a_plain_convolution(geometry):
     layer = nn.Conv2d(3, 2, **geometry, dtype=torch.float64)
     x = torch.randn(2, 3, 7, 8, dtype=torch.float64)
     declaration = declare(layer)
-    found = declaration.patches(x) @ layer.weight.flatten(1).T + layer.bias
+    found = layer.weight.flatten(1) @ declaration.patches(x) + layer.bias[:, None]
     torch.testing.assert_close(declaration.responses(layer(x)), found, rtol=1e-12, atol=1e-12)
 
 

@@ -1,0 +1,112 @@
+"""The gradient of the log evidence in precisions, noise and structure, weights fixed: three ways to it.
+
+"once"  one pass with its graph kept, then one backward pass through all of it: exact, memory grows with the data.
+"twice" a detached pass; the derivative of the evidence in what that pass has summed (the adjoints); a second pass,
+        batch by batch, that weights every batch's contribution with them. The same gradient in constant memory.
+"local" the stack's part in the factors and in the likelihood alone: how the layers' inputs and output gradients, and
+        through them the curvature, change with the structure is left out. The cheapest; not the evidence's gradient.
+
+None of them follows the weights: how the MAP θ* moves with the hyperparameters is left out (exact for linear networks).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bayesws.evidence.batches import Batches
+from bayesws.evidence.curvature import Curvature, curvature_named
+from bayesws.evidence.likelihood import Categorical, Gaussian
+from bayesws.evidence.moments import DenseMoments, DiagonalMoments, Sums, moments_for
+from bayesws.evidence.objective import (
+    Evidence,
+    add_batch,
+    assemble,
+    evaluating,
+    finish,
+    gather,
+    laplace_pass,
+)
+from bayesws.evidence.sampling import sampled_batches
+from bayesws.evidence.signals import run_forward
+from bayesws.layers.base import declarations
+
+WAYS = ("once", "twice", "local")
+PARTS = 8  # the second pass keeps graphs of a batch's columns all at once, so it takes a batch in parts
+
+
+def evidence_gradient(
+    net: nn.Module,
+    data: Batches,
+    likelihood: Categorical | Gaussian,
+    curvature: str | Curvature,
+    log_precisions: Mapping[str, Tensor],
+    wanted: Sequence[Tensor],
+    way: str = "twice",
+) -> tuple[Evidence, list[Tensor]]:
+    """The log evidence, and its gradient in some of its hyperparameters; see the module's text for the three ways.
+
+    Args:
+        net, data, likelihood, curvature: as for `laplace_pass`.
+        log_precisions: by pathway.
+        wanted: log precisions, noise, logits; all of them requiring a gradient.
+        way: "once", "twice" or "local".
+
+    Returns: the evidence, detached except with "once", and the gradients, zero where it does not depend.
+
+    Raises:
+        ValueError: an unknown way, and what `laplace_pass` raises.
+    """
+    if way not in WAYS:
+        raise ValueError(f"way={way!r}: expected one of {', '.join(WAYS)}")
+    asked = curvature_named(curvature)
+    if way == "once":
+        with torch.enable_grad():
+            evidence = assemble(net, laplace_pass(net, data, likelihood, asked), log_precisions)
+            return evidence, _gradients(evidence.total, wanted)
+    with torch.no_grad():
+        gathered = gather(net, data, likelihood, asked)
+    with torch.enable_grad():
+        leaves = [{key: value.requires_grad_() for key, value in m.sums.items()} for m in gathered.moments]
+        evidence = assemble(net, finish(gathered, leaves), log_precisions)
+        flat = [value for sums in leaves for value in sums.values()]
+        found = _gradients(evidence.total, [*flat, *wanted])
+    adjoints, total = iter(found[: len(flat)]), found[len(flat) :]
+    weights: list[Sums] = [{key: next(adjoints) for key in sums} for sums in leaves]
+    _second_pass(net, data, likelihood, asked, weights, gathered.times, wanted, total, local=way == "local")
+    return evidence, total
+
+
+def _second_pass(
+    net: nn.Module,
+    data: Batches,
+    likelihood: Categorical | Gaussian,
+    curvature: Curvature,
+    weights: list[Sums],
+    times: float,
+    wanted: Sequence[Tensor],
+    total: list[Tensor],
+    local: bool,
+) -> None:
+    """Add to `total` the gradient of times · log p(D | θ) + Σ <adjoint, sum>, part of a batch by part."""
+    layers = declarations(net)
+    with evaluating(net), torch.enable_grad():
+        for x, y, draw in sampled_batches(data, curvature, PARTS):
+            moments = moments_for(curvature, layers)
+            forward = run_forward(net, layers, x)
+            weighted = list(zip(moments, weights, strict=True))
+            if local:  # Kronecker factors are sums of signals alone; rows of Jacobians have been through the stack
+                weighted = [(m, w) for m, w in weighted if isinstance(m, DenseMoments | DiagonalMoments)]
+            parts, graph = [m for m, _ in weighted], "layers" if local else "signals"
+            value = times * add_batch(forward, y, likelihood, parts, draw, graph)
+            for part, weight in weighted:
+                value = value + sum((weight[key] * term).sum() for key, term in part.sums.items())
+            for gradient, more in zip(total, _gradients(value, wanted), strict=True):
+                gradient += more
+
+
+def _gradients(value: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
+    if not value.requires_grad:
+        return [torch.zeros_like(t) for t in wanted]
+    found = torch.autograd.grad(value, wanted, allow_unused=True, retain_graph=False)
+    return [torch.zeros_like(t) if g is None else g for g, t in zip(found, wanted, strict=True)]

