@@ -3,7 +3,7 @@
 import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -12,8 +12,11 @@ from torch import nn
 from bayesws import data as data_sets
 from bayesws.analysis.comparison import STRUCTURES, Comparison, Trial
 from bayesws.evidence.batches import as_tensors
+from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.fit import OBJECTIVES, fit
 from bayesws.models import WSCNN
+
+SAMPLED = Curvature("kron", samples=1)
 
 
 def compare(
@@ -23,6 +26,7 @@ def compare(
     seeds: int = 5,
     objectives: tuple[str, ...] = OBJECTIVES,
     likelihood: str = "classification",
+    curvature: str | Curvature = SAMPLED,
     **settings: Any,
 ) -> Comparison:
     """Evidence against task loss on one data set, paired over seeds.
@@ -33,6 +37,7 @@ def compare(
         seeds: how many, 0 to seeds - 1.
         objectives: among "evidence" and "task".
         likelihood: as for `fit`.
+        curvature: as for `fit`; steps on one sampled column a datum cost little and end at the same structures.
         settings: further arguments of `fit`, such as `epochs`.
 
     Raises:
@@ -45,9 +50,10 @@ def compare(
     for objective in objectives:
         for seed in range(seeds):
             torch.manual_seed(seed)
-            result = fit(make_net(), train, likelihood, objective, seed=seed, **settings)
+            result = fit(make_net(), train, likelihood, objective, curvature, seed=seed, **settings)
             trials.append(Trial.of(result, train, test, "data", seed))
-    return Comparison(trials, {"seeds": seeds, **{k: v for k, v in settings.items() if k != "progress"}})
+    same = {k: v for k, v in settings.items() if k != "progress"}
+    return Comparison(trials, {"seeds": seeds, "curvature": asdict(curvature_named(curvature)), **same})
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Job:
         task, seed, structure, objective: see `Trial`.
         network: arguments of `WSCNN` but channels, classes and pathways.
         settings: further arguments of `fit`.
+        curvature: as for `fit`.
     """
 
     data: dict[str, Any]
@@ -68,6 +75,7 @@ class Job:
     objective: str
     network: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    curvature: Curvature = SAMPLED
 
     def run(self) -> Trial:
         """Load the data, build the network, fit, test."""
@@ -81,7 +89,15 @@ class Job:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the fit's notes are kept in the trial and shown at the end
-            result = fit(net, images.train, objective=self.objective, seed=self.seed, progress=False, **self.settings)
+            result = fit(
+                net,
+                images.train,
+                objective=self.objective,
+                curvature=self.curvature,
+                seed=self.seed,
+                progress=False,
+                **self.settings,
+            )
         return Trial.of(result, images.train, images.test, self.task, self.seed, self.structure)
 
 

@@ -132,6 +132,7 @@ def fit(
         weight_decay = _choose_weight_decay(
             model, data, noise_model, plan, seed, weight_decays, entropy, held_out, progress
         )
+    training = time.perf_counter()
     run = _Run(model, data, noise_model, plan, seed, objective, asked, weight_decay or 0.0, entropy)
     run.train(_watcher(progress, plan.epochs, objective))
     evidence = run.final_evidence()
@@ -148,6 +149,7 @@ def fit(
         weight_decay=weight_decay,
         notes=run.notes(),
         seconds=time.perf_counter() - started,
+        training_seconds=time.perf_counter() - training,
     )
     for note in result.notes:
         warnings.warn(note, stacklevel=2)
@@ -248,10 +250,11 @@ class _Run:
         with watching as advance:
             for epoch in range(1, plan.epochs + 1):
                 self.net.train()
+                deltas = {name: math.exp(float(t.detach())) for name, t in self.log_precisions.items()}
                 loss: Tensor | float = 0.0
                 for x, y in self.data.shuffled(self.order):
-                    self._set_rates(step, total)
-                    loss = loss + self._weight_step(x, y)
+                    self._set_rates(step, total, deltas)
+                    loss = loss + self._weight_step(x, y, deltas)
                     step += 1
                 record = {"epoch": float(epoch), "loss": float(loss) / len(self.data)}
                 if not math.isfinite(record["loss"]):
@@ -264,7 +267,7 @@ class _Run:
                 self.history.append(record)
                 advance()
 
-    def _set_rates(self, step: int, total: int) -> None:
+    def _set_rates(self, step: int, total: int, deltas: dict[str, float]) -> None:
         """Warm-up and cosine; a pathway that its precision keeps small takes small steps, too."""
         descent = max(0.0, step / total - self.plan.steady) / (1 - self.plan.steady)
         rate = self.plan.learning_rate * 0.5 * (1 + math.cos(math.pi * descent))
@@ -272,14 +275,15 @@ class _Run:
         for group in self.optimiser.param_groups:
             scale = 1.0
             if self.objective == "evidence" and group["pathway"]:
-                scale = min(1.0, PRIOR_STEP * math.exp(-0.5 * float(self.log_precisions[group["pathway"]].detach())))
+                scale = min(1.0, PRIOR_STEP / math.sqrt(deltas[group["pathway"]]))
             group["lr"] = rate * scale
 
-    def _weight_step(self, x: Tensor, y: Tensor) -> Tensor:
+    def _weight_step(self, x: Tensor, y: Tensor, deltas: dict[str, float]) -> Tensor:
         nll = -self.likelihood.log_prob(self.net(x), y)
         loss = nll / len(x)
         if self.objective == "evidence":
-            loss = loss + self._scatter() / len(self.data)
+            squares = sum(deltas[name] * p.parameter.square().sum() for name, p in self.pathways.items())
+            loss = loss + squares * (0.5 / len(self.data))
         elif self.weight_decay:
             squares = sum(p.parameter.square().sum() for p in self.pathways.values())
             loss = loss + 0.5 * self.weight_decay * squares
@@ -289,13 +293,6 @@ class _Run:
         loss.backward()
         self.optimiser.step()
         return nll.detach()
-
-    def _scatter(self) -> Tensor:
-        terms = [
-            0.5 * self.log_precisions[name].detach().exp() * p.parameter.square().sum()
-            for name, p in self.pathways.items()
-        ]
-        return torch.stack(terms).sum()
 
     def _hyper_step(self, epochs_since: int, last: bool) -> dict[str, float]:
         if self.hyper_optimiser is not None:

@@ -103,6 +103,7 @@ class FitResult:
         weight_decay: chosen for the task loss, per datum; None for the evidence.
         notes: whatever did not converge or hit a bound, one line each; empty where all is well.
         seconds: wall time of the fit.
+        training_seconds: that of its last training alone, without the choice of a weight decay.
     """
 
     model: nn.Module
@@ -117,6 +118,7 @@ class FitResult:
     weight_decay: float | None = None
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    training_seconds: float = 0.0
 
     @property
     def log_evidence(self) -> float:
@@ -194,6 +196,7 @@ class FitResult:
             "weight_decay": self.weight_decay,
             "notes": self.notes,
             "seconds": self.seconds,
+            "training_seconds": self.training_seconds,
             "evidence": asdict(self.evidence),
             "history": self.history,
         }
@@ -271,6 +274,7 @@ class FitResult:
                     "weight_decay",
                     "notes",
                     "seconds",
+                    "training_seconds",
                 )
             },
         )

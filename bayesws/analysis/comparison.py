@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 from rich.table import Table
@@ -32,6 +32,7 @@ class Trial:
         sharing: a row per weight-sharing layer.
         weight_decay: chosen for the task loss; None for the evidence.
         seconds: wall time of the fit, the choice of weight decay included.
+        training_seconds: that of its last training alone.
         notes: what did not converge.
     """
 
@@ -46,6 +47,7 @@ class Trial:
     sharing: list[SharingRow]
     weight_decay: float | None
     seconds: float
+    training_seconds: float
     notes: list[str]
 
     @classmethod
@@ -67,6 +69,7 @@ class Trial:
             fit.sharing,
             fit.weight_decay,
             fit.seconds,
+            fit.training_seconds,
             fit.notes,
         )
 
@@ -151,6 +154,20 @@ class Comparison:
                     str(first.parameters.get("free", 0)),
                 )
         return table
+
+    def cost(self) -> float:
+        """How many times as long training by the evidence took as by the task loss, the same number of epochs.
+
+        The median over pairs of equal task, structure and seed, of the last training alone (the task loss's choice of
+        a weight decay is left out); nan where there is no pair.
+        """
+        seconds = {(t.task, t.structure, t.seed, t.objective): t.training_seconds for t in self.trials}
+        ratios = [
+            value / seconds[task, structure, seed, "task"]
+            for (task, structure, seed, objective), value in seconds.items()
+            if objective == "evidence" and (task, structure, seed, "task") in seconds
+        ]
+        return median(ratios) if ratios else math.nan
 
     def save(self, path: str | Path) -> None:
         """Write everything as JSON, whole or not at all."""

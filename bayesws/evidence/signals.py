@@ -43,10 +43,12 @@ class Forward:
 
     Attributes:
         outputs: of the network, (batch, ...).
+        flat: the same, (batch, C).
         calls: by layer; only layers that were called.
     """
 
     outputs: Tensor
+    flat: Tensor
     calls: dict[str, Calls]
 
 
@@ -58,6 +60,7 @@ def run_forward(net: nn.Module, layers: Layers, x: Tensor) -> Forward:
     """
     with torch.enable_grad(), _listening(layers) as calls:
         outputs = net(x)
+        flat = outputs.flatten(1)
     called = {name: heard for name, heard in calls.items() if heard.outputs}
     for name, heard in called.items():
         if wrong := next((len(i) for i in heard.inputs if len(i) != len(x)), None):
@@ -65,7 +68,7 @@ def run_forward(net: nn.Module, layers: Layers, x: Tensor) -> Forward:
                 f"layer {name!r} sees {wrong} inputs for a batch of {len(x)}: expected the batch as its "
                 "first dimension; keep positions in a dimension of their own"
             )
-    return Forward(outputs, called)
+    return Forward(outputs, flat, called)
 
 
 def output_gradients(
@@ -82,13 +85,12 @@ def output_gradients(
     Yields: for some columns at a time, by layer and call, (columns, batch, ...).
     """
     probes = [output for heard in forward.calls.values() for output in heard.outputs]
-    flat = forward.outputs.flatten(1)
     starts = range(0, root.shape[-1], columns)
     for start in starts:
         chunk = root[..., start : start + columns].movedim(-1, 0)
         several = len(chunk) > 1
         found = torch.autograd.grad(
-            flat,
+            forward.flat,
             probes,
             grad_outputs=chunk if several else chunk[0],
             create_graph=create_graph,
@@ -121,7 +123,7 @@ def check_declarations(net: nn.Module, layers: Layers, x: Tensor) -> None:
             (tied weights, functional calls), or its layer passes data from one example to another.
     """
     forward = run_forward(net, layers, x[:2])
-    flat = forward.outputs.flatten(1)
+    flat = forward.flat
     probe = torch.linspace(-1.0, 1.0, flat.numel(), dtype=flat.dtype, device=flat.device).reshape(flat.shape)
     pathways = [(layer, p) for layer, (_, declaration) in layers.items() for p in declaration.pathways]
     if not flat.requires_grad or not pathways:
