@@ -181,7 +181,10 @@ class KroneckerMoments(_Sums):
         for layer in self.kernels & calls.keys():
             declaration, heard = self.layers[layer][1], calls[layer]
             if self.curvature.samples is not None and self._plenty(declaration, heard, draw.total):
-                heard = heard.every(THINNED, (self.curvature.seed - draw.first) % THINNED)
+                start = (self.curvature.seed - draw.first) % THINNED
+                if start >= len(heard.inputs[0]):
+                    continue
+                heard = heard.every(THINNED, start)
             patches = heard.patches(declaration)
             if self.reduce:
                 patches = patches.mean(-1, keepdim=True)
@@ -190,7 +193,7 @@ class KroneckerMoments(_Sums):
 
     def _plenty(self, declaration: Declaration, heard: Calls, examples: int) -> bool:
         size, positions = declaration.patches(heard.inputs[0][:1]).shape[1:]
-        return not self.reduce and examples * positions >= PLENTY * size
+        return not self.reduce and examples >= THINNED and examples * positions >= PLENTY * size
 
     def add_gradients(self, calls: dict[str, Calls], gradients: Gradients) -> None:
         """Add Σ g gᵀ."""
