@@ -47,6 +47,10 @@ class DoublyStochastic:
         """Whether `residual` reached the tolerance that was asked for; not so for logits that are not finite."""
         return self.residual <= self.tolerance
 
+    def detach(self) -> "DoublyStochastic":
+        """The same matrices without their autograd graph."""
+        return replace(self, matrix=self.matrix.detach())
+
 
 def sinkhorn(
     logits: Float[Tensor, "*batch d d"], tolerance: float = TOLERANCE, max_iterations: int = MAX_ITERATIONS
@@ -101,9 +105,9 @@ def _normalise(log_r: Tensor, tolerance: float, max_iterations: int, may_wait: b
         if iterations >= max_iterations or (may_wait and not residual > tolerance):
             return r, residual, iterations
         u = _solve(misfit, r)
-        v = -r.mT @ u
-        largest = torch.maximum(u.abs().amax(-2, keepdim=True), v.abs().amax(-2, keepdim=True))
-        moved = log_r + NEWTON_STEP / largest.clamp(min=NEWTON_STEP) * (u + v.mT)
+        v = -u.mT @ r
+        largest = torch.maximum(u.abs().amax(-2, keepdim=True), v.abs().amax(-1, keepdim=True))
+        moved = log_r + NEWTON_STEP / largest.clamp(min=NEWTON_STEP) * (u + v)
         is_open = misfit.abs().amax(-2, keepdim=True) > tolerance
         log_r, r = (torch.where(is_open, new, old) for new, old in zip(_alternate(moved, 1), (log_r, r), strict=True))
         iterations += 1
@@ -163,10 +167,9 @@ class _ImplicitSinkhorn(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         (r,) = ctx.saved_tensors
         weighted = r * grad
-        columns = weighted.sum(-2).unsqueeze(-1)
-        a = _solve(weighted.sum(-1, keepdim=True) - r @ columns, r)
-        b = columns - r.mT @ a
-        return weighted - r * (a + b.mT), None
+        columns = weighted.sum(-2, keepdim=True)
+        a = _solve((weighted - r * columns).sum(-1, keepdim=True), r)
+        return weighted - r * (a + columns - a.mT @ r), None
 
 
 def dense_stack(logits: Float[Tensor, "rest d d"]) -> DoublyStochastic:
