@@ -23,6 +23,7 @@ import bayesws as bws
 IMAGES = 64
 GROUP_SIZE = 4
 NORMALISER_WEIGHT, ENTROPY_WEIGHT = 0.1, 0.01
+HARDNESS = 9.0
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,18 @@ SIZES = [
 COLUMNS = {
     "canonical": "W_g = R_g w alone, as published",
     "canonical_regularised": "that with normaliser and entropy",
+    "canonical_hard": "W_g = R_g w with a nearly hard stack, logits N(0, 1) + 9 P, whose projection takes Newton steps",
     "residual": "with the residual pathway L_g v_g of the evidence",
     "residual_regularised": "that with normaliser and entropy",
     "sinkhorn": "projection and its backward alone",
 }
 
 
-def layer_of(size: Size, residual: bool) -> bws.layers.WSConv2d:
-    """The soft dense layer; without the residual it is the published one, W_g = R_g w."""
+def layer_of(size: Size, residual: bool, hardness: float = 0.0) -> bws.layers.WSConv2d:
+    """The soft dense layer; without the residual it is the published one, W_g = R_g w.
+
+    `hardness` is added to the logits of one random permutation for each group element.
+    """
     layer = bws.layers.WSConv2d(
         size.channels,
         size.channels,
@@ -65,6 +70,10 @@ def layer_of(size: Size, residual: bool) -> bws.layers.WSConv2d:
     )
     if not residual:
         layer.register_parameter("free", None)
+    with torch.no_grad():
+        (logits,) = layer.structure()
+        permutations = torch.stack([torch.randperm(logits.shape[-1]) for _ in logits])
+        logits.add_(hardness * torch.eye(logits.shape[-1])[permutations])
     return layer
 
 
@@ -72,7 +81,7 @@ def jobs_of(size: Size) -> dict[str, Callable[[], object]]:
     """What is timed, all on the same features."""
     width = size.channels * GROUP_SIZE
     plain = nn.Conv2d(width, width, size.kernel_size, padding=size.kernel_size // 2)
-    canonical, residual = layer_of(size, False), layer_of(size, True)
+    canonical, residual, hard = layer_of(size, False), layer_of(size, True), layer_of(size, False, HARDNESS)
     features = torch.randn(IMAGES, size.channels, GROUP_SIZE, size.side, size.side, requires_grad=True)
     images = features.detach().flatten(1, 2).requires_grad_()
     incoming = torch.randn(IMAGES, size.channels, GROUP_SIZE, size.side, size.side)
@@ -99,6 +108,7 @@ def jobs_of(size: Size) -> dict[str, Callable[[], object]]:
         "conv": conv,
         "canonical": lambda: sharing(canonical, False),
         "canonical_regularised": lambda: sharing(canonical, True),
+        "canonical_hard": lambda: sharing(hard, False),
         "residual": lambda: sharing(residual, False),
         "residual_regularised": lambda: sharing(residual, True),
         "sinkhorn": sinkhorn,
