@@ -4,17 +4,20 @@ from bayesws.layers import plain  # registers what torch's own layers declare
 from bayesws.layers.base import Declaration, Pathway, declarations, declare, named_pathways, structure
 from bayesws.layers.conv import WSConv2d, WSLiftConv2d
 from bayesws.layers.linear import WSLinear
+from bayesws.layers.once import Deriving, computed_once
 from bayesws.layers.stack import RepresentationStack
 from bayesws.layers.weight_sharing import WeightSharing
 
 __all__ = [
     "Declaration",
+    "Deriving",
     "Pathway",
     "RepresentationStack",
     "WSConv2d",
     "WSLiftConv2d",
     "WSLinear",
     "WeightSharing",
+    "computed_once",
     "declarations",
     "declare",
     "named_pathways",

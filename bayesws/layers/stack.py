@@ -74,7 +74,7 @@ class RepresentationStack(nn.Module):
     def converge(self) -> DoublyStochastic:
         """The stack with the residual and the number of iterations of its Sinkhorn projection."""
         if self.kind == "fixed":
-            return DoublyStochastic(self.matrices, 0.0, 0, True)
+            return DoublyStochastic(self.matrices, self.matrices.new_zeros(()), 0)
         if self.kind == "dense":
             return dense_stack(self.logits[0])
         if self.kind == "product":

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayesws.layers.base import Declaration, Factors, Pathway, declare
+from bayesws.layers.once import Deriving
 from bayesws.layers.stack import RepresentationStack
 from bayesws.sharing.doubly_stochastic import DoublyStochastic
 from bayesws.sharing.groups import Group
@@ -17,7 +18,7 @@ FREE_SCALE = 0.1  # of the free weights at the start: a large free pathway fits 
 RESIDUAL_JITTER = 1e-4  # the residual's variance at a permutation, in units of α⁻¹: keeps its root differentiable
 
 
-class WeightSharing(nn.Module):
+class WeightSharing(Deriving):
     """A kernel that is shared over G representations, plus what a free pathway adds to it.
 
     W_g = R_g w + L_g v_g,   w ~ N(0, α⁻¹ I),   v_g ~ N(0, β⁻¹ I),   L_g L_gᵀ = I + (β/α) (I - R_g R_gᵀ)
@@ -25,6 +26,8 @@ class WeightSharing(nn.Module):
     so that Var(W_g) = (α⁻¹ + β⁻¹) I for every g, whatever the stack; L_g = I for permutations. Without the free
     pathway a soft stack keeps the residual, β → ∞: W_g = R_g w + L_g v_g with v_g ~ N(0, α⁻¹ I), L_g L_gᵀ =
     I - R_g R_gᵀ. Without the shared pathway the copies are independent, W_g = v_g, and there is no stack to learn.
+
+    Within `computed_once` stack, roots L and kernel are computed once; otherwise anew whenever they are asked for.
 
     Subclasses say how the kernel is applied. Parameters: `shared` w (out, in, d), `free` v (out, G, in, d), `bias`
     (out,), shared over the group, and log precisions of each.
@@ -69,7 +72,8 @@ class WeightSharing(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw weights as torch's own layers do, U(±1/√fan_in), the free ones smaller beside shared ones; no bias."""
-        bound = 1 / math.sqrt(self.in_channels * self.stack().shape[-1])
+        degree = (self.free if self.shared is None else self.shared).shape[-1]
+        bound = 1 / math.sqrt(self.in_channels * degree)
         for parameter, scale in ((self.shared, 1.0), (self.free, self._free_scale()), (self.bias, 0.0)):
             if parameter is not None:
                 nn.init.uniform_(parameter, -bound * scale, bound * scale)
@@ -81,37 +85,48 @@ class WeightSharing(nn.Module):
 
     def representations(self) -> Float[Tensor, "group d d"]:
         """The stack R_1 = I, ..., R_G, doubly stochastic, (G, d, d)."""
-        return self.stack()
+        return self.convergence().matrix
 
     def convergence(self) -> DoublyStochastic:
         """The stack with the residual and the iterations of its projection."""
-        return self.stack.converge()
+        return self.derive("stack", self.stack.converge)
 
     def kernel(self) -> Float[Tensor, "out group in d"]:
         """The effective kernel W_g = R_g w + L_g v_g of every output channel and group element."""
+        return self.derive("kernel", self._sum_of_pathways)
+
+    def _sum_of_pathways(self) -> Tensor:
         if self.shared is None:
             return self.free
+        # R_1 = I and L_1 = √λ I: the anchor needs no product
+        first = self.shared.unsqueeze(1)
         r = self.representations()
-        kernel = torch.einsum("gnm,oim->ogin", r, self.shared)
-        if self.free is None:
-            return kernel
-        return kernel + self._embed_free(r)
+        rest = torch.einsum("oim,gnm->ogin", self.shared, r[1:])
+        if self.free is not None and self.stack.is_soft:
+            first = first + self._anchor_variance() ** 0.5 * self.free[:, :1]
+            rest = rest + torch.einsum("ogim,gnm->ogin", self.free[:, 1:], self._free_roots(r)[1:])
+        kernel = torch.cat([first, rest], 1)
+        return kernel if self.free is None or self.stack.is_soft else kernel + self.free
 
-    def _embed_free(self, r: Tensor) -> Tensor:
-        if not self.stack.is_soft:
-            return self.free
-        return torch.einsum("gnm,ogim->ogin", self._free_root(r), self.free)
+    def _anchor_variance(self) -> float:
+        """λ of L_1 L_1ᵀ = λ I."""
+        return 1.0 if "free" in self.pathway_names else RESIDUAL_JITTER
 
-    def _free_root(self, r: Tensor) -> Tensor:
-        """L_g, lower triangular, (G, d, d): the shape of the free pathway's prior under a soft stack."""
+    def _free_roots(self, r: Tensor) -> Tensor:
+        """L_g, lower triangular, (G, d, d): the shape of the free pathway's prior under the soft stack r."""
+        return self.derive("free roots", lambda: self._factorise_free(r[1:]))
+
+    def _factorise_free(self, r: Tensor) -> Tensor:
         eye = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device)
         # ‖R Rᵀ‖₂ ≤ ‖R‖₁ ‖R‖_∞, which is 1 once Sinkhorn has converged: keeps I - R Rᵀ positive semi-definite before.
         norm = r.sum(-1).amax(-1) * r.sum(-2).amax(-1)
-        missing = eye - r @ r.mT / norm[:, None, None]
+        covariance = eye - r @ r.mT / norm[:, None, None]
         if "free" in self.pathway_names:
-            ratio = (self.log_precisions["free"] - self.log_precisions["shared"]).exp()
-            return torch.linalg.cholesky(eye + ratio * missing)
-        return torch.linalg.cholesky(missing + RESIDUAL_JITTER * eye)
+            covariance = covariance * (self.log_precisions["free"] - self.log_precisions["shared"]).exp()
+        variance = self._anchor_variance()
+        may_wait = r.device.type == "cpu"  # for the check that the factorisation succeeded
+        roots, _ = torch.linalg.cholesky_ex(covariance + variance * eye, check_errors=may_wait)
+        return torch.cat([variance**0.5 * eye.unsqueeze(0), roots])
 
     def sharing_strength(self) -> Tensor:
         """ρ = β / (α + β) in [0, 1]: the correlation of corresponding kernel entries of two copies under the prior.
@@ -191,8 +206,9 @@ class WeightSharing(nn.Module):
     def _pull_free(self, kernel_gradient: Tensor) -> Tensor:
         if not self.stack.is_soft:
             return kernel_gradient.flatten(-2)
-        root = self._free_root(self.representations())
-        return torch.einsum("gnm,...ogin->...ogim", root, self._by_element(kernel_gradient)).flatten(-4)
+        return torch.einsum(
+            "gnm,...ogin->...ogim", self._free_roots(self.representations()), self._by_element(kernel_gradient)
+        ).flatten(-4)
 
     def _pull_bias(self, bias_gradient: Tensor) -> Tensor:
         return bias_gradient.unflatten(-1, (-1, self.group_size)).sum(-1)
@@ -221,7 +237,7 @@ class WeightSharing(nn.Module):
     def _factor_free(self, a: Tensor, b: Tensor) -> Factors:
         if not self.stack.is_soft:
             return [(a, b)]
-        inputs = self._inputs(self._free_root(self.representations()), a)
+        inputs = self._inputs(self._free_roots(self.representations()), a)
         return list(zip(inputs, self._element_blocks(b), strict=True))
 
     def _factor_bias(self, a: Tensor, b: Tensor) -> Factors:

@@ -8,12 +8,15 @@ from bayesws.sharing.doubly_stochastic import (
     sinkhorn,
 )
 from bayesws.sharing.groups import Group, known_group
+from bayesws.sharing.regularisers import mean_entropy, normaliser
 
 __all__ = [
     "DoublyStochastic",
     "Group",
     "dense_stack",
     "known_group",
+    "mean_entropy",
+    "normaliser",
     "power_stack",
     "product_stack",
     "sinkhorn",

@@ -5,7 +5,8 @@ rows and columns that sum to one. Source: "Learning Symmetries via Weight-Sharin
 arXiv 2412.04594, sections 3 and 4.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,9 @@ TOLERANCE = 1e-9  # largest |row sum - 1| accepted; the projection works in floa
 MAX_ITERATIONS = 500
 FIRST_SWEEPS = 10  # alternations before the first Newton step
 NEWTON_STEP = 2.0  # largest change of a log potential in one step
+UNREAD_STEPS = 10  # Newton steps on a device that is not to be waited for: no look at the residual in between
+LARGEST_POTENTIAL = 100.0  # in one run of plain alternations: far from where float64 exponentials under- or overflow
+RIDGE = 1e-13  # below it a mode of I - R Rᵀ counts as the rounding error of a permutation
 
 
 @dataclass(frozen=True)
@@ -23,24 +27,42 @@ class DoublyStochastic:
 
     Attributes:
         matrix: (..., d, d), rows and columns sum to one up to `residual`.
-        residual: largest |row sum - 1| over the batch (columns are exact).
+        misfit: largest |row sum - 1| over the batch (columns are exact), a scalar tensor: nothing waits for it.
         iterations: alternate normalisations done.
-        converged: whether `residual` reached the tolerance that was asked for.
+        tolerance: the residual that was asked for.
     """
 
     matrix: Tensor
-    residual: float
+    misfit: Tensor
     iterations: int
-    converged: bool
+    tolerance: float = TOLERANCE
+
+    @property
+    def residual(self) -> float:
+        """Largest |row sum - 1| as a number; on an accelerator, reading it waits for the projection."""
+        return self.misfit.item()
+
+    @property
+    def converged(self) -> bool:
+        """Whether `residual` reached the tolerance that was asked for; not so for logits that are not finite."""
+        return self.residual <= self.tolerance
+
+    def detach(self) -> "DoublyStochastic":
+        """The same matrices without their autograd graph."""
+        return replace(self, matrix=self.matrix.detach())
 
 
 def sinkhorn(
     logits: Float[Tensor, "*batch d d"], tolerance: float = TOLERANCE, max_iterations: int = MAX_ITERATIONS
 ) -> DoublyStochastic:
-    """Project exp(logits) onto the doubly stochastic matrices by alternate normalisation in the log domain.
+    """Project exp(logits) onto the doubly stochastic matrices by alternate normalisation and Newton steps.
 
     R = exp(logits + u 1ᵀ + 1 vᵀ) with potentials u, v such that R 1 = 1 and Rᵀ 1 = 1. The gradient is the one of the
     converged R (implicit function theorem), so its cost does not grow with the number of iterations.
+
+    On the CPU it stops as soon as the residual allows. On other devices nothing is read back: it takes UNREAD_STEPS
+    Newton steps whether needed or not (a matrix that has converged stays as it is), and logits that are not finite
+    raise no error but give a residual of NaN.
 
     Args:
         logits: (..., d, d), any floating type; the projection itself runs in float64.
@@ -48,7 +70,7 @@ def sinkhorn(
         max_iterations: stop there at the latest; `converged` then says False and `residual` how far off it is.
 
     Raises:
-        ValueError: logits that are not square, not floating or not finite.
+        ValueError: logits that are not square, not floating or (on the CPU) not finite.
 
     >>> sinkhorn(torch.tensor([[0.0, 100.0], [100.0, 0.0]])).matrix.round()
     tensor([[0., 1.],
@@ -58,49 +80,77 @@ def sinkhorn(
         raise ValueError(
             f"logits of shape {tuple(logits.shape)} and type {logits.dtype}: expected floating (..., d, d)"
         )
-    if not torch.isfinite(logits).all():
+    may_wait = logits.device.type == "cpu"
+    if may_wait and not torch.isfinite(logits).all():
         raise ValueError("logits hold NaN or infinite entries: expected finite ones; lower the structure's step")
-    log_r, residual, iterations = _normalise(logits.detach().double(), tolerance, max_iterations)
-    matrix = _ImplicitSinkhorn.apply(logits.double(), log_r.exp()).to(logits.dtype)
-    return DoublyStochastic(matrix, residual, iterations, residual <= tolerance)
+    r, misfit, iterations = _normalise(logits.detach().double(), tolerance, max_iterations, may_wait)
+    matrix = _ImplicitSinkhorn.apply(logits.double(), r).to(logits.dtype)
+    return DoublyStochastic(matrix, misfit, iterations, tolerance)
 
 
-def _normalise(log_r: Tensor, tolerance: float, max_iterations: int) -> tuple[Tensor, float, int]:
-    """Sinkhorn's alternate normalisation with a Newton step on its potentials after each sweep.
+def _normalise(log_r: Tensor, tolerance: float, max_iterations: int, may_wait: bool) -> tuple[Tensor, Tensor, int]:
+    """R, its largest |row sum - 1| and the alternate normalisations done, with a Newton step between runs of them.
 
     Alternation alone crawls where the logits are hard and nearly tied (thousands of sweeps). The potentials (u, v)
     minimise the convex Σ exp(logits + u 1ᵀ + 1 vᵀ) - Σ u - Σ v, with gradient the sums' misfit and Hessian
-    [[diag(R 1), R], [Rᵀ, diag(Rᵀ 1)]]; one potential is redundant and held. Steps are at most NEWTON_STEP nats.
+    [[diag(R 1), R], [Rᵀ, I]] (columns are exact). Steps are at most NEWTON_STEP nats.
     """
-    residual, iteration = float("inf"), 0
-    while iteration < max_iterations:
-        for _ in range(min(FIRST_SWEEPS, max_iterations) if iteration == 0 else 1):
-            iteration += 1
-            log_r = log_r - log_r.logsumexp(-1, keepdim=True)
-            log_r = log_r - log_r.logsumexp(-2, keepdim=True)
-        r = log_r.exp()
-        rows, columns = r.sum(-1), r.sum(-2)
-        residual = (rows - 1).abs().max().item() if r.numel() else 0.0
-        if residual <= tolerance or iteration >= max_iterations:
-            break
-        left = torch.cat([torch.diag_embed(rows), r.mT], -2)
-        right = torch.cat([r, torch.diag_embed(columns)], -2)
-        hessian = torch.cat([left, right], -1)[..., :-1, :-1]
-        misfit = torch.cat([1 - rows, 1 - columns], -1)[..., :-1, None]
-        ridge = 1e-13 * torch.eye(hessian.shape[-1], dtype=r.dtype, device=r.device)
-        step = torch.nn.functional.pad(torch.linalg.solve(hessian + ridge, misfit).squeeze(-1), (0, 1))
-        step = step * (NEWTON_STEP / step.abs().amax(-1, keepdim=True).clamp(min=NEWTON_STEP))
-        u, v = step.split(r.shape[-1], dim=-1)
-        log_r = log_r + u[..., :, None] + v[..., None, :]
-    return log_r, residual, iteration
+    if not may_wait:
+        max_iterations = min(max_iterations, FIRST_SWEEPS + UNREAD_STEPS)
+    iterations = min(FIRST_SWEEPS, max_iterations)
+    log_r, r = _alternate(log_r, iterations)
+    while True:
+        misfit = 1 - r.sum(-1, keepdim=True)
+        residual = misfit.abs().amax() if misfit.numel() else misfit.new_zeros(())
+        if iterations >= max_iterations or (may_wait and not residual > tolerance):
+            return r, residual, iterations
+        u = _solve(misfit, r)
+        v = -u.mT @ r
+        largest = torch.maximum(u.abs().amax(-2, keepdim=True), v.abs().amax(-1, keepdim=True))
+        moved = log_r + NEWTON_STEP / largest.clamp(min=NEWTON_STEP) * (u + v)
+        is_open = misfit.abs().amax(-2, keepdim=True) > tolerance
+        log_r, r = (torch.where(is_open, new, old) for new, old in zip(_alternate(moved, 1), (log_r, r), strict=True))
+        iterations += 1
+
+
+def _alternate(log_r: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
+    """Normalise rows, then columns, `sweeps` times; log R and R.
+
+    The first sweep is done on logarithms, which any logits survive; the others scale R = diag(e^u) K diag(e^v). Scales
+    are bounded, so what underflowed in K stays negligible in R, and what a bound cut off the next run makes good.
+    """
+    log_r = log_r.log_softmax(-1).log_softmax(-2)
+    kernel = log_r.exp()
+    if sweeps == 1:
+        return log_r, kernel
+    transposed = kernel.mT.contiguous()
+    bounds = math.exp(-LARGEST_POTENTIAL), math.exp(LARGEST_POTENTIAL)
+    column = torch.ones_like(kernel[..., :1, :])
+    for _ in range(sweeps - 1):
+        row = (column @ transposed).clamp(*bounds).reciprocal()
+        column = (row @ kernel).clamp(*bounds).reciprocal()
+    return log_r + row.log().mT + column.log(), row.mT * kernel * column
+
+
+def _solve(rows: Tensor, r: Tensor) -> Tensor:
+    """u of (diag(R 1) - R Rᵀ) u = rows, where rows sum to zero.
+
+    The matrix is the Laplacian of the graph with weights R Rᵀ. Built as one, from the weights between different rows,
+    it is positive semi-definite to rounding error however hard R is. It is singular along 1, which is filled in.
+    """
+    level = 1 / r.shape[-1]
+    weights = torch.diagonal_scatter(r @ r.mT, torch.zeros_like(rows.squeeze(-1)), 0, -2, -1)
+    laplacian = torch.diagonal_scatter(level - weights, weights.sum(-1) + (level + RIDGE), 0, -2, -1)
+    return torch.cholesky_solve(rows, torch.linalg.cholesky_ex(laplacian).L)
 
 
 class _ImplicitSinkhorn(torch.autograd.Function):
     """The converged R as a function of the logits.
 
     From dR = R ∘ (dL + du 1ᵀ + 1 dvᵀ), dR 1 = 0 and dRᵀ 1 = 0, the adjoint of an incoming gradient Γ is
-    R ∘ (Γ - a 1ᵀ - 1 bᵀ), where [[I, R], [Rᵀ, I]] (a, b) = ((R ∘ Γ) 1, (R ∘ Γ)ᵀ 1). The matrix is singular along
-    (1, -1), which leaves the result alone: hence the pseudo-inverse.
+    R ∘ (Γ - a 1ᵀ - 1 bᵀ), where [[I, R], [Rᵀ, I]] (a, b) = ((R ∘ Γ) 1, (R ∘ Γ)ᵀ 1). Eliminating b leaves the Schur
+    complement I - R Rᵀ of size d. For a nearly hard R that one is nearly singular in many directions; what rounding
+    puts along these cancels in a_i + b_π(i) to the precision of Γ.
     """
 
     generate_vmap_rule = True
@@ -116,13 +166,10 @@ class _ImplicitSinkhorn(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         (r,) = ctx.saved_tensors
-        d = r.shape[-1]
-        eye = torch.eye(d, dtype=r.dtype, device=r.device).expand(r.shape)
-        system = torch.cat([torch.cat([eye, r], -1), torch.cat([r.mT, eye], -1)], -2)
         weighted = r * grad
-        sums = torch.cat([weighted.sum(-1), weighted.sum(-2)], -1).unsqueeze(-1)
-        a, b = (torch.linalg.pinv(system, rtol=1e-12, hermitian=True) @ sums).split(d, dim=-2)
-        return weighted - r * (a + b.mT), None
+        columns = weighted.sum(-2, keepdim=True)
+        a = _solve((weighted - r * columns).sum(-1, keepdim=True), r)
+        return weighted - r * (a + columns - a.mT @ r), None
 
 
 def dense_stack(logits: Float[Tensor, "rest d d"]) -> DoublyStochastic:
@@ -134,7 +181,7 @@ def dense_stack(logits: Float[Tensor, "rest d d"]) -> DoublyStochastic:
     Returns: matrices (G, d, d); G (d² - ...) free numbers, the published parameterisation (arXiv 2412.04594, eq. 8).
     """
     soft = sinkhorn(logits)
-    return DoublyStochastic(_anchored(soft.matrix), soft.residual, soft.iterations, soft.converged)
+    return replace(soft, matrix=_anchored(soft.matrix))
 
 
 def product_stack(
@@ -155,9 +202,9 @@ def product_stack(
     size = axis_logits.shape[-1] * support_logits.shape[-1]
     return DoublyStochastic(
         _anchored(product.reshape(-1, size, size)),
-        max(axis.residual, support.residual),
+        torch.maximum(axis.misfit, support.misfit),
         max(axis.iterations, support.iterations),
-        axis.converged and support.converged,
+        axis.tolerance,
     )
 
 
@@ -174,7 +221,7 @@ def power_stack(logits: Float[Tensor, "d d"], group_size: int) -> DoublyStochast
     matrices = [torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device)]
     for _ in range(group_size - 1):
         matrices.append(matrices[-1] @ generator.matrix)
-    return DoublyStochastic(torch.stack(matrices), generator.residual, generator.iterations, generator.converged)
+    return replace(generator, matrix=torch.stack(matrices))
 
 
 def _anchored(rest: Tensor) -> Tensor:

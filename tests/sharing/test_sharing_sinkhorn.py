@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayesws.sharing import sinkhorn
+from bayesws.sharing import doubly_stochastic, sinkhorn
 
 SHAPES = [(1, 1), (2, 2), (5, 5), (3, 4, 4), (2, 3, 6, 6), (0, 3, 3)]
 
@@ -106,6 +106,74 @@ def test_gradient_is_that_of_unrolled_iterations():
     (expected,) = torch.autograd.grad((weights * unrolled.exp()).sum(), logits)
     (found,) = torch.autograd.grad((weights * sinkhorn(logits, 1e-14).matrix).sum(), logits)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def adjoint_by_pseudo_inverse(r, incoming):
+    """R ∘ (Γ - a 1ᵀ - 1 bᵀ) from the whole singular system, [[I, R], [Rᵀ, I]] (a, b) = ((R ∘ Γ) 1, (R ∘ Γ)ᵀ 1)."""
+    eye = torch.eye(r.shape[-1], dtype=r.dtype)
+    system = torch.cat([torch.cat([eye, r], -1), torch.cat([r.T, eye], -1)])
+    weighted = r * incoming
+    a, b = (torch.linalg.pinv(system, hermitian=True) @ torch.cat([weighted.sum(1), weighted.sum(0)])).chunk(2)
+    return weighted - r * (a[:, None] + b)
+
+
+@pytest.mark.parametrize("d", [1, 2, 5, 12])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 5.0])
+def test_gradient_is_that_of_the_pseudo_inverse(d, scale):
+    logits, incoming = logits_of(d, d, scale=scale).requires_grad_(), logits_of(d, d)
+    r = sinkhorn(logits, 1e-14).matrix
+    (found,) = torch.autograd.grad(r, logits, incoming)
+    # the smallest eigenvalue of the system divides the rounding error of either
+    torch.testing.assert_close(found, adjoint_by_pseudo_inverse(r.detach(), incoming), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("logit", [0.0, 1.0, 10.0, 20.0, 30.0, 40.0, 100.0])
+def test_gradient_near_a_permutation_by_hand(logit):
+    # R_11 = σ(½ (l_11 + l_22 - l_12 - l_21)); at logit 30 its slope is 5e-14, and 1 - R_11 is not resolved any more
+    logits = torch.tensor([[logit, 0.0], [0.0, logit]], dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(sinkhorn(logits).matrix[0, 0], logits)
+    slope = torch.sigmoid(torch.tensor(logit, dtype=torch.float64)) * torch.sigmoid(torch.tensor(-logit)).double() / 2
+    expected = torch.stack([torch.stack([slope, -slope]), torch.stack([-slope, slope])])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=3e-13)  # the ridge, 1e-13, is added to 1 - R_11²
+
+
+@pytest.mark.parametrize("hardness", [5.0, 15.0, 25.0, 35.0])
+def test_gradient_near_a_permutation_against_finite_differences(hardness):
+    logits = logits_of(7, 7) + hardness * torch.eye(7, dtype=torch.float64)[torch.randperm(7)]
+    logits.requires_grad_()
+    # absolute: the gradient itself falls like exp(-hardness), to 1e-13
+    check = torch.autograd.gradcheck
+    assert check(lambda x: sinkhorn(x, 1e-14).matrix, logits, eps=1e-4, atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0, 10.0])
+def test_without_reading_back_it_is_the_same_projection(scale):
+    logits = logits_of(3, 9, 9, scale=scale)
+    expected = sinkhorn(logits)
+    r, residual, iterations = doubly_stochastic._normalise(logits, 1e-9, 500, may_wait=False)
+    assert residual <= 1e-9 and iterations >= expected.iterations
+    # each element stops at its own residual of at most 1e-9
+    torch.testing.assert_close(r, expected.matrix, rtol=0, atol=3e-9)
+
+
+def test_an_element_that_has_converged_stays_while_others_go_on():
+    easy, hard = logits_of(4, 4, scale=0.1), logits_of(4, 4, scale=30)
+    alone, together = sinkhorn(easy), sinkhorn(torch.stack([easy, hard]))
+    assert together.iterations > alone.iterations
+    assert torch.equal(together.matrix[0], alone.matrix)
+
+
+def test_nothing_is_read_back_outside_the_cpu():
+    logits = torch.zeros(2, 5, 5, device="meta", requires_grad=True)  # a tensor without values cannot be read
+    found = sinkhorn(logits)
+    (gradient,) = torch.autograd.grad(found.matrix.sum(), logits, create_graph=True)
+    assert found.matrix.shape == (2, 5, 5) and gradient.shape == (2, 5, 5)
+    assert found.iterations == doubly_stochastic.FIRST_SWEEPS + doubly_stochastic.UNREAD_STEPS
+
+
+def test_logits_that_are_not_finite_are_seen_in_the_residual():
+    r, residual, _ = doubly_stochastic._normalise(torch.full((2, 2), torch.nan).double(), 1e-9, 500, may_wait=False)
+    assert not doubly_stochastic.DoublyStochastic(r, residual, 10).converged
 
 
 @pytest.mark.parametrize("scale", [50.0, 1e4])
