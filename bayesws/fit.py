@@ -19,8 +19,10 @@ from bayesws.evidence.objective import Evidence, LaplacePass, assemble, evaluati
 from bayesws.evidence.precision import LOG_BOUNDS, update_noise, update_precisions
 from bayesws.evidence.signals import check_declarations
 from bayesws.layers.base import declarations, named_pathways, starting_log_precisions, structure
+from bayesws.layers.once import computed_once
 from bayesws.progress import epoch_bar
 from bayesws.result import EvidenceSummary, FitResult
+from bayesws.sharing.regularisers import mean_entropy
 
 OBJECTIVES = ("evidence", "task")
 
@@ -279,18 +281,19 @@ class _Run:
             group["lr"] = rate * scale
 
     def _weight_step(self, x: Tensor, y: Tensor, deltas: dict[str, float]) -> Tensor:
-        nll = -self.likelihood.log_prob(self.net(x), y)
-        loss = nll / len(x)
-        if self.objective == "evidence":
-            squares = sum(deltas[name] * p.parameter.square().sum() for name, p in self.pathways.items())
-            loss = loss + squares * (0.5 / len(self.data))
-        elif self.weight_decay:
-            squares = sum(p.parameter.square().sum() for p in self.pathways.values())
-            loss = loss + 0.5 * self.weight_decay * squares
-        if self.entropy and self.objective == "task":
-            loss = loss + self.entropy * _mean_entropy(self.net)
         self.optimiser.zero_grad()
-        loss.backward()
+        with computed_once(self.net):
+            nll = -self.likelihood.log_prob(self.net(x), y)
+            loss = nll / len(x)
+            if self.objective == "evidence":
+                squares = sum(deltas[name] * p.parameter.square().sum() for name, p in self.pathways.items())
+                loss = loss + squares * (0.5 / len(self.data))
+            elif self.weight_decay:
+                squares = sum(p.parameter.square().sum() for p in self.pathways.values())
+                loss = loss + 0.5 * self.weight_decay * squares
+            if self.entropy and self.objective == "task":
+                loss = loss + self.entropy * _mean_entropy(self.net)
+            loss.backward()
         self.optimiser.step()
         return nll.detach()
 
@@ -382,11 +385,9 @@ UNSETTLED = 0.05  # relative change of the log evidence in the last hyperparamet
 
 
 def _mean_entropy(net: nn.Module) -> Tensor:
-    """Mean row entropy of all soft stacks, nats; the anchored identity has none and does not count."""
-    stacks = [d.stack().matrix[1:] for _, d in declarations(net).values() if d.stack is not None]
-    if not stacks:
-        return torch.zeros(())
-    return torch.stack([-torch.xlogy(r, r).sum(-1).mean() for r in stacks]).mean()
+    """Mean row entropy of all soft stacks, nats."""
+    stacks = [d.stack().matrix for _, d in declarations(net).values() if d.stack is not None]
+    return torch.stack([mean_entropy(stack) for stack in stacks]).mean() if stacks else torch.zeros(())
 
 
 def _numbers(evidence: Evidence) -> dict[str, float]:

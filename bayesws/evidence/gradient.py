@@ -30,6 +30,7 @@ from bayesws.evidence.objective import (
 from bayesws.evidence.sampling import sampled_batches
 from bayesws.evidence.signals import run_forward
 from bayesws.layers.base import declarations
+from bayesws.layers.once import computed_once
 
 WAYS = ("once", "twice", "local")
 PARTS = 8  # the second pass keeps graphs of a batch's columns all at once, so it takes a batch in parts
@@ -64,16 +65,17 @@ def evidence_gradient(
         with torch.enable_grad():
             evidence = assemble(net, laplace_pass(net, data, likelihood, asked), log_precisions)
             return evidence, _gradients(evidence.total, wanted)
-    with torch.no_grad():
-        gathered = gather(net, data, likelihood, asked)
-    with torch.enable_grad():
-        leaves = [{key: value.requires_grad_() for key, value in m.sums.items()} for m in gathered.moments]
-        evidence = assemble(net, finish(gathered, leaves), log_precisions)
-        flat = [value for sums in leaves for value in sums.values()]
-        found = _gradients(evidence.total, [*flat, *wanted])
-    adjoints, total = iter(found[: len(flat)]), found[len(flat) :]
-    weights: list[Sums] = [{key: next(adjoints) for key in sums} for sums in leaves]
-    _second_pass(net, data, likelihood, asked, weights, gathered.times, wanted, total, local=way == "local")
+    with computed_once(net):
+        with torch.no_grad():
+            gathered = gather(net, data, likelihood, asked)
+        with torch.enable_grad():
+            leaves = [{key: value.requires_grad_() for key, value in m.sums.items()} for m in gathered.moments]
+            evidence = assemble(net, finish(gathered, leaves), log_precisions)
+            flat = [value for sums in leaves for value in sums.values()]
+            found = _gradients(evidence.total, [*flat, *wanted])
+        adjoints, total = iter(found[: len(flat)]), found[len(flat) :]
+        weights: list[Sums] = [{key: next(adjoints) for key in sums} for sums in leaves]
+        _second_pass(net, data, likelihood, asked, weights, gathered.times, wanted, total, local=way == "local")
     return evidence, total
 
 
@@ -108,5 +110,5 @@ def _second_pass(
 def _gradients(value: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
     if not value.requires_grad:
         return [torch.zeros_like(t) for t in wanted]
-    found = torch.autograd.grad(value, wanted, allow_unused=True, retain_graph=False)
+    found = torch.autograd.grad(value, wanted, allow_unused=True, retain_graph=True)  # the stack's graph is shared
     return [torch.zeros_like(t) if g is None else g for g, t in zip(found, wanted, strict=True)]

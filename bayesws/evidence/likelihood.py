@@ -111,7 +111,7 @@ class Gaussian:
 
     def hessian_root(self, outputs: Tensor) -> Tensor:
         """I / σ for every datum, (batch, C, C)."""
-        c = outputs.flatten(1).shape[1]
+        c = outputs.reshape(len(outputs), -1).shape[1]
         eye = torch.eye(c, dtype=outputs.dtype, device=outputs.device) * (-self.log_noise.to(outputs)).exp()
         return eye.expand(len(outputs), c, c)
 

@@ -23,6 +23,7 @@ from bayesws.layers.base import (
     starting_log_precisions,
     structure,
 )
+from bayesws.layers.once import computed_once
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def gather(
     moments = moments_for(curvature, layers)
     _warn_of_normalisation(net)
     data_fits, seen, width = [], 0, 0
-    with evaluating(net):
+    with evaluating(net), computed_once(net):
         for x, y, draw in sampled_batches(data, curvature):
             forward = run_forward(net, layers, x)
             likelihood.check(forward.outputs, y)

@@ -60,7 +60,7 @@ def run_forward(net: nn.Module, layers: Layers, x: Tensor) -> Forward:
     """
     with torch.enable_grad(), _listening(layers) as calls:
         outputs = net(x)
-        flat = outputs.flatten(1)
+        flat = outputs.reshape(len(x), -1)
     called = {name: heard for name, heard in calls.items() if heard.outputs}
     for name, heard in called.items():
         if wrong := next((len(i) for i in heard.inputs if len(i) != len(x)), None):

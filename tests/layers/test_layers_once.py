@@ -42,7 +42,7 @@ def loss_of(layer, x):
     kernel = layer.kernel()
     for pathway in layer.pathways():
         incoming = torch.ones(kernel[:, :, 0, 0].numel(), dtype=x.dtype)
-        if not pathway.is_bias:
+        if pathway.acts == "kernel":
             incoming = kernel.flatten(2).flatten(0, 1)
         total = total + pathway.pull_back(incoming).square().sum()
     return total
