@@ -10,15 +10,12 @@ is built as a weight, so log precisions and logits must not, then; those that do
 gradient of the log evidence. A soft stack's free weights take their shape from the layer's own log precisions.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self, cast
 
 import torch
-from laplace import Laplace
-from laplace.baselaplace import KronLaplace, ParametricLaplace
-from laplace.curvature.curvature import GGNInterface
-from laplace.utils.matrix import Kron, KronDecomposed
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader
@@ -29,6 +26,13 @@ from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
 from bayesws.evidence.objective import resolve_prior
 from bayesws.evidence.signals import LayerSignals, layer_signals
 from bayesws.layers.base import Factors, Pathway, declarations, named_pathways, shaping_precisions, structure
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # its dependencies script functions as they are imported
+    from laplace import Laplace
+    from laplace.baselaplace import FullLaplace, KronLaplace, ParametricLaplace
+    from laplace.curvature.curvature import GGNInterface
+    from laplace.utils.matrix import Kron, KronDecomposed
 
 Prior = Mapping[str, Tensor | float] | float | None
 Kfacs = Any  # a list of one or two matrices; laplace-torch's own hints promise tuples where it hands over lists
@@ -72,7 +76,7 @@ class PathwayGGN(GGNInterface):
     def jacobians(self, x: Any, enable_backprop: bool = False) -> tuple[Tensor, Tensor]:
         """∂f/∂θ (batch, C, P) and f (batch, C); differentiable, in x too, with `enable_backprop`."""
         outputs, columns = self._pull_back(x, _identity, enable_backprop)
-        return columns.transpose(0, 1), outputs
+        return columns.transpose(0, 1), outputs.flatten(1)
 
     def gradients(self, x: Any, y: Tensor) -> tuple[Tensor, Tensor]:
         """Every datum's gradient of its loss (batch, P), and the summed loss."""
@@ -331,6 +335,20 @@ class PathwayKronDecomposed(KronDecomposed):
     def _bmm(self, W: Tensor, exponent: float = -1) -> Tensor:
         return super()._bmm(W[..., self.order], exponent)[..., self.order.argsort()]
 
+    def inv_square_form(self, W: Tensor) -> Tensor:
+        """W (H + Λ)⁻¹ Wᵀ, (batch, C, C), as a square: symmetric, no eigenvalue below zero, half the products."""
+        if self.damping:
+            return super().inv_square_form(W)
+        W, start, total = W[..., self.order], 0, W.new_zeros(())
+        for vectors, values, delta in zip(self.eigenvectors, self.eigenvalues, self.deltas, strict=True):
+            rows, size = len(values[0]), values[0].numel() * (values[-1].numel() if len(values) > 1 else 1)
+            block = W[..., start : start + size].unflatten(-1, (rows, -1))
+            spectrum = values[0][:, None] * values[1] if len(values) > 1 else values[0][:, None]
+            block = vectors[0].mT @ block @ vectors[1] if len(vectors) > 1 else vectors[0].mT @ block
+            root = (block * (spectrum + delta).rsqrt()).flatten(-2)
+            total, start = total + root @ root.mT, start + size
+        return total
+
     def diag(self, exponent: float = 1) -> Tensor:
         """The diagonal of (H + Λ)^exponent."""
         return super().diag(exponent)[self.order.argsort()]
@@ -408,8 +426,11 @@ def posterior(
         ValueError: an unknown curvature, data that does not fit, parameters that cannot be treated.
     """
     la = _unfitted(net, likelihood, curvature, prior, **settings)
-    batches = Batches(data, batch_size, next(net.parameters()).device)
+    device = next(net.parameters()).device
+    batches = data if isinstance(data, Batches) else Batches(data, batch_size, device)
     la.fit(cast(DataLoader, _Loader(batches)))
+    with torch.no_grad():
+        la.n_outputs = net(next(iter(batches))[0][:1]).numel()  # laplace-torch counts the last dimension alone
     return la
 
 
@@ -435,6 +456,7 @@ def restored(
     """
     la = _unfitted(net, likelihood, curvature, prior)
     la.mean = parameters_to_vector(la.params).detach()
+    tensors = {name: tensor.to(la.mean.device) for name, tensor in tensors.items()}
     try:
         if isinstance(la, KronLaplace):
             counts = [1 if p.ndim == 1 else 2 for p in la.params]
@@ -449,6 +471,33 @@ def restored(
     if size != la.n_params:
         raise ValueError(f"a curvature of {size} weights: the network has {la.n_params}")
     return la
+
+
+@torch.no_grad()
+def output_moments(la: ParametricLaplace, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs f (batch, C) of the linearised network and their covariance J (H + Λ)⁻¹ Jᵀ (batch, C, C).
+
+    Goes through the data in steps that keep Jacobians below JACOBIAN_ENTRIES.
+    """
+    root = None
+    if isinstance(la, FullLaplace):  # laplace-torch would form the covariance of the weights anew for every step
+        root = torch.linalg.cholesky(la.posterior_precision.double())
+    outputs = la.model(x[:1]).numel()
+    means, covariances = [], []
+    for part in x.split(max(1, JACOBIAN_ENTRIES // (outputs * la.n_params))):
+        jacobian, mean = la.backend.jacobians(part)
+        if root is None:
+            covariance = la.functional_variance(jacobian)
+        else:
+            half = torch.linalg.solve_triangular(root, jacobian.flatten(0, 1).mT.double(), upper=False)
+            half = half.unflatten(1, jacobian.shape[:2]).movedim(0, -1)
+            covariance = (half @ half.mT).to(mean)
+        means.append(mean)
+        covariances.append(covariance)
+    return torch.cat(means), torch.cat(covariances)
+
+
+JACOBIAN_ENTRIES = 2**24  # 64 MiB in float32
 
 
 def _unfitted(

@@ -327,6 +327,30 @@ def test_a_layer_that_is_not_called_keeps_its_prior():
         assert la.log_marginal_likelihood().item() == pytest.approx(float(expected), rel=1e-10)
 
 
+def test_outputs_of_any_shape():
+    """laplace-torch counts the last dimension alone when it normalises a density."""
+    net = nn.Sequential(nn.Linear(3, 4, dtype=torch.float64), nn.Unflatten(1, (2, 2)))
+    x, y = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, 2, dtype=torch.float64)
+    for curvature in STRUCTURES:
+        la = posterior(net, (x, y), "regression", curvature)
+        expected = log_evidence(net, (x, y), "regression", curvature)
+        assert la.log_marginal_likelihood().item() == pytest.approx(float(expected), rel=1e-10)
+        assert la(x)[1].shape == (5, 4, 4)
+
+
+@pytest.mark.parametrize("curvature", ["full", "diag"])
+def test_a_subnetwork_is_a_part_of_the_matrix(curvature):
+    net, x, y, _, hessian = problem(FIXED, "classification")
+    chosen = torch.arange(0, 20, 3)
+    with frozen_hyperparameters(net):
+        la = Laplace(net, "classification", "subnetwork", curvature, subnetwork_indices=chosen, backend=PathwayGGN)
+    la.fit(loader(x, y))
+    h = dense_curvature(net, x, hessian, curvature)
+    expected = h[chosen][:, chosen] if curvature == "full" else h.diagonal()[chosen]
+    close(la.H.detach(), expected, 1e-10)
+    assert la(networks.images(2)).shape == (2, OUTPUTS)
+
+
 # Training by laplace-torch
 
 
