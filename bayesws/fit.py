@@ -142,6 +142,7 @@ def fit(
         settings=asdict(plan),
         weight_decay=weight_decay,
         notes=run.notes(),
+        posterior=run.final_posterior(),
         seconds=time.perf_counter() - started,
     )
     for note in result.notes:
@@ -354,6 +355,14 @@ class _Run:
             raise FloatingPointError("the evidence is not finite at the end of the fit: check the data's scale")
         self._note_stacks()
         return evidence
+
+    def final_posterior(self) -> dict[str, Tensor]:
+        """The curvature at the weights the run ended with, from which the posterior predictive is taken."""
+        from bayesws.evidence import laplace  # takes two seconds: `import bayesws` should not
+
+        with torch.no_grad():
+            fitted = laplace.posterior(self.net, self.data, self.likelihood, self.curvature, self.log_precisions)
+            return laplace.curvature_tensors(fitted)
 
     def notes(self) -> list[str]:
         """What did not converge, a line each."""
