@@ -236,8 +236,8 @@ def _fit(options: argparse.Namespace) -> None:
     result.save(options.out)
     x, y = images.test
     console = _console()
-    accuracy = float((result.predict(x).argmax(-1).cpu() == y).double().mean())
-    console.print(f"test accuracy {100 * accuracy:.1f} %, test NLL {result.nll(x, y):.3f} nats per datum")
+    accuracy = float((result.predict(x, kind="map").argmax(-1).cpu() == y).double().mean())
+    console.print(f"test accuracy {100 * accuracy:.1f} %, test NLL {result.nll(x, y, kind='map'):.3f} nats per datum")
     console.print(f"log evidence {result.log_evidence:.1f} nats, summed over {result.evidence.examples} images")
     for row in result.sharing:
         effective = ", ".join(f"{n} {g:.1f} of {row.parameters[n]}" for n, g in row.effective.items())

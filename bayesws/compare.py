@@ -50,7 +50,9 @@ def compare(
     for objective in objectives:
         for seed in range(seeds):
             torch.manual_seed(seed)
-            result = fit(make_net(), train, likelihood, objective, curvature, seed=seed, **settings)
+            result = fit(
+                make_net(), train, likelihood, objective, curvature, seed=seed, keep_posterior=False, **settings
+            )
             trials.append(Trial.of(result, train, test, "data", seed))
     same = {k: v for k, v in settings.items() if k != "progress"}
     return Comparison(trials, {"seeds": seeds, "curvature": asdict(curvature_named(curvature)), **same})
@@ -96,6 +98,7 @@ class Job:
                 curvature=self.curvature,
                 seed=self.seed,
                 progress=False,
+                keep_posterior=False,
                 **self.settings,
             )
         return Trial.of(result, images.train, images.test, self.task, self.seed, self.structure)

@@ -83,6 +83,7 @@ def fit(
     held_out: float = 0.2,
     device: torch.device | str | None = None,
     progress: bool | None = None,
+    keep_posterior: bool = True,
     **changes: Any,
 ) -> FitResult:
     """Train a copy of a network; its sharing by the evidence, or not at all.
@@ -112,6 +113,8 @@ def fit(
         held_out: share of the training data held out to choose λ.
         device: where to train; None is where the network is.
         progress: whether to show a bar; None shows it on a terminal.
+        keep_posterior: whether to keep the curvature that the posterior predictive needs: P² numbers with "full". Kept
+            as laplace-torch can hold it: "full", "diag", and Kronecker factors for all else.
 
     Raises:
         ValueError: unknown names, data that does not fit, parameters that cannot be treated.
@@ -153,6 +156,11 @@ def fit(
         seconds=time.perf_counter() - started,
         training_seconds=time.perf_counter() - training,
     )
+    if keep_posterior:
+        try:
+            result.posterior = run.final_posterior()
+        except ValueError as error:
+            result.notes.append(f"no posterior was kept, predict(kind='map') is what there is: {error}")
     for note in result.notes:
         warnings.warn(note, stacklevel=2)
     return result
@@ -363,6 +371,15 @@ class _Run:
             raise FloatingPointError("the evidence is not finite at the end of the fit: check the data's scale")
         self._note_stacks()
         return evidence
+
+    def final_posterior(self) -> dict[str, Tensor]:
+        """The curvature at the weights the run ended with, from which the posterior predictive is taken."""
+        from bayesws.evidence import laplace  # takes two seconds: `import bayesws` should not
+
+        with torch.no_grad():
+            curvature = laplace.as_held(self.curvature)
+            fitted = laplace.posterior(self.net, self.data, self.likelihood, curvature, self.log_precisions)
+            return laplace.curvature_tensors(fitted)
 
     def notes(self) -> list[str]:
         """What did not converge, a line each."""

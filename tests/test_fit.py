@@ -124,3 +124,14 @@ def test_unconverged_stacks_are_reported(digits, monkeypatch):
     with pytest.warns(UserWarning, match="Sinkhorn stopped after"):
         fit = bws.fit(net, digits.train, objective="task", epochs=1, weight_decays=(0.0,))
     assert any("Sinkhorn" in note for note in fit.notes)
+
+
+def test_a_fit_whose_posterior_cannot_be_held_says_so():
+    """laplace-torch's Kronecker factors take weights of at most four dimensions; the fit itself is none the worse."""
+    net = torch.nn.Sequential(torch.nn.Conv3d(1, 1, 2), torch.nn.Flatten(), torch.nn.Linear(8, 2))
+    x, y = torch.randn(8, 1, 3, 3, 3), torch.arange(8) % 2
+    with pytest.warns(UserWarning, match="no posterior was kept"):
+        fit = bws.fit(net, (x, y), epochs=12, every=2, progress=False)
+    assert fit.predict(x, kind="map").shape == (8, 2)
+    with pytest.raises(ValueError, match="without a posterior"):
+        fit.predict(x)

@@ -25,8 +25,8 @@ class Trial:
         seed: of split, initial weights and order.
         structure: "chosen" (both pathways), "shared" or "free".
         objective: "evidence" or "task".
-        accuracy: test accuracy in [0, 1]; nan for a regression.
-        nll: mean test negative log likelihood, nats per datum.
+        accuracy: test accuracy at the MAP weights in [0, 1]; nan for a regression.
+        nll: mean test negative log likelihood at the MAP weights, nats per datum.
         train_nll: the same on the training data.
         log_evidence: nats, summed over the training data.
         sharing: a row per weight-sharing layer.
@@ -56,15 +56,15 @@ class Trial:
         x, y = test
         hits = math.nan
         if fit.likelihood.name == "classification":
-            hits = float((fit.predict(x).argmax(-1).cpu() == y.cpu()).double().mean())
+            hits = float((fit.predict(x, kind="map").argmax(-1).cpu() == y.cpu()).double().mean())
         return cls(
             task,
             seed,
             structure,
             fit.objective,
             hits,
-            fit.nll(x, y),
-            fit.nll(*train),
+            fit.nll(x, y, kind="map"),
+            fit.nll(train[0], train[1], kind="map"),
             fit.log_evidence,
             fit.sharing,
             fit.weight_decay,

@@ -173,15 +173,17 @@ def add_batch(
         graph: what the sums are to be differentiable in: "none", "signals" (everything) or "layers" (what the layers
             make of their signals, these taken as constants).
     """
-    through = graph == "signals"
+    through, keep = graph == "signals", graph != "none"
     calls = forward.calls if through else {name: heard.detached() for name, heard in forward.calls.items()}
-    with torch.set_grad_enabled(graph != "none"):
+    with torch.set_grad_enabled(keep):
         for part in moments:
             part.add_inputs(calls, draw)
         root = draw.combine(likelihood.hessian_root(forward.outputs if through else forward.outputs.detach()))
-        for gradients in output_gradients(forward, root if through else root.detach(), through, COLUMNS_AT_ONCE):
-            for part in moments:
-                part.add_gradients(calls, gradients)
+        if moments:
+            root = root if through else root.detach()
+            for gradients in output_gradients(forward, root, through, COLUMNS_AT_ONCE, keep):
+                for part in moments:
+                    part.add_gradients(calls, gradients)
         return likelihood.log_prob(forward.outputs, y)
 
 

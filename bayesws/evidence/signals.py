@@ -72,7 +72,7 @@ def run_forward(net: nn.Module, layers: Layers, x: Tensor) -> Forward:
 
 
 def output_gradients(
-    forward: Forward, root: Tensor, create_graph: bool, columns: int
+    forward: Forward, root: Tensor, create_graph: bool, columns: int, keep_graph: bool = False
 ) -> Iterator[dict[str, list[Tensor]]]:
     """Jᵀ S: gradients of the network's outputs with respect to every call's output, along a root's columns.
 
@@ -81,6 +81,7 @@ def output_gradients(
         root: S (batch, C, K) with S Sᵀ the likelihood's Hessian.
         create_graph: whether they are to be differentiable in the network's structure.
         columns: how many columns go back at once.
+        keep_graph: whether the way forward is needed afterwards.
 
     Yields: for some columns at a time, by layer and call, (columns, batch, ...).
     """
@@ -94,7 +95,7 @@ def output_gradients(
             probes,
             grad_outputs=chunk if several else chunk[0],
             create_graph=create_graph,
-            retain_graph=create_graph or start != starts[-1],
+            retain_graph=create_graph or keep_graph or start != starts[-1],
             allow_unused=True,
             is_grads_batched=several,
         )

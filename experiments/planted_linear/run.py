@@ -147,7 +147,7 @@ def fit_all(seed: int, examples: int, config: dict[str, Any]) -> list[dict[str, 
     held = max(1, round(config["held_out"] * examples))
     order = torch.randperm(examples, generator=torch.Generator().manual_seed(seed))
     kept, out = order[held:], order[:held]
-    entropy = min(config["entropies"], key=lambda e: rested((x[kept], y[kept]), e).nll(x[out], y[out]))
+    entropy = min(config["entropies"], key=lambda e: rested((x[kept], y[kept]), e).nll(x[out], y[out], kind="map"))
     records.append(record("task_entropy_burn_in", rested((x, y), entropy), began, entropy=entropy))
     return records
 
