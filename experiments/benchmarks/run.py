@@ -95,7 +95,9 @@ def _written(value: Any) -> str:
     if isinstance(value, tuple | list):
         median, lower, upper = value
         return f"{median:.2f} [{lower:.2f}, {upper:.2f}]"
-    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1000 else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.2f}"
+    return str(value)
 
 
 if __name__ == "__main__":
