@@ -1,4 +1,4 @@
-"""Times of jobs that are compared with each other on a machine that is not quiet."""
+"""Times of jobs that share a machine with others: taken in turns, compared turn by turn."""
 
 import statistics
 import time
@@ -6,25 +6,22 @@ from collections.abc import Callable, Sequence
 
 
 def interleaved(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every job, run in turns, so that what slows the machine down slows down all of them.
-
-    Args:
-        jobs: by name; each is run once before the clock starts.
-        repeats: rounds.
-    """
+    """Seconds of every job, `repeats` times: each once to warm up, then all of them in turns."""
     for job in jobs.values():
         job()
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(repeats):
         for name, job in jobs.items():
-            started = time.perf_counter()
+            start = time.perf_counter()
             job()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
-def ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles of a_i / b_i over the rounds of `interleaved`."""
-    quotients = [x / y for x, y in zip(a, b, strict=True)]
-    lower, median, upper = statistics.quantiles(quotients, n=4, method="inclusive")
-    return {"median": median, "lower_quartile": lower, "upper_quartile": upper}
+def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    """The median of a_i / b_i over turns i, then its lower and upper quartile."""
+    pairs = [x / y for x, y in zip(a, b, strict=True)]
+    if len(pairs) == 1:
+        return pairs[0], pairs[0], pairs[0]
+    lower, median, upper = statistics.quantiles(pairs, n=4, method="inclusive")
+    return median, lower, upper
