@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.curvature import Curvature, curvature_named
-from bayesws.evidence.gradient import evidence_gradient
+from bayesws.evidence.gradient import WAYS, evidence_gradient
 from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
 from bayesws.evidence.objective import Evidence, LaplacePass, assemble, evaluating, laplace_pass
 from bayesws.evidence.precision import LOG_BOUNDS, update_noise, update_precisions
@@ -42,6 +42,8 @@ class Schedule:
         fixed_point_steps: MacKay steps on the precisions for one curvature pass.
         damping: of a MacKay step.
         structure_rate: Adam's learning rate for logits, precisions and noise where a structure is learned.
+        structure_way: how their gradient is taken, "once", "twice" (constant memory) or "local"; see
+            `evidence.gradient`.
     """
 
     epochs: int = 300
@@ -54,6 +56,7 @@ class Schedule:
     fixed_point_steps: int = 10
     damping: float = 0.2
     structure_rate: float = 0.1
+    structure_way: str = "once"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "every", "fixed_point_steps"):
@@ -65,6 +68,8 @@ class Schedule:
         for name in ("burn_in", "steady"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a share of the run, in [0, 1)")
+        if self.structure_way not in WAYS:
+            raise ValueError(f"structure_way={self.structure_way!r}: expected one of {', '.join(WAYS)}")
         if not 0 < self.damping <= 1:
             raise ValueError(f"damping={self.damping}: expected a number in (0, 1]")
 
@@ -338,7 +343,13 @@ class _Run:
         assert self.hyper_optimiser is not None
         parameters = self.hyper_optimiser.param_groups[0]["params"]
         evidence, gradients = evidence_gradient(
-            self.net, self.data, self.likelihood, self._drawn(), self.log_precisions, parameters
+            self.net,
+            self.data,
+            self.likelihood,
+            self._drawn(),
+            self.log_precisions,
+            parameters,
+            self.plan.structure_way,
         )
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = -gradient / evidence.examples

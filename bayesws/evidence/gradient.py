@@ -10,6 +10,8 @@ None of them follows the weights: how the MAP θ* moves with the hyperparameters
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +32,10 @@ from bayesws.evidence.objective import (
 from bayesws.evidence.sampling import sampled_batches
 from bayesws.evidence.signals import run_forward
 from bayesws.layers.base import declarations
-from bayesws.layers.once import computed_once
+from bayesws.layers.once import computed_once, cut_from_parameters
 
 WAYS = ("once", "twice", "local")
-PARTS = 8  # the second pass keeps graphs of a batch's columns all at once, so it takes a batch in parts
+PARTS = 4  # the second pass keeps the graphs of all columns of a part: four parts of a batch need what one pass does
 
 
 def evidence_gradient(
@@ -44,6 +46,7 @@ def evidence_gradient(
     log_precisions: Mapping[str, Tensor],
     wanted: Sequence[Tensor],
     way: str = "twice",
+    second_samples: int | None = None,
 ) -> tuple[Evidence, list[Tensor]]:
     """The log evidence, and its gradient in some of its hyperparameters; see the module's text for the three ways.
 
@@ -52,6 +55,8 @@ def evidence_gradient(
         log_precisions: by pathway.
         wanted: log precisions, noise, logits; all of them requiring a gradient.
         way: "once", "twice" or "local".
+        second_samples: with "twice", how many sampled columns a datum its second pass takes; None takes those of the
+            curvature. The adjoints are the first pass's, so the gradient stays unbiased, for a fraction of the cost.
 
     Returns: the evidence, detached except with "once", and the gradients, zero where it does not depend.
 
@@ -65,18 +70,19 @@ def evidence_gradient(
         with torch.enable_grad():
             evidence = assemble(net, laplace_pass(net, data, likelihood, asked), log_precisions)
             return evidence, _gradients(evidence.total, wanted)
-    with computed_once(net):
-        with torch.no_grad():
-            gathered = gather(net, data, likelihood, asked)
-        with torch.enable_grad():
-            leaves = [{key: value.requires_grad_() for key, value in m.sums.items()} for m in gathered.moments]
-            evidence = assemble(net, finish(gathered, leaves), log_precisions)
-            flat = [value for sums in leaves for value in sums.values()]
-            found = _gradients(evidence.total, [*flat, *wanted])
-        adjoints, total = iter(found[: len(flat)]), found[len(flat) :]
-        weights: list[Sums] = [{key: next(adjoints) for key in sums} for sums in leaves]
-        _second_pass(net, data, likelihood, asked, weights, gathered.times, wanted, total, local=way == "local")
-    return evidence, total
+    with torch.no_grad():
+        gathered = gather(net, data, likelihood, asked)
+    with torch.enable_grad(), computed_once(net):
+        leaves = [{key: value.requires_grad_() for key, value in m.sums.items()} for m in gathered.moments]
+        evidence = assemble(net, finish(gathered, leaves), log_precisions)
+        flat = [value for sums in leaves for value in sums.values()]
+        found = _gradients(evidence.total, [*flat, *wanted])
+    adjoints, total = iter(found[: len(flat)]), found[len(flat) :]
+    weights: list[Sums] = [{key: next(adjoints) for key in sums} for sums in leaves]
+    draws = asked if second_samples is None else replace(asked, samples=second_samples)
+    local = way == "local"
+    more = _second_pass(net, data, likelihood, asked, draws, weights, gathered.times, wanted, local)
+    return evidence, [a + b for a, b in zip(total, more, strict=True)]
 
 
 def _second_pass(
@@ -84,16 +90,19 @@ def _second_pass(
     data: Batches,
     likelihood: Categorical | Gaussian,
     curvature: Curvature,
+    draws: Curvature,
     weights: list[Sums],
     times: float,
     wanted: Sequence[Tensor],
-    total: list[Tensor],
     local: bool,
-) -> None:
-    """Add to `total` the gradient of times · log p(D | θ) + Σ <adjoint, sum>, part of a batch by part."""
+) -> list[Tensor]:
+    """The gradient of times · log p(D | θ) + Σ <adjoint, sum>, part of a batch by part, down to the layers' stacks
+    and kernels; from there on to `wanted` once.
+    """
     layers = declarations(net)
-    with evaluating(net), torch.enable_grad():
-        for x, y, draw in sampled_batches(data, curvature, PARTS):
+    total: list[Tensor] = []
+    with evaluating(net), torch.enable_grad(), cut_from_parameters(net) as cut:
+        for x, y, draw in sampled_batches(data, draws, min(PARTS, draws.samples or PARTS)):
             moments = moments_for(curvature, layers)
             forward = run_forward(net, layers, x)
             weighted = list(zip(moments, weights, strict=True))
@@ -103,12 +112,15 @@ def _second_pass(
             value = times * add_batch(forward, y, likelihood, parts, draw, graph)
             for part, weight in weighted:
                 value = value + sum((weight[key] * term).sum() for key, term in part.sums.items())
-            for gradient, more in zip(total, _gradients(value, wanted), strict=True):
-                gradient += more
+            found = _gradients(value, [*wanted, *cut.leaves])
+            total = [f if t is None else t + f for t, f in zip_longest(total, found)]  # more leaves may turn up later
+        direct, below = total[: len(wanted)], total[len(wanted) :]
+        onward = torch.autograd.grad(cut.values, wanted, below, allow_unused=True) if below else [None] * len(wanted)
+    return [a if b is None else a + b for a, b in zip(direct, onward, strict=True)]
 
 
 def _gradients(value: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
     if not value.requires_grad:
         return [torch.zeros_like(t) for t in wanted]
-    found = torch.autograd.grad(value, wanted, allow_unused=True, retain_graph=True)  # the stack's graph is shared
+    found = torch.autograd.grad(value, wanted, allow_unused=True)
     return [torch.zeros_like(t) if g is None else g for g, t in zip(found, wanted, strict=True)]

@@ -17,6 +17,7 @@ from bayesws.layers.base import Declaration, Pathway
 
 LARGEST_SCALE_BLOCK = 2048  # elementwise factors: up to here their exact block, above its diagonal
 THINNED, PLENTY = 4, 1000  # sampled factors: A of every 4th datum if there are 1000 patches for each of its rows
+CACHED = 2**20  # how many numbers of patches are made at once: what stays in a processor's cache
 Gradients = dict[str, list[Tensor]]
 Sums = dict[tuple[str, ...], Tensor]
 Named = dict[str, tuple[str, Pathway]]  # by full pathway name: the layer's name and the pathway
@@ -185,15 +186,20 @@ class KroneckerMoments(_Sums):
                 if start >= len(heard.inputs[0]):
                     continue
                 heard = heard.every(THINNED, start)
-            patches = heard.patches(declaration)
-            if self.reduce:
-                patches = patches.mean(-1, keepdim=True)
-            self.add(layer, "inputs", term=second_moment(patches))
-            self.vectors[layer] = self.vectors.get(layer, 0) + patches.shape[0] * patches.shape[-1]
+            for some in heard.split(max(1, CACHED // self._numbers(declaration, heard))):
+                patches = some.patches(declaration)
+                if self.reduce:
+                    patches = patches.mean(-1, keepdim=True)
+                self.add(layer, "inputs", term=second_moment(patches))
+                self.vectors[layer] = self.vectors.get(layer, 0) + patches.shape[0] * patches.shape[-1]
 
     def _plenty(self, declaration: Declaration, heard: Calls, examples: int) -> bool:
-        size, positions = declaration.patches(heard.inputs[0][:1]).shape[1:]
+        size, positions = heard.first().patches(declaration).shape[1:]
         return not self.reduce and examples >= THINNED and examples * positions >= PLENTY * size
+
+    def _numbers(self, declaration: Declaration, heard: Calls) -> int:
+        """How many numbers one datum's patches are."""
+        return heard.first().patches(declaration).numel()
 
     def add_gradients(self, calls: dict[str, Calls], gradients: Gradients) -> None:
         """Add Σ g gᵀ."""
@@ -235,11 +241,31 @@ class KroneckerMoments(_Sums):
 
 def second_moment(vectors: Tensor) -> Tensor:
     """Σ v vᵀ over the first and the last axis of (batch, size, positions), (size, size)."""
-    size, positions = vectors.shape[1:]
-    if positions < size:
-        rows = vectors.mT.reshape(-1, size)
-        return rows.mT @ rows
-    return (vectors @ vectors.mT).sum(0)
+    return _SecondMoment.apply(vectors)
+
+
+class _SecondMoment(torch.autograd.Function):
+    """M = Σ v vᵀ; an incoming gradient Γ goes back as (Γ + Γᵀ) v, in one product where autograd takes two."""
+
+    @staticmethod
+    def forward(vectors: Tensor) -> Tensor:
+        size, positions = vectors.shape[1:]
+        if positions < size:
+            rows = vectors.mT.reshape(-1, size)
+            return rows.mT @ rows
+        return (vectors @ vectors.mT).sum(0)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        (vectors,) = ctx.saved_tensors
+        symmetric = gradient + gradient.mT
+        if vectors.shape[2] < vectors.shape[1]:
+            return (vectors.mT @ symmetric).mT
+        return symmetric.expand(len(vectors), -1, -1) @ vectors
 
 
 def _spectra(factors: list[Tensor]) -> list[Tensor]:

@@ -27,6 +27,15 @@ class Calls:
         """The inputs of some of the data."""
         return Calls([x[start::step] for x in self.inputs], self.outputs)
 
+    def first(self) -> "Calls":
+        """The inputs of the first datum."""
+        return Calls([x[:1] for x in self.inputs], self.outputs)
+
+    def split(self, size: int) -> Iterator["Calls"]:
+        """The inputs of so many data at a time."""
+        for start in range(0, len(self.inputs[0]), size):
+            yield Calls([x[start : start + size] for x in self.inputs], self.outputs)
+
     def patches(self, declaration: Declaration) -> Tensor:
         """(batch, fan_in, positions), what the effective kernel is multiplied with."""
         return _side_by_side([declaration.patches(x) for x in self.inputs])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -63,10 +63,44 @@ def computed_once(net: nn.Module) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Where a network's values were cut from the parameters they follow from: for derivatives in two steps.
+
+    Attributes:
+        values: with their graph down to the parameters.
+        leaves: what the network worked with in their place.
+    """
+
+    values: list[Tensor] = field(default_factory=list)
+    leaves: list[Tensor] = field(default_factory=list)
+
+
+@contextmanager
+def cut_from_parameters(net: nn.Module) -> Iterator[Cut]:
+    """`computed_once`, with the values as leaves of their own: gradients stop at them, and can be summed there.
+
+        with cut_from_parameters(net) as cut:
+            for x, y in batches:
+                found = torch.autograd.grad(loss(net(x), y), cut.leaves)  # and add them up
+        torch.autograd.grad(cut.values, parameters, summed)  # through stacks and kernels once
+
+    Only values that are asked for with gradients are cut, and listed as they are first asked for. Not to be entered
+    within `computed_once`.
+    """
+    cut = Cut()
+    with computed_once(net):
+        for layer in net.modules():
+            if isinstance(layer, Deriving) and layer._derived is not None:
+                layer._derived.cut = cut
+        yield cut
+
+
+@dataclass(frozen=True)
 class _Value:
     value: Any
     versions: list[int]
     differentiable: list[bool]
+    leaf: Any = None
 
 
 @dataclass
@@ -75,6 +109,7 @@ class _Derived:
 
     sources: list[Tensor]
     values: dict[str, _Value] = field(default_factory=dict)
+    cut: Cut | None = None
 
     def get(self, module: nn.Module, name: str, compute: Callable[[], T]) -> T:
         sources = _sources(module)
@@ -89,19 +124,37 @@ class _Derived:
                 f"a parameter of a {type(module).__name__} changed within computed_once, after its {name} had been "
                 "computed: leave the block before the optimiser's step, and enter it again after it"
             )
-        if found is not None and found.differentiable == differentiable:
-            return found.value
-        if found is not None and not any(differentiable):
+        if found is None or (found.differentiable != differentiable and any(differentiable)):
+            cut, self.cut = self.cut, None  # what a value is made from must not be cut: nothing would lead further down
+            try:
+                found = _Value(compute(), versions, differentiable)
+            finally:
+                self.cut = cut
+            self.values[name] = found
+        if found.differentiable != differentiable:
             return found.value.detach()
-        value = compute()
-        self.values[name] = _Value(value, versions, differentiable)
-        return value
+        if self.cut is None or not any(differentiable):
+            return found.value
+        if found.leaf is None:
+            found = self.values[name] = replace(found, leaf=_leaf(found.value, self.cut))
+        return found.leaf
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()
+
+
+def _leaf(value: T, cut: Cut) -> T:
+    """The value as a leaf, noted in the cut; itself if it has no graph."""
+    tensor = value if isinstance(value, Tensor) else value.matrix
+    if not tensor.requires_grad:
+        return value
+    leaf = tensor.detach().requires_grad_()
+    cut.values.append(tensor)
+    cut.leaves.append(leaf)
+    return leaf if isinstance(value, Tensor) else replace(value, matrix=leaf)
 
 
 def _sources(module: nn.Module) -> list[Tensor]:
