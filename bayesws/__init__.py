@@ -4,6 +4,7 @@ from bayesws import data, layers, models, sharing
 from bayesws.analysis.comparison import Comparison, Trial
 from bayesws.compare import compare
 from bayesws.evidence.curvature import Curvature
+from bayesws.evidence.gradient import evidence_gradient
 from bayesws.evidence.likelihood import Categorical, Gaussian
 from bayesws.evidence.objective import Evidence, log_evidence
 from bayesws.fit import Schedule, fit
@@ -22,6 +23,7 @@ __all__ = [
     "Trial",
     "compare",
     "data",
+    "evidence_gradient",
     "fit",
     "layers",
     "log_evidence",

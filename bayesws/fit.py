@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.curvature import Curvature, curvature_named
-from bayesws.evidence.gradient import WAYS, evidence_gradient
+from bayesws.evidence.gradient import WAYS, gradient_in
 from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
 from bayesws.evidence.objective import Evidence, LaplacePass, assemble, evaluating, laplace_pass
 from bayesws.evidence.precision import LOG_BOUNDS, update_noise, update_precisions
@@ -342,7 +342,7 @@ class _Run:
         """
         assert self.hyper_optimiser is not None
         parameters = self.hyper_optimiser.param_groups[0]["params"]
-        evidence, gradients = evidence_gradient(
+        evidence, gradients = gradient_in(
             self.net,
             self.data,
             self.likelihood,

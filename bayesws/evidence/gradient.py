@@ -12,13 +12,14 @@ None of them follows the weights: how the MAP θ* moves with the hyperparameters
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.curvature import Curvature, curvature_named
-from bayesws.evidence.likelihood import Categorical, Gaussian
+from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
 from bayesws.evidence.moments import DenseMoments, DiagonalMoments, Sums, moments_for
 from bayesws.evidence.objective import (
     Evidence,
@@ -28,10 +29,11 @@ from bayesws.evidence.objective import (
     finish,
     gather,
     laplace_pass,
+    resolve_prior,
 )
 from bayesws.evidence.sampling import sampled_batches
 from bayesws.evidence.signals import run_forward
-from bayesws.layers.base import declarations
+from bayesws.layers.base import declarations, shaping_precisions, starting_log_precisions, structure
 from bayesws.layers.once import computed_once, cut_from_parameters
 
 WAYS = ("once", "twice", "local")
@@ -39,6 +41,55 @@ PARTS = 4  # the second pass keeps the graphs of all columns of a part: four par
 
 
 def evidence_gradient(
+    net: nn.Module,
+    data: Any,
+    likelihood: str | Categorical | Gaussian = "classification",
+    curvature: str | Curvature = "kron",
+    prior: Mapping[str, Tensor | float] | float | None = None,
+    way: str = "twice",
+    second_samples: int | None = None,
+    batch_size: int = 250,
+) -> tuple[Evidence, dict[str, Tensor]]:
+    """The log evidence, and its gradient in all of its hyperparameters that require one.
+
+    Args:
+        net, data, likelihood, curvature, batch_size: as for `log_evidence`.
+        prior: log precisions by pathway, as for `log_evidence`; those of layers with soft stacks are the layers' own,
+            which shape their kernels.
+        way: "once", "twice" or "local", see the module's text.
+        second_samples: with "twice", how many sampled columns a datum its second pass takes; None takes those of the
+            curvature. The adjoints are the first pass's, so the gradient stays unbiased, for a fraction of the cost.
+
+    Returns: the evidence in nats, and gradients by name: as in `net.named_parameters()` for log precisions and logits,
+    "log_noise", and "prior.<pathway>" for log precisions handed over in `prior` that require a gradient.
+
+    Raises:
+        ValueError: an unknown way, and what `log_evidence` raises.
+    """
+    model, log_precisions = likelihood_named(likelihood), resolve_prior(net, prior)
+    shaping = {id(t) for t in shaping_precisions(net)}
+    for name, own in starting_log_precisions(net).items():
+        if id(own) in shaping and log_precisions[name] is not own:
+            raise ValueError(f"prior for {name!r}: the stack is soft; set the layer's own log precision")
+    wanted: dict[str, Tensor] = dict(zip(["log_noise"], model.hyperparameters(), strict=False))
+    logits, tensors = {id(t) for t in structure(net)}, {id(t) for t in log_precisions.values()}
+    wanted |= {n: p for n, p in net.named_parameters() if p.requires_grad and id(p) in logits | tensors | shaping}
+    known = {id(t) for t in wanted.values()}
+    wanted |= {f"prior.{n}": t for n, t in log_precisions.items() if t.requires_grad and id(t) not in known}
+    evidence, found = gradient_in(
+        net,
+        Batches(data, batch_size),
+        model,
+        curvature,
+        log_precisions,
+        list(wanted.values()),
+        way,
+        second_samples,
+    )
+    return evidence, dict(zip(wanted, found, strict=True))
+
+
+def gradient_in(
     net: nn.Module,
     data: Batches,
     likelihood: Categorical | Gaussian,
@@ -48,21 +99,7 @@ def evidence_gradient(
     way: str = "twice",
     second_samples: int | None = None,
 ) -> tuple[Evidence, list[Tensor]]:
-    """The log evidence, and its gradient in some of its hyperparameters; see the module's text for the three ways.
-
-    Args:
-        net, data, likelihood, curvature: as for `laplace_pass`.
-        log_precisions: by pathway.
-        wanted: log precisions, noise, logits; all of them requiring a gradient.
-        way: "once", "twice" or "local".
-        second_samples: with "twice", how many sampled columns a datum its second pass takes; None takes those of the
-            curvature. The adjoints are the first pass's, so the gradient stays unbiased, for a fraction of the cost.
-
-    Returns: the evidence, detached except with "once", and the gradients, zero where it does not depend.
-
-    Raises:
-        ValueError: an unknown way, and what `laplace_pass` raises.
-    """
+    """The same in given tensors: log precisions, noise, logits; zero in those that it does not depend on."""
     if way not in WAYS:
         raise ValueError(f"way={way!r}: expected one of {', '.join(WAYS)}")
     asked = curvature_named(curvature)

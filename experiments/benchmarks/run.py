@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import accuracy
+import blocks
 import curvature
+import gradient
 import growth
 import layers
 import torch
@@ -24,6 +26,8 @@ SUITES: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "sharing": curvature.sharing,
     "layers": layers.table,
     "accuracy": accuracy.table,
+    "blocks": blocks.table,
+    "gradient": gradient.table,
     "growth": growth.table,
     "profile": growth.profile,
 }

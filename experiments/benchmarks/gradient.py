@@ -1,0 +1,85 @@
+"""What the gradient of the log evidence in a network's structure costs in time and memory, beside a detached pass."""
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from timing import interleaved, ratio
+from torch import nn
+
+import bayesws as bws
+
+Problem = tuple[nn.Module, tuple[torch.Tensor, torch.Tensor], str]
+WAYS: dict[str, dict[str, Any]] = {
+    "once": {"way": "once"},
+    "twice": {"way": "twice"},
+    "twice, one sample in the second pass": {"way": "twice", "second_samples": 1},
+    "local": {"way": "local"},
+}
+
+
+def table(repeats: int, quick: bool) -> dict[str, Any]:
+    """B6: every way's time in detached passes, and its peak memory beyond the start in the detached pass's."""
+    times, memory = [], []
+    for structure in ("kron",) if quick else ("kron", "diag", "full"):
+        problem = _problem(structure, quick)
+        jobs: dict[str, Callable[[], object]] = {"detached": _detached(problem)}
+        jobs |= {name: _gradient(problem, arguments) for name, arguments in WAYS.items()}
+        seconds = interleaved(jobs, repeats)
+        times.append({"curvature": structure} | {name: ratio(seconds[name], seconds["detached"]) for name in WAYS})
+        peaks = {name: _peak(structure, quick, name) for name in ["detached", *WAYS]}
+        memory.append(
+            {"curvature": structure, "detached, MiB": peaks["detached"]}
+            | {name: peaks[name] / peaks["detached"] for name in WAYS}
+        )
+    return {
+        "network": "WSCNN, dense soft stacks, G = 4, random images, batch 250",
+        "tables": {"B6: time, in detached passes": times, "B6: peak memory, in detached passes": memory},
+    }
+
+
+def _problem(structure: str, quick: bool) -> Problem:
+    """Three layers on 28×28 images; two on smaller ones where rows of Jacobians are needed, or all of H."""
+    torch.manual_seed(0)
+    sizes = {"kron": (8, 3, 28, 500), "diag": (4, 2, 12, 250), "full": (2, 2, 12, 250)}
+    channels, layers, side, count = sizes[structure]
+    net = bws.models.WSCNN(1, 10, channels, 4, 3, layers, stack="dense")
+    count = 100 if quick else count
+    return net, (torch.randn(count, 1, side, side), torch.arange(count) % 10), structure
+
+
+def _detached(problem: Problem) -> Callable[[], object]:
+    net, data, structure = problem
+
+    def run() -> object:
+        with torch.no_grad():
+            return bws.log_evidence(net, data, curvature=structure)
+
+    return run
+
+
+def _gradient(problem: Problem, arguments: dict[str, Any]) -> Callable[[], object]:
+    net, data, structure = problem
+    return lambda: bws.evidence_gradient(net, data, curvature=structure, **arguments)
+
+
+def _peak(structure: str, quick: bool, name: str) -> float:
+    """MiB by which the process's largest resident size grows, in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measure_peak, (structure, quick, name))
+
+
+def _measure_peak(structure: str, quick: bool, name: str) -> float:
+    torch.set_num_threads(1)
+    problem = _problem(structure, quick)
+    before = _largest_resident_size()
+    (_detached(problem) if name == "detached" else _gradient(problem, WAYS[name]))()
+    return (_largest_resident_size() - before) / 2**10
+
+
+def _largest_resident_size() -> int:
+    """KiB, of this process so far (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
