@@ -150,13 +150,17 @@ def gather(
     with evaluating(net), computed_once(net):
         for x, y, draw in sampled_batches(data, curvature):
             forward = run_forward(net, layers, x)
-            likelihood.check(forward.outputs, y)
+            if not x.is_cuda or (check and not seen):  # a check reads back: on a device not in every batch
+                likelihood.check(forward.outputs, y)
             if check and not seen:
                 check_declarations(net, layers, x)
             data_fits.append(add_batch(forward, y, likelihood, moments, draw, graph))
             seen += len(x)
             width = forward.outputs[0].numel()
-    return Gathered(sum_tensors(data_fits), moments, seen, max(len(data), seen), width, curvature)
+    data_fit = sum_tensors(data_fits)
+    if not torch.isfinite(data_fit):
+        raise ValueError("the data fit is not finite: check the network's weights, its inputs and the targets")
+    return Gathered(data_fit, moments, seen, max(len(data), seen), width, curvature)
 
 
 def add_batch(
