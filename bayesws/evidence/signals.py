@@ -100,8 +100,8 @@ def output_gradients(
             is_grads_batched=several,
         )
         gradients = [
-            g.new_zeros(()).expand(len(chunk), *p.shape) if g is None else g if several else g.unsqueeze(0)
-            for g, p in ((p if g is None else g, p) for g, p in zip(found, probes, strict=True))
+            p.new_zeros(()).expand(len(chunk), *p.shape) if g is None else g if several else g.unsqueeze(0)
+            for g, p in zip(found, probes, strict=True)
         ]
         remaining = iter(gradients)
         yield {name: [next(remaining) for _ in heard.outputs] for name, heard in forward.calls.items()}

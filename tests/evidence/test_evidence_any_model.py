@@ -175,6 +175,18 @@ def test_a_layer_that_is_not_called_has_no_curvature(structure):
     assert float(found) == pytest.approx(alone - scatter, rel=1e-10)
 
 
+@pytest.mark.parametrize("structure", ["full", "kron", "diag"])
+def test_a_layer_whose_output_goes_nowhere_has_no_curvature(structure):
+    net, x, y = problem("Linear")
+    alone = log_evidence(net, (x, y), curvature=structure)
+    net.spare = nn.Linear(4, 2, **D)
+    net.forward = lambda x: (net.spare(x), net[2](net[1](net[0](x))))[1]
+    found = log_evidence(net, (x, y), curvature=structure)
+    assert found.occam.item() == pytest.approx(alone.occam.item(), rel=1e-10)
+    for name in ("spare.weight", "spare.bias"):
+        assert found.by_pathway[name].effective.item() == pytest.approx(0, abs=1e-12)
+
+
 @pytest.mark.parametrize("structure", ["full", "diag", "kron"])
 def test_frozen_parameters_are_not_part_of_the_prior(structure):
     net, x, y = problem("Conv2d grouped")
