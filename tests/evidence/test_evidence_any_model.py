@@ -187,6 +187,15 @@ def test_a_layer_whose_output_goes_nowhere_has_no_curvature(structure):
         assert found.by_pathway[name].effective.item() == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_bias_that_a_normalisation_takes_out_has_no_curvature(dtype):
+    """Its gradient is a sum that cancels: nothing but rounding, which must not be taken for a use that was not seen."""
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.InstanceNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(144, 3))
+    x, y = torch.randn(N, 2, 6, 6, dtype=dtype), torch.arange(N) % CLASSES
+    found = log_evidence(net.to(dtype), (x, y), curvature="pathway").by_pathway["0.bias"]
+    assert found.occam.item() == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("structure", ["full", "diag", "kron"])
 def test_frozen_parameters_are_not_part_of_the_prior(structure):
     net, x, y = problem("Conv2d grouped")
