@@ -210,6 +210,7 @@ def free_root(layer):
     roots = []
     for r in layer.representations().detach():
         eye = torch.eye(len(r), dtype=r.dtype)
+        r = r / (r.sum(0).max() * r.sum(1).max()).sqrt()  # as far as Sinkhorn went: no row and column sums above one
         if "free" in layer.pathway_names:
             alpha, beta = layer.log_precisions["shared"].exp(), layer.log_precisions["free"].exp()
             covariance = eye + (beta / alpha).detach() * (eye - r @ r.T)
