@@ -189,6 +189,17 @@ def test_a_bias_that_a_normalisation_takes_out_has_no_curvature(dtype):
     assert found.occam.item() == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_factor_of_nothing_but_rounding_has_no_curvature(dtype, seed):
+    """What is equal within a datum normalises to zero, or to rounding that autograd and we need not have alike."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.LayerNorm(3), nn.Flatten(), nn.Linear(12, 3)).to(dtype)
+    x = torch.randn(N, 4, 1, dtype=dtype).expand(-1, -1, 3)
+    found = log_evidence(net, (x, torch.arange(N) % CLASSES), curvature="pathway").by_pathway["0.weight"]
+    assert found.occam.item() == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("structure", ["full", "diag", "kron"])
 def test_frozen_parameters_are_not_part_of_the_prior(structure):
     net, x, y = problem("Conv2d grouped")

@@ -168,7 +168,7 @@ def problems(draw) -> Problem:
     most = (5, 6, 4, 3)[spatial]  # positions in a row
     shape = start = draw(st.tuples(st.integers(1, 5 - spatial), *[st.integers(2, most)] * spatial))
     layers = []
-    for _ in range(draw(st.sampled_from([2, 3, 2, 3, 1, 4, 0]))):
+    for _ in range(draw(st.sampled_from([1, 2, 3, 2, 3, 4]))):
         tries = (draw(layer_for(shape)) for _ in range(4))
         found = next((layer for layer in tries if layer is not None), None)
         if found is not None:
@@ -205,7 +205,7 @@ def shape_after(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...] | None:
 def layer_for(draw, shape: tuple[int, ...]) -> Layer | None:
     """A layer that takes this shape; None where the one that was drawn would be too large."""
     spatial = len(shape) - 1
-    makers = [linear, ws_linear, normalisation_of_elements, normalisation_of_channels]
+    makers = [linear, ws_linear, normalisation_of_channels] + [normalisation_of_elements] * 3
     if 1 <= spatial <= 3:
         makers = [convolution, normalisation_of_channels] * 3 + makers
     if spatial == 2 or (spatial == 3 and shape[1] <= 4):
@@ -312,7 +312,7 @@ def ws_convolution(draw, shape):
 @st.composite
 def normalisation_of_elements(draw, shape):
     over = shape[-draw(st.integers(1, min(2, len(shape)))) :]
-    if draw(st.booleans()):
+    if draw(st.sampled_from([False, True, False])):
         return "RMSNorm", {"normalized_shape": over, "eps": draw(st.sampled_from([None, 1e-6]))}
     return "LayerNorm", {"normalized_shape": over, "bias": draw(st.booleans())}
 
@@ -472,4 +472,4 @@ def test_two_hundred_random_networks():
     summary = f"{seen.networks} networks {dict(seen.kinds)}, largest relative deviations {seen.deviations}"
     assert set(KINDS) <= set(seen.kinds), summary
     assert max(seen.shares) < 1e-3, summary  # no tolerance so wide that it would hide an error
-    print(f"{summary}, {seen.refused} evidences refused in float32")
+    print(f"{summary}, {seen.refused} evidences refused in float32")  # shown by pytest -s
