@@ -42,6 +42,12 @@ def log_probability(outputs, targets, noise=None):
 # The dense generalised Gauss-Newton matrix
 
 
+NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LayerNorm, nn.RMSNorm),
+)
+
+
 def weight_names(net):
     """Names of everything with a prior: all parameters but log precisions and logits."""
     return [n for n, _ in net.named_parameters() if "log_precisions" not in n and "logits" not in n]
@@ -133,6 +139,8 @@ def responses_of(module, gradient):
     """For every datum the list of output gradients, (out,) or, for sharing layers, (out, G)."""
     if isinstance(module, nn.Linear):
         return [list(g.reshape(-1, g.shape[-1])) for g in gradient]
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return [list(g.reshape(-1, module.weight.numel())) for g in gradient]
     if isinstance(module, WSLinear):
         return [list(g.reshape(-1, *g.shape[-2:])) for g in gradient]
     kept = 2 if isinstance(module, WeightSharing) else 1
@@ -148,13 +156,14 @@ def hessian_columns(hessian):
 def kron_seconds(net, x, hessian, reduce=False):
     """By layer: A = mean of a aᵀ over data, calls and positions, B = Σ g gᵀ over data, columns, calls, positions.
 
-    With `reduce`, a is averaged and g summed over a datum's calls and positions first.
+    With `reduce`, a is averaged and g summed over a datum's calls and positions first. A normalisation has B alone.
     """
     heard, handles = {}, []
     for name, module in net.named_modules():
-        if isinstance(module, WeightSharing | nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if isinstance(module, (WeightSharing, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *NORMS)):
 
             def hear(_module, inputs, output, name=name):
+                output = output if output.requires_grad else output.detach().requires_grad_()  # frozen up to here
                 heard.setdefault(name, []).append((inputs[0].detach().clone(), output))
                 return output.clone()
 
@@ -166,9 +175,10 @@ def kron_seconds(net, x, hessian, reduce=False):
     seconds = {}
     for name, calls in heard.items():
         module, a, b, count = net.get_submodule(name), 0, 0, 0
+        inputs = [] if isinstance(module, NORMS) else [call_input for call_input, _ in calls]
         for datum in range(len(x)):
-            vectors = [v for call_input, _ in calls for v in patches_of(module, call_input[datum : datum + 1])[0]]
-            for v in [sum(vectors) / len(vectors)] if reduce else vectors:
+            vectors = [v for call_input in inputs for v in patches_of(module, call_input[datum : datum + 1])[0]]
+            for v in [sum(vectors) / len(vectors)] if reduce and vectors else vectors:
                 a = a + torch.outer(v, v)
                 count += 1
             columns = hessian_columns(hessians[datum])
@@ -178,7 +188,7 @@ def kron_seconds(net, x, hessian, reduce=False):
                 vectors = [g for gradient in gradients for g in responses_of(module, gradient[datum : datum + 1])[0]]
                 for g in [sum(vectors)] if reduce else vectors:
                     b = b + torch.tensordot(g, g, 0)
-        seconds[name] = (a / count, b.detach())
+        seconds[name] = (a / count if count else None, b.detach())
     return seconds
 
 
@@ -200,6 +210,7 @@ def free_root(layer):
     roots = []
     for r in layer.representations().detach():
         eye = torch.eye(len(r), dtype=r.dtype)
+        r = r / (r.sum(0).max() * r.sum(1).max()).sqrt()  # as far as Sinkhorn went: no row and column sums above one
         if "free" in layer.pathway_names:
             alpha, beta = layer.log_precisions["shared"].exp(), layer.log_precisions["free"].exp()
             covariance = eye + (beta / alpha).detach() * (eye - r @ r.T)
@@ -224,6 +235,10 @@ def kron_blocks(net, x, hessian, reduce=False):
     blocks = {}
     for name, (a, b) in kron_seconds(net, x, hessian, reduce).items():
         module = net.get_submodule(name)
+        if isinstance(module, NORMS):  # the exact block of its factor is for the dense matrix to give
+            if getattr(module, "bias", None) is not None:
+                blocks[f"{name}.bias"] = b
+            continue
         if not isinstance(module, WeightSharing):
             blocks[f"{name}.weight"] = (
                 torch.kron(b, a) if getattr(module, "groups", 1) == 1 else grouped(b, a, module.groups)
