@@ -278,7 +278,7 @@ def log_evidence(
 
 
 def resolve_prior(net: nn.Module, prior: Mapping[str, Tensor | float] | float | None) -> dict[str, Tensor]:
-    """Log precisions of every pathway: those given, else the layers' own.
+    """Log precisions of every pathway: those given, else the layers' own; pathways of one tensor keep one precision.
 
     Raises:
         ValueError: a name that is not a pathway of the network.
@@ -294,7 +294,9 @@ def resolve_prior(net: nn.Module, prior: Mapping[str, Tensor | float] | float | 
         name: torch.as_tensor(value, dtype=declared[name].dtype, device=declared[name].device)
         for name, value in prior.items()
     }
-    return declared | given
+    of_tensor = {id(declared[name]): value for name, value in given.items()}
+    shared = {name: of_tensor[id(own)] for name, own in declared.items() if id(own) in of_tensor}
+    return declared | shared | given
 
 
 class _Within(nn.Module):

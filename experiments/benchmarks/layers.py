@@ -33,8 +33,6 @@ SIZES = [
     Size(32, 5, 12),
     Size(32, 7, 14),
     Size(16, 7, 14),
-    Size(32, 5, 28),
-    Size(32, 7, 28),
     Size(16, 7, 28),
 ]
 # against conv, nn.Conv2d: jobs of `jobs_of`

@@ -434,3 +434,15 @@ def test_likelihoods_by_name():
     assert isinstance(likelihood_named("regression"), Gaussian)
     mine = Gaussian(0.3)
     assert likelihood_named(mine) is mine and mine.log_noise.exp().item() == pytest.approx(0.3, rel=1e-6)
+
+
+def test_a_precision_that_two_pathways_share_is_given_to_both():
+    """The residual of a soft stack has the precision of the shared weights."""
+    net = networks.Small("dense", networks.SHARED, 2)
+    x, y = networks.images(N), networks.targets("classification", N, 2)
+    given = log_evidence(net, (x, y), prior={"lift.shared": 0.7})
+    with torch.no_grad():
+        net.lift.log_precisions["shared"].fill_(0.7)
+    own = log_evidence(net, (x, y))
+    assert given.by_pathway["lift.residual"].log_precision.item() == pytest.approx(0.7)
+    assert float(given) == pytest.approx(float(own), rel=1e-12)
