@@ -51,6 +51,10 @@ class Batches:
             return
         yield from zip(self._x.split(self.batch_size), self._y.split(self.batch_size), strict=True)
 
+    def first(self) -> Tensor | None:
+        """The first input, (1, ...); None for a DataLoader, which is not to be disturbed."""
+        return None if self._loader is not None else self._x[:1]
+
     def shuffled(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch in an order drawn from `generator`; a DataLoader shuffles, or not, as it was told."""
         if self._loader is not None:

@@ -25,6 +25,7 @@ from bayesws.evidence.objective import (
     Evidence,
     add_batch,
     assemble,
+    batch_parts,
     evaluating,
     finish,
     gather,
@@ -37,7 +38,9 @@ from bayesws.layers.base import declarations, shaping_precisions, starting_log_p
 from bayesws.layers.once import computed_once, cut_from_parameters
 
 WAYS = ("once", "twice", "local")
-PARTS = 4  # the second pass keeps the graphs of all columns of a part: four parts of a batch need what one pass does
+# The second pass keeps the graphs of all columns of a part, so it takes parts this much smaller than the first: where
+# factors are summed, and where every column has rows of Jacobians.
+PARTS, PARTS_WITH_ROWS = 4, 12
 
 
 def evidence_gradient(
@@ -139,7 +142,11 @@ def _second_pass(
     layers = declarations(net)
     total: list[Tensor] = []
     with evaluating(net), torch.enable_grad(), cut_from_parameters(net) as cut:
-        for x, y, draw in sampled_batches(data, draws, min(PARTS, draws.samples or PARTS)):
+        smaller = PARTS if curvature.structure == "kron" else PARTS_WITH_ROWS
+        if draws.samples is not None:
+            smaller = min(smaller, 2 * draws.samples)
+        parts_of_a_batch = batch_parts(net, layers, data) * smaller
+        for x, y, draw in sampled_batches(data, draws, parts_of_a_batch):
             moments = moments_for(curvature, layers)
             forward = run_forward(net, layers, x)
             weighted = list(zip(moments, weights, strict=True))

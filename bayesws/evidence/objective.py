@@ -1,5 +1,6 @@
 """The Laplace evidence of a network: what the data says of its precisions, its noise and its structure."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,9 +14,9 @@ from bayesws.evidence.batches import Batches
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.hessian import Hessian, Repeated, sum_tensors
 from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
-from bayesws.evidence.moments import Moments, Sums, joint_hessian, moments_for
+from bayesws.evidence.moments import CACHED, Moments, Sums, joint_hessian, moments_for
 from bayesws.evidence.sampling import Draw, sampled_batches
-from bayesws.evidence.signals import Forward, check_declarations, output_gradients, run_forward
+from bayesws.evidence.signals import Forward, Layers, check_declarations, output_gradients, run_forward
 from bayesws.layers.base import (
     declarations,
     named_pathways,
@@ -148,7 +149,7 @@ def gather(
     _warn_of_normalisation(net)
     data_fits, seen, width = [], 0, 0
     with evaluating(net), computed_once(net):
-        for x, y, draw in sampled_batches(data, curvature):
+        for x, y, draw in sampled_batches(data, curvature, batch_parts(net, layers, data)):
             forward = run_forward(net, layers, x)
             if not x.is_cuda or (check and not seen):  # a check reads back: on a device not in every batch
                 likelihood.check(forward.outputs, y)
@@ -161,6 +162,15 @@ def gather(
     if not torch.isfinite(data_fit):
         raise ValueError("the data fit is not finite: check the network's weights, its inputs and the targets")
     return Gathered(data_fit, moments, seen, max(len(data), seen), width, curvature)
+
+
+def batch_parts(net: nn.Module, layers: Layers, data: Batches) -> int:
+    """In how many parts to take a batch, so that the signals of its widest layer stay in a processor's cache."""
+    first = data.first()
+    if first is None:
+        return 1
+    outputs = [o.numel() for heard in run_forward(net, layers, first).calls.values() for o in heard.outputs]
+    return math.ceil(min(data.batch_size, len(data)) * max(outputs, default=0) / CACHED) or 1
 
 
 def add_batch(

@@ -67,18 +67,19 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes, few repeats: a smoke test")
     parser.add_argument("--repeats", type=int, help="turns of every job (default 7, quick 2)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
-    parser.add_argument("--out", type=Path, default=Path("results.json"), help="where the numbers go")
+    parser.add_argument("--out", type=Path, default=Path("results.json"), help="where the numbers go; suites that the file holds already stay, if not run again")
     arguments = parser.parse_args()
     repeats = arguments.repeats or (2 if arguments.quick else 7)
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")  # the peers' own deprecations
     console = Console(width=None if sys.stdout.isatty() else 160)
-    results: dict[str, Any] = {"machine": machine(), "quick": arguments.quick, "repeats": repeats}
+    results: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for name in arguments.only:
-        result = SUITES[name](repeats, arguments.quick)
+        result = {"machine": machine(), "quick": arguments.quick, "repeats": repeats}
+        result |= SUITES[name](repeats, arguments.quick)
         results[name] = result
         for fact, value in result.items():
-            if fact != "tables" and value:
+            if fact not in ("tables", "machine", "quick", "repeats") and value:
                 console.print(f"{fact}: {value}", highlight=False)
         for title, rows in result["tables"].items():
             show(title, rows, console)
