@@ -223,7 +223,7 @@ def bad_data():
         "empty TensorDataset": (TensorDataset(x[:0], y[:0]), "empty: expected at least one"),
         "empty DataLoader": (DataLoader(TensorDataset(x[:0], y[:0])), "empty: expected at least one"),
         "lengths": ((x, y[:-1]), "6 inputs and 5 targets"),
-        "channels": ((x.repeat(1, 2, 1, 1), y), r"\(6, 2, 4, 4\): expected \(batch, 1, height, width\)"),
+        "channels": ((x.repeat(1, 2, 1, 1), y), r"2, 4, 4\): expected \(batch, 1, height, width\)"),
         "one tensor": (x, "type Tensor: expected a pair of tensors"),
         "three tensors": ((x, y, y), "expected a pair of tensors"),
         "not tensors": ((x.numpy(), y.numpy()), "expected a pair of tensors"),
