@@ -67,7 +67,12 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes, few repeats: a smoke test")
     parser.add_argument("--repeats", type=int, help="turns of every job (default 7, quick 2)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
-    parser.add_argument("--out", type=Path, default=Path("results.json"), help="where the numbers go; suites that the file holds already stay, if not run again")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results.json"),
+        help="where the numbers go; suites that the file holds already stay, if not run again",
+    )
     arguments = parser.parse_args()
     repeats = arguments.repeats or (2 if arguments.quick else 7)
     torch.set_num_threads(arguments.threads)
