@@ -5,7 +5,8 @@
         batch by batch, that weights every batch's contribution with them. The same gradient in constant memory.
 "local" the stack's part in the factors and in the likelihood alone: how the layers' inputs and output gradients, and
         through them the curvature, change with the structure is left out, and so is the noise in the curvature. The
-        cheapest with Kronecker factors; not the evidence's gradient.
+        cheapest with Kronecker factors; not the evidence's gradient (on trained digits off by 0.1 to 0.5 of its norm:
+        experiments/benchmarks).
 
 None of them follows the weights: how the MAP θ* moves with the hyperparameters is left out (exact for linear networks).
 """

@@ -20,7 +20,7 @@ def table(repeats: int, quick: bool) -> dict[str, Any]:
     relative to the exact gradient's. `repeats` is not used: seeds are what is repeated.
     """
     data = bws.data.load("digits", train_size=256 if quick else 1000).train
-    net = _network(data, epochs=5 if quick else 60)
+    net = soft_network(data, epochs=5 if quick else 60)
     exact = _measured(net, data, "kron")
     rows = []
     for subset in SUBSETS[1:] if quick else SUBSETS:
@@ -45,10 +45,10 @@ def table(repeats: int, quick: bool) -> dict[str, Any]:
     }
 
 
-def _network(data: tuple[Tensor, Tensor], epochs: int) -> nn.Module:
+def soft_network(data: tuple[Tensor, Tensor], epochs: int, channels: int = 4) -> nn.Module:
     """A small trained network with soft stacks, in float64."""
     torch.manual_seed(0)
-    net = bws.models.WSCNN(1, 10, 4, 4, 3, stack="dense").double()
+    net = bws.models.WSCNN(1, 10, channels, 4, 3, stack="dense").double()
     x, y = data[0].double(), data[1]
     optimiser = torch.optim.Adam(net.parameters(), 3e-3)
     for _ in range(epochs):
