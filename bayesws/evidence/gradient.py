@@ -27,7 +27,7 @@ from bayesws.evidence.objective import (
     Evidence,
     add_batch,
     assemble,
-    batch_parts,
+    batch_plan,
     evaluating,
     finish,
     gather,
@@ -147,10 +147,10 @@ def _second_pass(
         smaller = PARTS if curvature.structure == "kron" else PARTS_WITH_ROWS
         if draws.samples is not None:
             smaller = min(smaller, 2 * draws.samples)
-        parts_of_a_batch = batch_parts(net, layers, data) * smaller
-        for x, y, draw in sampled_batches(data, draws, parts_of_a_batch):
+        parts_of_a_batch, copies = batch_plan(net, layers, data)
+        for x, y, draw in sampled_batches(data, draws, parts_of_a_batch * smaller):
             moments = moments_for(curvature, layers)
-            forward = run_forward(net, layers, x)
+            forward = run_forward(net, layers, x, copies)
             weighted = list(zip(moments, weights, strict=True))
             if local:  # Kronecker factors are sums of signals alone; rows of Jacobians have been through the stack
                 weighted = [(m, w) for m, w in weighted if isinstance(m, DenseMoments | DiagonalMoments)]

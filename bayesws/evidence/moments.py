@@ -241,7 +241,8 @@ class KroneckerMoments(_Sums):
 
 def second_moment(vectors: Tensor) -> Tensor:
     """Σ v vᵀ over the first and the last axis of (batch, size, positions), (size, size)."""
-    return _SecondMoment.apply(vectors)
+    differentiable = torch.is_grad_enabled() and vectors.requires_grad
+    return _SecondMoment.apply(vectors) if differentiable else _SecondMoment.forward(vectors)
 
 
 class _SecondMoment(torch.autograd.Function):

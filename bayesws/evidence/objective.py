@@ -16,7 +16,7 @@ from bayesws.evidence.hessian import Hessian, Repeated, sum_tensors
 from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
 from bayesws.evidence.moments import CACHED, Moments, Sums, joint_hessian, moments_for
 from bayesws.evidence.sampling import Draw, sampled_batches
-from bayesws.evidence.signals import Forward, Layers, check_declarations, output_gradients, run_forward
+from bayesws.evidence.signals import Forward, Layers, check_declarations, output_gradients, overwrites, run_forward
 from bayesws.layers.base import (
     declarations,
     named_pathways,
@@ -149,8 +149,9 @@ def gather(
     _warn_of_normalisation(net)
     data_fits, seen, width = [], 0, 0
     with evaluating(net), computed_once(net):
-        for x, y, draw in sampled_batches(data, curvature, batch_parts(net, layers, data)):
-            forward = run_forward(net, layers, x)
+        parts, copies = batch_plan(net, layers, data)
+        for x, y, draw in sampled_batches(data, curvature, parts):
+            forward = run_forward(net, layers, x, copies)
             if not x.is_cuda or (check and not seen):  # a check reads back: on a device not in every batch
                 likelihood.check(forward.outputs, y)
             if check and not seen:
@@ -164,13 +165,15 @@ def gather(
     return Gathered(data_fit, moments, seen, max(len(data), seen), width, curvature)
 
 
-def batch_parts(net: nn.Module, layers: Layers, data: Batches) -> int:
-    """In how many parts to take a batch, so that the signals of its widest layer stay in a processor's cache."""
+def batch_plan(net: nn.Module, layers: Layers, data: Batches) -> tuple[int, bool]:
+    """In how many parts to take a batch, so that the signals of its widest layer stay in a processor's cache, and
+    whether the layers' outputs have to be copied.
+    """
     first = data.first()
     if first is None:
-        return 1
-    outputs = [o.numel() for heard in run_forward(net, layers, first).calls.values() for o in heard.outputs]
-    return math.ceil(min(data.batch_size, len(data)) * max(outputs, default=0) / CACHED) or 1
+        return 1, True
+    copies, widest = overwrites(net, layers, first)
+    return math.ceil(min(data.batch_size, len(data)) * widest / CACHED) or 1, copies
 
 
 def add_batch(

@@ -61,13 +61,17 @@ class Forward:
     calls: dict[str, Calls]
 
 
-def run_forward(net: nn.Module, layers: Layers, x: Tensor) -> Forward:
+def run_forward(net: nn.Module, layers: Layers, x: Tensor, copies: bool = True) -> Forward:
     """Run one batch, listening to the layers; the graph from their outputs on is kept.
+
+    Args:
+        copies: whether to hand on copies of the layers' outputs: an in-place activation must not overwrite what is
+            differentiated by. Not needed where `overwrites` says so.
 
     Raises:
         ValueError: a layer that does not see the batch as its first dimension.
     """
-    with torch.enable_grad(), _listening(layers) as calls:
+    with torch.enable_grad(), _listening(layers, copies) as calls:
         outputs = net(x)
         flat = outputs.reshape(len(x), -1)
     called = {name: heard for name, heard in calls.items() if heard.outputs}
@@ -171,8 +175,25 @@ def _side_by_side(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
+def overwrites(net: nn.Module, layers: Layers, x: Tensor) -> tuple[bool, int]:
+    """Whether the network writes into a layer's output, and how many numbers one datum's widest output is."""
+    versions: list[tuple[Tensor, int]] = []
+    handles = [
+        module.register_forward_hook(lambda _m, _i, output: versions.append((output, output._version)))
+        for module, _ in layers.values()
+    ]
+    try:
+        with torch.no_grad():
+            net(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    widest = max((output[0].numel() for output, _ in versions if len(output)), default=0)
+    return any(output._version != version for output, version in versions), widest
+
+
 @contextmanager
-def _listening(layers: Layers) -> Iterator[dict[str, Calls]]:
+def _listening(layers: Layers, copies: bool) -> Iterator[dict[str, Calls]]:
     calls = {name: Calls() for name in layers}
     handles = []
     for name, (module, _) in layers.items():
@@ -181,7 +202,7 @@ def _listening(layers: Layers) -> Iterator[dict[str, Calls]]:
             output = output if output.requires_grad else output.detach().requires_grad_()
             heard.inputs.append(inputs[0])
             heard.outputs.append(output)
-            return output.clone()  # an in-place activation must not overwrite what we differentiate by
+            return output.clone() if copies or output.is_leaf else output
 
         handles.append(module.register_forward_hook(hear))
     try:
