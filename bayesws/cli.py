@@ -17,11 +17,10 @@ from bayesws import __version__
 from bayesws import data as data_sets
 from bayesws.analysis.comparison import STRUCTURES, Comparison
 from bayesws.analysis.plots import save_picture
-from bayesws.compare import SAMPLED, Job, run_jobs
+from bayesws.compare import SAMPLED, Job, network_for, run_jobs
 from bayesws.evidence.curvature import Curvature
 from bayesws.files import check_writable
 from bayesws.fit import OBJECTIVES, Schedule, fit
-from bayesws.models import WSCNN
 from bayesws.progress import epoch_bar
 
 DEMO_TASKS = ("turned", "orientation", "upright")
@@ -218,13 +217,7 @@ def _fit(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.out} exists and is not a saved fit: choose another --out")
     images = data_sets.load(**_data_arguments(options), task=options.task, seed=options.seed)
     torch.manual_seed(options.seed)
-    net = WSCNN(
-        in_channels=images.train[0].shape[1],
-        num_classes=images.num_classes,
-        hidden_channels=options.hidden_channels,
-        layers=options.layers,
-        pathways=STRUCTURES[options.structure],
-    )
+    net = network_for(images, options.structure, hidden_channels=options.hidden_channels, layers=options.layers)
     result = fit(
         net,
         images.train,

@@ -58,6 +58,12 @@ def compare(
     return Comparison(trials, {"seeds": seeds, "curvature": asdict(curvature_named(curvature)), **same})
 
 
+def network_for(images: data_sets.ImageData, structure: str, **network: Any) -> WSCNN:
+    """The `WSCNN` of some images' channels and classes, with the pathways of a structure of the comparison."""
+    channels, pathways = images.train[0].shape[1], STRUCTURES[structure]
+    return WSCNN(in_channels=channels, num_classes=images.num_classes, pathways=pathways, **network)
+
+
 @dataclass(frozen=True)
 class Job:
     """One trial of the command line's comparison, small enough to send to another process.
@@ -83,12 +89,7 @@ class Job:
         """Load the data, build the network, fit, test."""
         images = data_sets.load(**self.data, task=self.task, seed=self.seed)
         torch.manual_seed(self.seed)
-        net = WSCNN(
-            in_channels=images.train[0].shape[1],
-            num_classes=images.num_classes,
-            pathways=STRUCTURES[self.structure],
-            **self.network,
-        )
+        net = network_for(images, self.structure, **self.network)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the fit's notes are kept in the trial and shown at the end
             result = fit(

@@ -63,10 +63,12 @@ def evidence_gradient(
             which shape their kernels.
         way: "once", "twice" or "local", see the module's text.
         second_samples: with "twice", how many sampled columns a datum its second pass takes; None takes those of the
-            curvature. The adjoints are the first pass's, so the gradient stays unbiased, for a fraction of the cost.
+            curvature. The adjoints are the first pass's, so where that takes all columns the gradient stays unbiased,
+            for a fraction of the cost.
 
-    Returns: the evidence in nats, and gradients by name: as in `net.named_parameters()` for log precisions and logits,
-    "log_noise", and "prior.<pathway>" for log precisions handed over in `prior` that require a gradient.
+    Returns: the evidence in nats (not to be differentiated again), and gradients by name: as in
+    `net.named_parameters()` for log precisions and logits, "log_noise", and "prior.<pathway>" for log precisions handed
+    over in `prior` that require a gradient.
 
     Raises:
         ValueError: an unknown way, and what `log_evidence` raises.

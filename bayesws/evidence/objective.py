@@ -115,7 +115,8 @@ def laplace_pass(
     learnable: list[Tensor] = [*structure(net), *likelihood.hyperparameters(), *shaping_precisions(net)]
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in learnable)
     graph = "signals" if differentiable else "none"
-    return finish(gather(net, data, likelihood, curvature_named(curvature), graph, check))
+    with computed_once(net):
+        return finish(gather(net, data, likelihood, curvature_named(curvature), graph, check))
 
 
 @dataclass(frozen=True)
@@ -336,7 +337,7 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 
 def _warn_of_normalisation(net: nn.Module) -> None:
-    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
     if found := next((name for name, m in net.named_modules() if isinstance(m, kinds)), None):
         warnings.warn(
             f"layer {found!r} normalises: weights right before it are scale-invariant, and the linearised evidence "

@@ -183,7 +183,7 @@ def overwrites(net: nn.Module, layers: Layers, x: Tensor) -> tuple[bool, int]:
         for module, _ in layers.values()
     ]
     try:
-        with torch.no_grad():
+        with torch.enable_grad():  # as in `run_forward`, so that what it derives from parameters serves there, too
             net(x)
     finally:
         for handle in handles:

@@ -84,15 +84,20 @@ def cut_from_parameters(net: nn.Module) -> Iterator[Cut]:
                 found = torch.autograd.grad(loss(net(x), y), cut.leaves)  # and add them up
         torch.autograd.grad(cut.values, parameters, summed)  # through stacks and kernels once
 
-    Only values that are asked for with gradients are cut, and listed as they are first asked for. Not to be entered
-    within `computed_once`.
+    Only values that are asked for with gradients are cut, and listed as they are first asked for. Within
+    `computed_once` what it holds is cut, and whole again on leaving.
     """
     cut = Cut()
     with computed_once(net):
-        for layer in net.modules():
-            if isinstance(layer, Deriving) and layer._derived is not None:
-                layer._derived.cut = cut
-        yield cut
+        held = [m._derived for m in net.modules() if isinstance(m, Deriving) and m._derived is not None]
+        for derived in held:
+            derived.cut = cut
+        try:
+            yield cut
+        finally:
+            for derived in held:
+                derived.cut = None
+                derived.values = {name: replace(value, leaf=None) for name, value in derived.values.items()}
 
 
 @dataclass(frozen=True)

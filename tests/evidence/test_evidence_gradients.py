@@ -9,6 +9,7 @@ from bayesws import Categorical, Curvature, Gaussian, evidence_gradient, log_evi
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.gradient import gradient_in
 from bayesws.layers.base import starting_log_precisions, structure
+from bayesws.sharing import doubly_stochastic
 
 SOFT = [s for s in networks.SHARING if s[0] != "fixed"]
 CASES = [*SOFT, ("fixed", networks.BOTH, 2)]
@@ -105,6 +106,15 @@ def test_gradients_by_name(sharing, tight_sinkhorn):
     tensors = [likelihood.log_noise if n == "log_noise" else net.get_parameter(n) for n in found]
     for a, b in zip(found.values(), torch.autograd.grad(total, tensors), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10 * max(1.0, float(b.abs().max())))
+
+
+def test_stacks_are_projected_once_a_pass_however_many_batches(monkeypatch):
+    """Small has three soft layers, each with one Sinkhorn projection."""
+    calls, real = [], doubly_stochastic.sinkhorn
+    monkeypatch.setattr(doubly_stochastic, "sinkhorn", lambda *a, **k: calls.append(1) or real(*a, **k))
+    net, x, y = networks.Small("dense", networks.BOTH, 2), networks.images(8), networks.targets("classification", 8, 2)
+    log_evidence(net, (x, y), curvature="kron", batch_size=2)
+    assert len(calls) == 3
 
 
 def test_gradient_in_a_prior_handed_over_by_name():

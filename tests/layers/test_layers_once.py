@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from bayesws.layers import WSConv2d, WSLiftConv2d, WSLinear, computed_once
+from bayesws.layers.once import cut_from_parameters
 from bayesws.sharing import doubly_stochastic
 
 LAYERS = {
@@ -89,8 +91,40 @@ def test_every_layer_of_a_network(projections):
 
 
 def test_a_block_without_sharing_layers():
-    with computed_once(nn.Linear(2, 2)):
-        pass
+    layer, x = nn.Linear(2, 2), torch.randn(3, 2)
+    expected = layer(x)
+    with computed_once(layer):
+        assert torch.equal(layer(x), expected)
+
+
+def added(first, second):
+    """Sums of gradients, None counting as zero."""
+    return [b if a is None else a if b is None else a + b for a, b in zip(first, second, strict=True)]
+
+
+@every_layer
+@pytest.mark.parametrize("within", [False, True])
+def test_gradients_in_two_steps_are_those_in_one(make, within):
+    """Down to the cut, and from there on; within `computed_once` too, whose values are whole again afterwards."""
+    layer = make()
+    x, parameters = inputs(layer), list(layer.parameters())
+    expected = torch.autograd.grad(loss_of(layer, x), parameters, allow_unused=True)
+    with computed_once(layer) if within else nullcontext():
+        with cut_from_parameters(layer) as cut:
+            loss = loss_of(layer, x)
+            found = torch.autograd.grad(loss, [*parameters, *cut.leaves], allow_unused=True)
+            pairs = [(v, g) for v, g in zip(cut.values, found[len(parameters) :], strict=True) if g is not None]
+        found = found[: len(parameters)]
+        if pairs:
+            values, below = zip(*pairs, strict=True)
+            onward = torch.autograd.grad(values, parameters, below, allow_unused=True, retain_graph=True)
+            found = added(found, onward)
+        whole = torch.autograd.grad(loss_of(layer, x), parameters, allow_unused=True)
+    for a, b, c in zip(found, whole, expected, strict=True):
+        assert (a is None) == (b is None) == (c is None)
+        if c is not None:
+            torch.testing.assert_close(a, c, rtol=1e-10, atol=1e-12)  # the same sums in another order
+            torch.testing.assert_close(b, c, rtol=1e-10, atol=1e-12)
 
 
 def test_forgets_on_leaving(projections):
