@@ -11,7 +11,7 @@ gradient of the log evidence. A soft stack's free weights take their shape from 
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self, cast
@@ -22,15 +22,12 @@ from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader
 
 from bayesws.evidence.batches import Batches
+from bayesws.evidence.by_batch import Probes, batch_factors, batch_jacobians
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
-from bayesws.evidence.moments import second_moment
-from bayesws.evidence.objective import COLUMNS_AT_ONCE, resolve_prior
-from bayesws.evidence.signals import Calls, Forward, jacobian_rows, output_gradients, run_forward
+from bayesws.evidence.objective import resolve_prior
 from bayesws.layers.base import (
-    Declaration,
     Factors,
-    Pathway,
     declarations,
     named_pathways,
     shaping_precisions,
@@ -67,7 +64,7 @@ class PathwayGGN(GGNInterface):
         ValueError: `last_layer`, a parameter that nothing declares, data that does not fit.
     """
 
-    reduce = False  # KFAC-expand
+    factors = "expand"
 
     def __init__(
         self,
@@ -109,13 +106,13 @@ class PathwayGGN(GGNInterface):
 
     def kron(self, x: Any, y: Tensor, N: int, **kwargs: Any) -> tuple[Tensor, "PathwayKron"]:
         """Summed loss and this batch's share of the KFAC-expand factors of N data, a Kronecker block a pathway."""
-        learned = _is_learned(self.model)
-        outputs, factors = batch_factors(self.model, self.params, x, N, self._loss.hessian_root, learned, self.reduce)
+        root, learned = self._loss.hessian_root, _is_learned(self.model)
+        outputs, factors = batch_factors(self.model, self.params, x, N, root, learned, self.factors)
         return self._summed_loss(outputs, y), PathwayKron(
             [_as_kfacs(p, blocks) for p, blocks in zip(self.params, factors, strict=True)]
         )
 
-    def _pull_back(self, x: Any, probes: "Probes", create_graph: bool) -> tuple[Tensor, Tensor]:
+    def _pull_back(self, x: Any, probes: Probes, create_graph: bool) -> tuple[Tensor, Tensor]:
         outputs, columns = batch_jacobians(self.model, self.params, x, probes, create_graph)
         return outputs, columns if self.subnetwork_indices is None else columns[..., self.subnetwork_indices]
 
@@ -134,93 +131,7 @@ class PathwayGGN(GGNInterface):
 class ReducedPathwayGGN(PathwayGGN):
     """The same with KFAC-reduce for its Kronecker factors."""
 
-    reduce = True
-
-
-# All that this file knows of how the evidence finds its signals.
-
-Probes = Callable[[Tensor], Tensor]  # outputs (batch, ...) to S (batch, C, columns)
-
-
-def batch_jacobians(
-    net: nn.Module, params: list[nn.Parameter], x: Any, probes: Probes, create_graph: bool
-) -> tuple[Tensor, Tensor]:
-    """Outputs (batch, ...) and Sᵀ J, (columns, batch, P), columns of J in the order of `params`."""
-    forward, outputs, pathways = _forward(net, x, create_graph)
-    with torch.set_grad_enabled(create_graph):
-        patches = {layer: heard.patches(d) for layer, (heard, d) in _heard(net, forward).items()}
-        parts = []
-        for gradients in output_gradients(forward, probes(outputs), create_graph, COLUMNS_AT_ONCE):
-            rows: dict[int, Tensor] = {}
-            for layer, (heard, declaration) in _heard(net, forward).items():
-                responses = heard.responses(declaration, gradients[layer])
-                rows |= {id(p.parameter): jacobian_rows(p, patches[layer], responses) for p in pathways[layer]}
-            columns = len(next(iter(gradients.values()))[0]) if gradients else 0
-            zeros = [None if id(p) in rows else outputs.new_zeros(columns, len(x), p.numel()) for p in params]
-            parts.append(torch.cat([rows[id(p)] if z is None else z for p, z in zip(params, zeros, strict=True)], -1))
-        return outputs, torch.cat(parts)
-
-
-def batch_factors(
-    net: nn.Module,
-    params: list[nn.Parameter],
-    x: Any,
-    examples: int,
-    probes: Probes,
-    create_graph: bool,
-    reduce: bool = False,
-) -> tuple[Tensor, list[Factors]]:
-    """Outputs and, for each of `params`, the batch's share of the blocks (A, B) of `examples` data.
-
-    A is divided by the number of examples and of positions, so that the shares of all batches sum up to the factors.
-    """
-    forward, outputs, pathways = _forward(net, x, create_graph)
-    factors: dict[int, Factors] = {}
-    with torch.set_grad_enabled(create_graph):
-        chunks = list(output_gradients(forward, probes(outputs), create_graph, COLUMNS_AT_ONCE))
-        for layer, (heard, declaration) in _heard(net, forward).items():
-            patches = heard.patches(declaration)
-            gradients = torch.cat([heard.responses(declaration, chunk[layer]) for chunk in chunks])
-            scaled = torch.cat([(g * patches).sum(-1) for g in gradients]) if _has_scale(pathways[layer]) else None
-            if reduce:
-                patches, gradients = patches.mean(-1, keepdim=True), gradients.sum(-1, keepdim=True)
-            b = second_moment(gradients.flatten(0, 1))
-            one = b.new_ones(1, 1)
-            for pathway in pathways[layer]:
-                if pathway.acts == "scale":
-                    factors[id(pathway.parameter)] = [(one, cast(Tensor, scaled).mT @ cast(Tensor, scaled))]
-                    continue
-                a = one
-                if pathway.acts == "kernel":
-                    a = second_moment(patches) / (examples * patches.shape[-1])
-                split = pathway.reduced_factors if reduce and pathway.reduced_factors else pathway.factors
-                factors[id(pathway.parameter)] = split(a, b)
-    return outputs, [factors[id(p)] if id(p) in factors else _no_factors(p) for p in params]
-
-
-def _forward(net: nn.Module, x: Any, create_graph: bool) -> tuple[Forward, Tensor, dict[str, tuple[Pathway, ...]]]:
-    if not isinstance(x, Tensor):
-        raise ValueError(f"inputs of type {type(x).__name__}: expected a tensor")
-    layers = declarations(net)
-    forward = run_forward(net, layers, x)
-    outputs = forward.outputs if create_graph else forward.outputs.detach()
-    return forward, outputs, {layer: declaration.pathways for layer, (_, declaration) in layers.items()}
-
-
-def _heard(net: nn.Module, forward: Forward) -> dict[str, tuple[Calls, Declaration]]:
-    """The layers that were called, with their declarations."""
-    return {n: (forward.calls[n], d) for n, (_, d) in declarations(net).items() if n in forward.calls}
-
-
-def _has_scale(pathways: tuple[Pathway, ...]) -> bool:
-    return any(pathway.acts == "scale" for pathway in pathways)
-
-
-def _no_factors(parameter: nn.Parameter) -> Factors:
-    """Zeros for a layer that was not called."""
-    rows = len(parameter)
-    columns = parameter.numel() // rows
-    return [(parameter.new_zeros(columns, columns), parameter.new_zeros(rows, rows))]
+    factors = "reduce"
 
 
 def _is_learned(net: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.hessian import BlockDiagonal, DenseBlock, Hessian, Spectra
 from bayesws.evidence.sampling import Draw
 from bayesws.evidence.signals import Calls, Layers, jacobian_rows
-from bayesws.layers.base import Declaration, Pathway
+from bayesws.layers.base import Declaration, Factors, Pathway
 
 LARGEST_SCALE_BLOCK = 2048  # elementwise factors: up to here their exact block, above its diagonal
 THINNED, PLENTY = 4, 1000  # sampled factors: A of every 4th datum if there are 1000 patches for each of its rows
@@ -27,6 +27,7 @@ class Moments(Protocol):
     """Sums over the data, and the Hessian that follows from them."""
 
     sums: Sums
+    pathways: Named
 
     def add_inputs(self, calls: dict[str, Calls], draw: Draw) -> None:
         """Take in one batch's way forward."""
@@ -41,13 +42,18 @@ class Moments(Protocol):
         ...
 
 
-def moments_for(curvature: Curvature, layers: Layers) -> list[Moments]:
-    """New, empty sums for every pathway of the layers; each Moments holds some of the pathways."""
-    pathways: Named = {
+def named(layers: Layers) -> Named:
+    """Every pathway of the layers by its full name, "layer.pathway"."""
+    return {
         f"{layer}.{pathway.name}" if layer else pathway.name: (layer, pathway)
         for layer, (_, declaration) in layers.items()
         for pathway in declaration.pathways
     }
+
+
+def moments_for(curvature: Curvature, layers: Layers) -> list[Moments]:
+    """New, empty sums for every pathway of the layers; each Moments holds some of the pathways."""
+    pathways = named(layers)
     if not pathways:
         return []
     if curvature.structure == "diag":
@@ -104,7 +110,7 @@ class _Sums:
         return {name: (layer, pathway) for name, (layer, pathway) in self.pathways.items() if layer in calls}
 
 
-class _RowMoments(_Sums):
+class RowMoments(_Sums):
     """What needs the exact rows of Jacobians: patches are kept while the columns of a batch come back."""
 
     def __init__(self, layers: Layers, pathways: Named) -> None:
@@ -125,7 +131,7 @@ class _RowMoments(_Sums):
         return found
 
 
-class DenseMoments(_RowMoments):
+class DenseMoments(RowMoments):
     """H = Σ_n Jᵀ S Sᵀ J of some pathways jointly, (P, P); zero where a layer was not called."""
 
     def add_gradients(self, calls: dict[str, Calls], gradients: Gradients) -> None:
@@ -150,7 +156,7 @@ class DenseMoments(_RowMoments):
         return DenseBlock(sums["matrix",], {name: pathway.numel for name, (_, pathway) in self.pathways.items()})
 
 
-class DiagonalMoments(_RowMoments):
+class DiagonalMoments(RowMoments):
     """diag H = Σ_n (Jᵀ S)² 1 by pathway, (P,)."""
 
     def add_gradients(self, calls: dict[str, Calls], gradients: Gradients) -> None:
@@ -209,13 +215,9 @@ class KroneckerMoments(_Sums):
                 responses = responses.sum(-1, keepdim=True)
             self.add(layer, "outputs", term=second_moment(responses))
 
-    def hessian(self, sums: Sums) -> Hessian:
-        """Eigenvalues a_i b_j of every pathway's blocks.
-
-        Raises:
-            FloatingPointError: factors that are not finite.
-        """
-        factors = {}
+    def factors(self, sums: Sums) -> dict[str, Factors]:
+        """The blocks (A, B) of every pathway whose layer was called."""
+        found = {}
         for name, (layer, pathway) in self.pathways.items():
             if (layer, "outputs") not in sums:
                 continue
@@ -224,7 +226,16 @@ class KroneckerMoments(_Sums):
             if pathway.acts == "kernel":
                 a = sums[layer, "inputs"] / self.vectors[layer]
             split = pathway.reduced_factors if self.reduce and pathway.reduced_factors else pathway.factors
-            factors[name] = split(a, b)
+            found[name] = split(a, b)
+        return found
+
+    def hessian(self, sums: Sums) -> Hessian:
+        """Eigenvalues a_i b_j of every pathway's blocks.
+
+        Raises:
+            FloatingPointError: factors that are not finite.
+        """
+        factors = self.factors(sums)
         spectra = iter(_spectra([factor for blocks in factors.values() for block in blocks for factor in block]))
         eigenvalues = {
             name: torch.cat([torch.outer(next(spectra), next(spectra)).flatten() for _ in blocks])
