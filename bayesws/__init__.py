@@ -2,6 +2,7 @@
 
 from bayesws import data, layers, models, sharing
 from bayesws.analysis.comparison import Comparison, Trial
+from bayesws.candidates import candidates
 from bayesws.compare import compare
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.gradient import evidence_gradient
@@ -21,6 +22,7 @@ __all__ = [
     "Gaussian",
     "Schedule",
     "Trial",
+    "candidates",
     "compare",
     "data",
     "evidence_gradient",

@@ -17,6 +17,7 @@ from bayesws import __version__
 from bayesws import data as data_sets
 from bayesws.analysis.comparison import STRUCTURES, Comparison
 from bayesws.analysis.plots import save_picture
+from bayesws.candidates import candidates
 from bayesws.compare import SAMPLED, Job, network_for, run_jobs
 from bayesws.evidence.curvature import Curvature
 from bayesws.files import check_writable
@@ -101,6 +102,21 @@ def _parser() -> argparse.ArgumentParser:
     fit_command.add_argument("--structure", choices=tuple(STRUCTURES), default="chosen", help="pathways")
     _add_common(fit_command, "runs/fit")
     fit_command.set_defaults(run=_fit)
+
+    listing = commands.add_parser(
+        "candidates",
+        formatter_class=plain,
+        help="the symmetries that the images themselves propose, before any training",
+        description="List the permutations of a patch's positions that the images' second and third moments allow, by\n"
+        "their misfit, and name the group that the images are symmetric under. Nothing is written.",
+        epilog="examples:\n  bayesws candidates --data mnist --task turned --train-size 10000\n"
+        "  bayesws candidates --data mine.npz --kernel-size 5",
+    )
+    _add_data(listing)
+    listing.add_argument("--task", default="upright", metavar="TASK", help=_tasks())
+    listing.add_argument("--seed", type=int, default=0, help="of the subset and the task's motions (default 0)")
+    listing.add_argument("--kernel-size", type=_positive, default=3, help="positions a side of a patch (default 3)")
+    listing.set_defaults(run=_candidates)
     return parser
 
 
@@ -236,6 +252,11 @@ def _fit(options: argparse.Namespace) -> None:
         effective = ", ".join(f"{n} {g:.1f} of {row.parameters[n]}" for n, g in row.effective.items())
         console.print(f"{row.name}: ρ = {row.strength:.2f}; effective parameters: {effective}")
     console.print(f"written: {options.out}")
+
+
+def _candidates(options: argparse.Namespace) -> None:
+    images = data_sets.load(**_data_arguments(options), task=options.task, seed=options.seed)
+    print(candidates(images.train, options.kernel_size))
 
 
 def _console() -> Console:

@@ -20,11 +20,13 @@ from bayesws.evidence.precision import LOG_BOUNDS, update_noise, update_precisio
 from bayesws.evidence.signals import check_declarations
 from bayesws.layers.base import declarations, named_pathways, starting_log_precisions, structure
 from bayesws.layers.once import computed_once
+from bayesws.layers.start import start_at_moments, start_at_random
 from bayesws.progress import epoch_bar
-from bayesws.result import EvidenceSummary, FitResult
+from bayesws.result import EvidenceSummary, FitResult, Proposal
 from bayesws.sharing.regularisers import mean_entropy
 
 OBJECTIVES = ("evidence", "task")
+STARTS = (None, "moments", "random")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def fit(
     weight_decays: tuple[float, ...] = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
     entropy: float = 0.0,
     held_out: float = 0.2,
+    start: str | None = None,
     device: torch.device | str | None = None,
     progress: bool | None = None,
     keep_posterior: bool = True,
@@ -116,6 +119,8 @@ def fit(
         weight_decays: grid of λ for the task loss, per datum.
         entropy: weight of the entropy regulariser of the task loss (arXiv 2412.04594), nats.
         held_out: share of the training data held out to choose λ.
+        start: of the soft stacks: "moments", at the groups that the moments of each layer's input propose, from the
+            input up (`layers.start`); "random", drawn anew from the seed; None leaves them as they are.
         device: where to train; None is where the network is.
         progress: whether to show a bar; None shows it on a terminal.
         keep_posterior: whether to keep the curvature that the posterior predictive needs: P² numbers with "full". Kept
@@ -127,6 +132,8 @@ def fit(
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective={objective!r}: expected one of {', '.join(OBJECTIVES)}")
+    if start not in STARTS:
+        raise ValueError(f"start={start!r}: expected 'moments', 'random' or None")
     plan = _with_changes(schedule or Schedule(), changes)
     model = copy.deepcopy(net) if device is None else copy.deepcopy(net).to(device)
     place = next(model.parameters()).device
@@ -137,6 +144,11 @@ def fit(
             noise_model.check(model(x), y)
         check_declarations(model, declarations(model), x)
     started = time.perf_counter()
+    proposals: list[Proposal] = []
+    if start == "moments":
+        proposals = [Proposal.of(name, c) for name, c in start_at_moments(model, data.inputs()).items()]
+    elif start == "random":
+        start_at_random(model, seed)
     weight_decay = None
     if objective == "task":
         weight_decay = _choose_weight_decay(
@@ -157,6 +169,7 @@ def fit(
         seed=seed,
         settings=asdict(plan),
         weight_decay=weight_decay,
+        start=proposals,
         notes=run.notes(),
         seconds=time.perf_counter() - started,
         training_seconds=time.perf_counter() - training,

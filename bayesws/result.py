@@ -20,6 +20,7 @@ from bayesws.evidence.predictive import mean_probabilities, predictive_log_prob
 from bayesws.layers.base import named_pathways
 from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.models import known_models
+from bayesws.sharing.candidates import Candidates
 from bayesws.sharing.groups import Group
 
 FORMAT = 2
@@ -89,6 +90,31 @@ class SharingRow:
     log_precisions: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """What the moments of one layer's input proposed before the fit: see `sharing.candidates`.
+
+    Attributes:
+        name: the layer's path in the network.
+        group: the known group that the input is symmetric under, None where it has no name.
+        elements: how many elements it has.
+        misfit: the largest of an element, relative.
+        p_value: of the input being symmetric under it.
+    """
+
+    name: str
+    group: str | None
+    elements: int
+    misfit: float
+    p_value: float
+
+    @classmethod
+    def of(cls, name: str, candidates: Candidates) -> "Proposal":
+        """The plain numbers of what was found."""
+        group = candidates.group
+        return cls(name, group.name, len(group.permutations), group.misfit, group.p_value)
+
+
 @dataclass
 class FitResult:
     """What a fit leaves behind.
@@ -102,6 +128,7 @@ class FitResult:
             on the hyperparameters, "log_evidence", "data_fit", "scatter", "occam" (nats, summed).
         objective, curvature, seed, settings: how it was fitted.
         weight_decay: chosen for the task loss, per datum; None for the evidence.
+        start: what the layers' input moments proposed, for start="moments".
         notes: whatever did not converge or hit a bound, one line each; empty where all is well.
         seconds: wall time of the fit.
         training_seconds: that of its last training alone, without the choice of a weight decay.
@@ -119,6 +146,7 @@ class FitResult:
     seed: int
     settings: dict[str, Any]
     weight_decay: float | None = None
+    start: list[Proposal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     training_seconds: float = 0.0
@@ -224,6 +252,7 @@ class FitResult:
             "seed": self.seed,
             "settings": self.settings,
             "weight_decay": self.weight_decay,
+            "start": [asdict(proposal) for proposal in self.start],
             "notes": self.notes,
             "seconds": self.seconds,
             "training_seconds": self.training_seconds,
@@ -296,6 +325,7 @@ class FitResult:
             evidence=EvidenceSummary(**evidence, by_pathway=by_pathway),
             curvature=Curvature(**record["curvature"]),
             posterior=_under("posterior.", tensors),
+            start=[Proposal(**row) for row in record.get("start", [])],
             **{
                 key: record[key]
                 for key in (

@@ -55,6 +55,10 @@ class Batches:
         """The first input, (1, ...); None for a DataLoader, which is not to be disturbed."""
         return None if self._loader is not None else self._x[:1]
 
+    def inputs(self) -> Tensor:
+        """All inputs, (length, ...); those of a DataLoader in the order of its data set."""
+        return self._x if self._loader is None else as_tensors(self._loader)[0]
+
     def shuffled(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch in an order drawn from `generator`; a DataLoader shuffles, or not, as it was told."""
         if self._loader is not None:

@@ -1,15 +1,19 @@
 """The representation stack of a layer as a module: logits of a soft stack, or the matrices of a known group."""
 
+import math
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from bayesws.sharing.candidates import factors
 from bayesws.sharing.doubly_stochastic import DoublyStochastic, dense_stack, power_stack, product_stack
 from bayesws.sharing.groups import Group, known_group
 
 STACKS = ("fixed", "dense", "product", "power")
+SOFTNESS = 0.02  # of a start at permutations: what is spread over the other entries of a row
+RANDOM_SCALE = 0.1  # of the logits of a random start
 _GROUP_OF_SIZE = {1: "trivial", 4: "quarter-turns", 8: "dihedral"}
 
 
@@ -45,9 +49,9 @@ class RepresentationStack(nn.Module):
             raise ValueError(f"stack {kind!r}: expected one of {', '.join(STACKS)}")
         if group_size < 1:
             raise ValueError(f"group_size={group_size}: expected at least 1")
-        self.kind, self.group_size = kind, group_size
+        self.kind, self.group_size, self.support = kind, group_size, support
         positions = int(torch.tensor(support).prod())
-        axis = group_size if on_features else 1
+        self.axis = axis = group_size if on_features else 1
         new: dict[str, Any] = {"device": device, "dtype": dtype or torch.get_default_dtype()}
         self.logits = nn.ParameterList()
         if kind == "fixed":
@@ -67,6 +71,11 @@ class RepresentationStack(nn.Module):
         self.logits.extend(nn.Parameter(torch.randn(*shape, **new)) for shape in shapes_of[kind])
 
     @property
+    def size(self) -> int:
+        """d, the number of positions that the stack acts on."""
+        return self.axis * math.prod(self.support)
+
+    @property
     def is_soft(self) -> bool:
         """Whether the stack is learned, and so may be anything doubly stochastic."""
         return self.kind != "fixed"
@@ -80,6 +89,53 @@ class RepresentationStack(nn.Module):
         if self.kind == "product":
             return product_stack(self.logits[0], self.logits[1])
         return power_stack(self.logits[0], self.group_size)
+
+    @torch.no_grad()
+    def start_at(self, permutations: Int64[Tensor, "group d"], softness: float = SOFTNESS) -> None:
+        """Set the logits so that R_g is (1 - ε) P_g plus ε spread evenly over the other entries of its rows.
+
+        The power stack takes its generator from P_2, the product stack both factors from every P_g.
+
+        Args:
+            permutations: one for every element, the identity first.
+            softness: ε in (0, 1); at 0 a logit would be infinite, and nothing could be learned.
+
+        Raises:
+            ValueError: a fixed stack; permutations that do not fit, or are no powers or products where those are asked.
+        """
+        if not self.is_soft:
+            raise ValueError("a fixed stack has no start: use stack='dense', 'product' or 'power'")
+        d = self.size
+        if tuple(permutations.shape) != (self.group_size, d) or (permutations[0] != torch.arange(d)).any():
+            raise ValueError(
+                f"permutations of shape {tuple(permutations.shape)}: expected ({self.group_size}, {d}), the identity "
+                "first"
+            )
+        if self.kind == "dense":
+            wanted = [permutations[1:]]
+        elif self.kind == "power":
+            wanted = [permutations[1]] if self.group_size > 1 else [permutations[0]]
+            power = permutations[0]
+            for permutation in permutations:
+                if not torch.equal(power, permutation):
+                    raise ValueError("permutations that are not the powers of the second: use stack='dense'")
+                power = power[wanted[0]]
+        else:
+            parts = [factors(p, self.axis) for p in permutations[1:]]
+            wanted = [torch.stack([part[i] for part in parts]) for i in range(2)] if parts else []
+            whole = [s[:, None] * len(p) + p for s, p in parts]
+            if any(not torch.equal(w.flatten(), p) for w, p in zip(whole, permutations[1:], strict=True)):
+                raise ValueError("permutations that are no products of group axis and support: use stack='dense'")
+        for logits, chosen in zip(self.logits, wanted, strict=False):
+            size = logits.shape[-1]
+            height = math.log(max(size - 1, 1) * (1 - softness) / softness)
+            logits.copy_(height * nn.functional.one_hot(chosen.to(logits.device), size))
+
+    @torch.no_grad()
+    def start_at_random(self, generator: torch.Generator | None = None, scale: float = RANDOM_SCALE) -> None:
+        """Draw the logits from N(0, scale²): nearly uniform matrices, and no two of them equal (that is a saddle)."""
+        for logits in self.logits:
+            logits.copy_(scale * torch.randn(logits.shape, generator=generator, dtype=logits.dtype))
 
     def forward(self) -> Float[Tensor, "group d d"]:
         """The matrices R, (G, d, d)."""

@@ -173,6 +173,14 @@ def known_group(name: str, *shape: int) -> Group:
     return family[name](shape[0])
 
 
+def known_groups(*shape: int) -> list[Group]:
+    """Every known group on a support of that shape, as far as its elements differ there."""
+    families = {1: _ON_LINES, 2: _ON_GRIDS, 3: _ON_VOXELS}
+    if len(shape) not in families or len(set(shape)) != 1 or shape[0] == 1:
+        return []
+    return [make(shape[0]) for make in families[len(shape)].values()]
+
+
 Move = Callable[[Tensor], Tensor]
 
 

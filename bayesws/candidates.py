@@ -1,0 +1,51 @@
+"""What the images of a data set allow a layer to share over, before any network, training or label is there."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayesws.evidence.batches import as_tensors
+from bayesws.layers.patches import image_patches
+from bayesws.layers.start import BLOCKS, moments
+from bayesws.sharing.candidates import Candidates, candidates_of
+
+
+def candidates(data: Any, kernel_size: int = 3, keep: int = 64) -> Candidates:
+    """The approximate symmetries of a data set's patches, and the group that it is symmetric under.
+
+        print(bws.candidates(images))
+
+    Permutations P of the positions of a patch by their misfit ‖P M Pᵀ - M‖ / ‖M‖ to the patches' second and third
+    moments M; the groups among them; and the largest group whose misfits are no more than sampling noise.
+
+    Args:
+        data: images (n, channels, height, width), or with one or three dimensions of space; or a pair (images, labels), a
+            Dataset or a DataLoader, whose labels are not looked at.
+        kernel_size: k, a patch has k positions a side.
+        keep: how many permutations to list at most.
+
+    Raises:
+        ValueError: anything but images, images smaller than the kernel, fewer than two, values that are not finite.
+    """
+    images = data if isinstance(data, Tensor) else as_tensors(data)[0]
+    if not 3 <= images.ndim <= 5 or not images.is_floating_point():
+        raise ValueError(
+            f"images {tuple(images.shape)} of type {images.dtype}: expected floating (images, channels, height, width)"
+        )
+    support = (kernel_size,) * (images.ndim - 2)
+    if kernel_size < 1 or min(images.shape[2:]) < kernel_size:
+        raise ValueError(
+            f"kernel_size={kernel_size} on images of shape {tuple(images.shape[2:])}: expected at least 1, and no "
+            "larger than the images"
+        )
+    if len(images) < 2:
+        raise ValueError(f"{len(images)} images: expected two or more, to tell a symmetry from noise")
+    if not torch.isfinite(images).all():
+        raise ValueError("images hold NaN or infinite values")
+    ones = (1,) * len(support)
+    blocks = [
+        moments(image_patches(part, support, ones, "valid", ones, "zeros").unflatten(1, (images.shape[1], -1)))
+        for part in images.tensor_split(min(BLOCKS, len(images)))
+    ]
+    return candidates_of(torch.stack(blocks).double(), support, keep=keep, examples=len(images))
