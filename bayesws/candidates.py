@@ -20,8 +20,8 @@ def candidates(data: Any, kernel_size: int = 3, keep: int = 64) -> Candidates:
     moments M; the groups among them; and the largest group whose misfits are no more than sampling noise.
 
     Args:
-        data: images (n, channels, height, width), or with one or three dimensions of space; or a pair (images, labels), a
-            Dataset or a DataLoader, whose labels are not looked at.
+        data: images (n, channels, height, width), or with one or three dimensions of space; or a pair (images, labels),
+            a Dataset or a DataLoader, whose labels are not looked at.
         kernel_size: k, a patch has k positions a side.
         keep: how many permutations to list at most.
 
