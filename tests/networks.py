@@ -28,6 +28,12 @@ def half_shift(d):
     return Group("half-shift", torch.stack([torch.arange(d), torch.arange(d).roll(d // 2)]))
 
 
+def half_turn(*support):
+    """Two elements on a grid or a cube of voxels: nothing, and the half turn in the last two axes."""
+    positions = torch.arange(torch.Size(support).numel()).reshape(support)
+    return Group("half-turn", torch.stack([positions.flatten(), positions.flip(-1, -2).flatten()]))
+
+
 class EveryLayer(nn.Module):
     """Lifting, group and plain convolutions, a linear layer over positions, a sharing layer called twice, a head."""
 
