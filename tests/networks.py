@@ -100,6 +100,14 @@ def move_from_start(net):
         parameter.copy_(torch.randn_like(parameter) * (0.5 if "log_precisions" in name else 0.7))
 
 
+def stack_and_other_parameters(net):
+    """Numbers of a stack's logits; of all that the published layer has besides, precisions and residual left out."""
+    sizes = {name: p.numel() for name, p in net.named_parameters()}
+    logits = sum(n for name, n in sizes.items() if "logits" in name)
+    other = sum(n for name, n in sizes.items() if not {"logits", "log_precisions", "free"} & set(name.split(".")))
+    return logits, other
+
+
 def images(n, side=4):
     return torch.randn(n, 1, side, side, dtype=torch.float64)
 
