@@ -363,8 +363,7 @@ def _network_record(model: nn.Module) -> dict[str, Any] | None:
     if known_models().get(name) is not type(model):
         return None
     settings = dict(model.settings)  # type: ignore[arg-type]
-    if isinstance(settings["group"], Group):
-        group = settings["group"]
+    if isinstance(group := settings.get("group"), Group):
         settings["group"] = {"name": group.name, "permutations": group.permutations.tolist()}
     return {"name": name, "settings": settings}
 
@@ -374,8 +373,7 @@ def _network_from(record: dict[str, Any] | None, source: Path) -> nn.Module:
         raise ValueError(f"{source} holds a network that is not of bayesws.models: pass one as model=")
     if record["name"] not in known_models():
         raise ValueError(f"{source} holds a {record['name']}: this bayesws knows {', '.join(known_models())}")
-    settings = dict(record["settings"], pathways=tuple(record["settings"]["pathways"]))
-    if isinstance(settings["group"], dict):
-        group = settings["group"]
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}
+    if isinstance(group := settings.get("group"), dict):
         settings["group"] = Group(group["name"], torch.tensor(group["permutations"]))
     return known_models()[record["name"]](**settings)

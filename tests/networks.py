@@ -28,6 +28,12 @@ def half_shift(d):
     return Group("half-shift", torch.stack([torch.arange(d), torch.arange(d).roll(d // 2)]))
 
 
+def half_turn(*support):
+    """Two elements on a grid or a cube of voxels: nothing, and the half turn in the last two axes."""
+    positions = torch.arange(torch.Size(support).numel()).reshape(support)
+    return Group("half-turn", torch.stack([positions.flatten(), positions.flip(-1, -2).flatten()]))
+
+
 class EveryLayer(nn.Module):
     """Lifting, group and plain convolutions, a linear layer over positions, a sharing layer called twice, a head."""
 
@@ -92,6 +98,14 @@ def move_from_start(net):
     """Weights, logits and precisions of order one, no two alike: a start hides what is equal by chance."""
     for name, parameter in net.named_parameters():
         parameter.copy_(torch.randn_like(parameter) * (0.5 if "log_precisions" in name else 0.7))
+
+
+def stack_and_other_parameters(net):
+    """Numbers of a stack's logits; of all that the published layer has besides, precisions and residual left out."""
+    sizes = {name: p.numel() for name, p in net.named_parameters()}
+    logits = sum(n for name, n in sizes.items() if "logits" in name)
+    other = sum(n for name, n in sizes.items() if not {"logits", "log_precisions", "free"} & set(name.split(".")))
+    return logits, other
 
 
 def images(n, side=4):

@@ -1,6 +1,7 @@
 """fit and FitResult: reproducible, side-effect free, faithful after a round trip."""
 
 import copy
+import json
 from functools import partial
 
 import pytest
@@ -74,6 +75,39 @@ def test_save_and_load_give_the_same_result(digits, tmp_path):
     assert back.evidence == fit.evidence and back.sharing == fit.sharing and back.history == fit.history
     assert back.prior.keys() == fit.prior.keys()
     assert all(torch.equal(back.prior[k], fit.prior[k]) for k in fit.prior)
+
+
+SMALL = {"hidden_channels": 2, "kernel_size": 3}
+MODELS = {
+    "WSCNN": lambda: bws.models.WSCNN(stack="product", pathways=("shared",), norm="layer", pooling=False, **SMALL),
+    "WSResNet": lambda: bws.models.WSResNet(1, widths=(1, 2, 1), head_features=4, group="quarter-turns", **SMALL),
+    "CNN": lambda: bws.models.CNN(norm="layer", padding=1, **SMALL),
+    "ResNet": lambda: bws.models.ResNet(1, widths=(2,), head_features=4, padding_mode="circular", **SMALL),
+}
+
+
+@pytest.mark.filterwarnings("ignore:layer .* normalises")
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_every_network_of_ours_can_be_loaded(make, digits, tmp_path):
+    torch.manual_seed(0)
+    fit = bws.fit(make(), digits.train, epochs=3, burn_in=0.4, batch_size=50)
+    fit.save(tmp_path / "fit")
+    back = bws.FitResult.load(tmp_path / "fit")
+    assert type(back.model) is type(fit.model) and back.model.settings == fit.model.settings
+    for kind in ("map", "posterior"):
+        assert torch.equal(back.predict(digits.test[0], kind), fit.predict(digits.test[0], kind))
+    assert back.evidence == fit.evidence and back.sharing == fit.sharing
+
+
+def test_a_fit_from_before_normalisation_and_pooling_were_settings_can_be_loaded(digits, tmp_path):
+    fit = bws.fit(small(), digits.train, epochs=1)
+    fit.save(tmp_path / "fit")
+    record = json.loads((tmp_path / "fit" / "fit.json").read_text())
+    settings = record["network"]["settings"]
+    assert (settings.pop("norm"), settings.pop("pooling")) == (None, True)
+    (tmp_path / "fit" / "fit.json").write_text(json.dumps(record))
+    back = bws.FitResult.load(tmp_path / "fit")
+    assert torch.equal(back.predict(digits.test[0]), fit.predict(digits.test[0]))
 
 
 def test_a_users_own_network_and_a_group_object_can_be_loaded(digits, tmp_path):

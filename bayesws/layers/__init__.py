@@ -2,7 +2,7 @@
 
 from bayesws.layers import plain  # registers what torch's own layers declare
 from bayesws.layers.base import Declaration, Pathway, declarations, declare, named_pathways, structure
-from bayesws.layers.conv import WSConv2d, WSLiftConv2d
+from bayesws.layers.conv import WSConv2d, WSConv3d, WSLiftConv2d, WSLiftConv3d
 from bayesws.layers.linear import WSLinear
 from bayesws.layers.once import Deriving, computed_once
 from bayesws.layers.stack import RepresentationStack
@@ -14,7 +14,9 @@ __all__ = [
     "Pathway",
     "RepresentationStack",
     "WSConv2d",
+    "WSConv3d",
     "WSLiftConv2d",
+    "WSLiftConv3d",
     "WSLinear",
     "WeightSharing",
     "computed_once",

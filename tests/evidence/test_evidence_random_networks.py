@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import half_shift
+from networks import half_shift, half_turn
 from torch import Tensor, nn
 
 import bayesws.layers
@@ -29,7 +29,8 @@ CURVATURES = {name: Curvature(name) for name in EXACT} | {
 }
 WIDEST, MOST = 48, 160  # features that a layer may put out, parameters that it may have
 KINDS = (
-    *("Linear", "Conv1d", "Conv2d", "Conv3d", "WSLinear", "WSLiftConv2d", "WSConv2d", "LayerNorm", "RMSNorm"),
+    *("Linear", "Conv1d", "Conv2d", "Conv3d", "WSLinear", "WSLiftConv2d", "WSConv2d", "WSLiftConv3d", "WSConv3d"),
+    *("LayerNorm", "RMSNorm"),
     *("BatchNorm", "GroupNorm", "InstanceNorm"),  # in any dimension
     *("called chain", "called parallel"),
 )
@@ -92,6 +93,8 @@ class Called(nn.Module):
         options = dict(layer.options)
         if options.get("group") == "half-shift":
             options["group"] = half_shift(options["in_features"])
+        if options.get("group") == "half-turn":
+            options["group"] = half_turn(*options["kernel_size"])
         where = nn if hasattr(nn, layer.kind) else bayesws.layers
         self.layer = getattr(where, layer.kind)(**options, dtype=torch.float64)
         self.calls, self.then = layer.calls, (THEN | POOLS)[layer.then]()
@@ -164,7 +167,7 @@ def tenth(number: int) -> float:
 @st.composite
 def problems(draw) -> Problem:
     """Whole problems; the shapes fit by construction."""
-    spatial = draw(st.sampled_from([2, 2, 2, 2, 1, 3, 0]))
+    spatial = draw(st.sampled_from([2, 2, 3, 2, 1, 3, 0]))
     most = (5, 6, 4, 3)[spatial]  # positions in a row
     shape = start = draw(st.tuples(st.integers(1, 5 - spatial), *[st.integers(2, most)] * spatial))
     layers = []
@@ -208,7 +211,7 @@ def layer_for(draw, shape: tuple[int, ...]) -> Layer | None:
     makers = [linear, ws_linear, normalisation_of_channels] + [normalisation_of_elements] * 3
     if 1 <= spatial <= 3:
         makers = [convolution, normalisation_of_channels] * 3 + makers
-    if spatial == 2 or (spatial == 3 and shape[1] <= 4):
+    if 2 <= spatial <= 4:
         makers = [ws_convolution] * 6 + makers
     kind, options = draw(draw(st.sampled_from(makers))(shape))
     layer = Layer(kind, options, scale=draw(st.sampled_from(SCALES)), logits=draw(st.sampled_from([0.0, 0.7, 3.0, 20])))
@@ -299,14 +302,15 @@ def ws_linear(draw, shape, outputs=None):
 
 @st.composite
 def ws_convolution(draw, shape):
-    """A lifting convolution on images, a group convolution on group features."""
-    lifts = len(shape) == 3
-    place = draw(geometry(shape[-2:], any_kernel=False))
+    """A lifting convolution on images or voxels, a group convolution on group features."""
+    fitting = {3: [(True, 2)], 4: [(True, 3)] + [(False, 2)] * (shape[1] <= 4), 5: [(False, 3)]}
+    lifts, dims = draw(st.sampled_from(fitting[len(shape)]))
+    place = draw(geometry(shape[-dims:], any_kernel=False))
     k = place["kernel_size"][0]
-    known = {"trivial": 1, "quarter-turns": 4, "half-turns": 2, "flips": 2, "translations": k**2}
-    shared = draw(sharing(known if k > 1 else {"trivial": 1}, None if lifts else shape[1]))
+    turns = {"quarter-turns": 4, "half-turns": 2, "flips": 2, "translations": k**2} if dims == 2 else {"half-turn": 2}
+    shared = draw(sharing({"trivial": 1} | (turns if k > 1 else {}), None if lifts else shape[1]))
     channels = {"in_channels": shape[0], "out_channels": draw(st.integers(1, 2))}
-    return "WSLiftConv2d" if lifts else "WSConv2d", channels | place | shared
+    return f"WS{'Lift' if lifts else ''}Conv{dims}d", channels | place | shared
 
 
 @st.composite
@@ -323,6 +327,10 @@ def normalisation_of_channels(draw, shape):
     positions = math.prod(shape[1:])
     group_counts = [g for g in range(1, channels + 1) if channels % g == 0 and channels // g * positions > 1]
     kinds = ["InstanceNorm"] * (dims > 0 and positions > 1) + ["GroupNorm"] * bool(group_counts) + ["BatchNorm"]
+    if dims > 3:  # group features of voxels
+        kinds = ["GroupNorm"] if group_counts else []
+    if not kinds:
+        return draw(linear(shape))
     kind = draw(st.sampled_from(kinds))
     if kind == "GroupNorm":
         return kind, {"num_groups": draw(st.sampled_from(group_counts)), "num_channels": channels}

@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, jacrev
 
-from bayesws.layers import WSConv2d, WSLiftConv2d, WSLinear
+from bayesws.layers import WSConv2d, WSConv3d, WSLiftConv2d, WSLiftConv3d, WSLinear
 from bayesws.layers.weight_sharing import RESIDUAL_JITTER
 from bayesws.sharing import Group
 
 SWAP = Group("swap", torch.tensor([[0, 1, 2, 3], [2, 3, 0, 1]]))
+CUBE = torch.arange(8).reshape(2, 2, 2)
+HALF_TURN = Group("half turn of a cube", torch.stack([CUBE.flatten(), CUBE.flip(-1, -2).flatten()]))
 
 
 def linear_twin(layer, x):
@@ -24,10 +26,11 @@ def linear_twin(layer, x):
 
 
 def conv_twin(layer, x):
-    """torch.nn.Conv2d, its padding included, with the kernel written into it."""
-    images = x.flatten(1, 2) if x.ndim == 5 else x
+    """torch's own convolution, its padding included, with the kernel written into it."""
+    dims = len(layer.kernel_size)
+    images = x.flatten(1, 2) if x.ndim == dims + 3 else x
     out, group = layer.out_channels, layer.group_size
-    twin = nn.Conv2d(
+    twin = (nn.Conv2d if dims == 2 else nn.Conv3d)(
         images.shape[1],
         out * group,
         layer.kernel_size,
@@ -57,6 +60,8 @@ LAYERS = {
     "WSLinear": Layer(lambda **k: WSLinear(4, 3, **k), (5, 4), SWAP, linear_twin),
     "WSLiftConv2d": Layer(lambda **k: WSLiftConv2d(2, 3, 2, **k), (2, 2, 4, 3), "half-turns", conv_twin),
     "WSConv2d": Layer(lambda **k: WSConv2d(2, 2, 2, **k), (2, 2, 2, 4, 3), "half-turns", conv_twin),
+    "WSLiftConv3d": Layer(lambda **k: WSLiftConv3d(2, 2, 2, **k), (2, 2, 3, 2, 3), HALF_TURN, conv_twin),
+    "WSConv3d": Layer(lambda **k: WSConv3d(1, 2, 2, **k), (2, 1, 2, 2, 3, 3), HALF_TURN, conv_twin),
 }
 BOTH, SHARED, FREE = ("shared", "free"), ("shared",), ("free",)
 SHARING = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bayesws.layers import WSConv2d, WSLiftConv2d
+from bayesws.layers import WSConv2d, WSConv3d, WSLiftConv2d, WSLiftConv3d
 from bayesws.layers.base import declare
 from bayesws.sharing import known_group
 
@@ -23,17 +23,30 @@ GEOMETRIES = [
     {"kernel_size": (2, 3), "padding": "same", "padding_mode": "circular"},
     {"kernel_size": 3, "padding": "valid", "padding_mode": "reflect"},
 ]
-LAYERS = {"lift": (WSLiftConv2d, (2, 3, 7, 8)), "group": (WSConv2d, (2, 3, 2, 7, 8))}
+CUBIC_GEOMETRIES = [
+    {"kernel_size": 2},
+    {"kernel_size": (1, 2, 3), "stride": (1, 3, 2), "padding": (0, 1, 2)},
+    {"kernel_size": 3, "padding": "same"},
+    {"kernel_size": (2, 1, 2), "padding": "same", "dilation": (3, 1, 2), "padding_mode": "circular"},
+    {"kernel_size": 2, "padding": (2, 0, 1), "padding_mode": "replicate", "dilation": 2},
+    {"kernel_size": (1, 3, 2), "padding": 1, "padding_mode": "reflect"},
+]
+LAYERS = {
+    WSLiftConv2d: (2, 3, 7, 8),
+    WSConv2d: (2, 3, 2, 7, 8),
+    WSLiftConv3d: (2, 3, 4, 5, 6),
+    WSConv3d: (2, 3, 2, 4, 5, 6),
+}
+CASES = [(layer, g) for layer in LAYERS for g in (GEOMETRIES if "2d" in layer.__name__ else CUBIC_GEOMETRIES)]
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-@pytest.mark.parametrize("kind", LAYERS)
-def test_geometry_is_torch_s(kind, geometry):
-    build, shape = LAYERS[kind]
+@pytest.mark.parametrize("build, geometry", CASES, ids=[f"{layer.__name__}-{g}" for layer, g in CASES])
+def test_geometry_is_torch_s(build, geometry):
     layer = build(3, 2, **geometry, group_size=2, stack="product", dtype=torch.float64)
-    x = torch.randn(*shape, dtype=torch.float64)
-    images = x if kind == "lift" else x.flatten(1, 2)
-    twin = nn.Conv2d(images.shape[1], 4, **geometry, dtype=torch.float64)
+    x = torch.randn(*LAYERS[build], dtype=torch.float64)
+    images = x.flatten(1, 2) if build in (WSConv2d, WSConv3d) else x
+    plain = nn.Conv2d if build in (WSLiftConv2d, WSConv2d) else nn.Conv3d
+    twin = plain(images.shape[1], 4, **geometry, dtype=torch.float64)
     with torch.no_grad():
         layer.bias.normal_()
         twin.weight.copy_(layer.kernel().reshape(twin.weight.shape))
@@ -109,6 +122,32 @@ def test_equivariance_to_every_known_group(name, size):
             torch.testing.assert_close(now, expected, rtol=1e-10, atol=1e-12)
 
 
+def test_turns_of_a_cube_turn_voxels_and_permute_the_group_axis():
+    """All 24 of them, through a lifting layer that is padded and a group convolution that is not."""
+    sharing = {"group_size": 24, "stack": "fixed", "group": "cube-turns", "pathways": ("shared",)}
+    lift = WSLiftConv3d(1, 2, 3, padding=1, **sharing, dtype=torch.float64)
+    conv = WSConv3d(2, 1, 2, **sharing, dtype=torch.float64)
+    nn.init.normal_(lift.bias)
+    x = torch.randn(1, 1, 5, 5, 5, dtype=torch.float64)
+    y = lift(x)
+    z = conv(y.tanh())
+    assert y.shape == (1, 2, 24, 5, 5, 5) and z.shape == (1, 1, 24, 4, 4, 4)
+    table, turns = known_group("cube-turns", 5, 5, 5).table, {n: known_group("cube-turns", n, n, n) for n in (4, 5)}
+
+    def turned(voxels, g):
+        positions = turns[voxels.shape[-1]].permutations[g]
+        return voxels.flatten(-3)[..., positions].unflatten(-1, voxels.shape[-3:])
+
+    for g in range(24):
+        moved = lift(turned(x, g))
+        for now, before in ((moved, y), (conv(moved.tanh()), z)):
+            expected = torch.empty_like(before)
+            expected[:, :, table[g]] = turned(before, g)
+            torch.testing.assert_close(now, expected, rtol=1e-10, atol=1e-12)
+            # the group axis has to move along
+            assert g == 0 or not torch.allclose(now, turned(before, g), atol=1e-3)
+
+
 def test_free_pathway_breaks_the_symmetry():
     lift, _ = p4("zeros", group_size=4, pathways=("shared", "free"))
     x = torch.randn(1, 2, 5, 5, dtype=torch.float64)
@@ -151,6 +190,22 @@ def test_bad_arguments(build, arguments, message, without_type_checks):
         build(**{"in_channels": 2, "out_channels": 3, "kernel_size": 3} | arguments)
 
 
+BAD_CUBES = [
+    ({"kernel_size": (3, 3)}, r"kernel_size=\(3, 3\): expected a whole number of at least 1, or 3 of them"),
+    ({"padding": "full"}, "padding='full': expected a number, 3 of them, 'same' or 'valid'"),
+    ({"padding": "same", "stride": (1, 1, 2)}, r"padding='same' with stride=\(1, 1, 2\)"),
+    ({"stack": "fixed"}, "'quarter-turns' on a 3×3×3 support: expected one of trivial, cube-turns"),
+    ({"stack": "fixed", "group": "cube-turns"}, "'cube-turns' has 24 elements.*group_size=4"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", BAD_CUBES, ids=[str(a) for a, _ in BAD_CUBES])
+@pytest.mark.parametrize("build", [WSLiftConv3d, WSConv3d])
+def test_bad_arguments_for_voxels(build, arguments, message, without_type_checks):
+    with pytest.raises(ValueError, match=message):
+        build(**{"in_channels": 2, "out_channels": 3, "kernel_size": 3} | arguments)
+
+
 BAD_INPUTS = [
     (WSLiftConv2d, (1, 3, 5, 5), r"\(1, 3, 5, 5\): expected \(batch, 2, height, width\).*WSLiftConv2d"),
     (WSLiftConv2d, (2, 5, 5), r"expected \(batch, 2, height, width\)"),
@@ -158,10 +213,13 @@ BAD_INPUTS = [
     (WSConv2d, (1, 2, 5, 5), r"\(1, 2, 5, 5\): expected \(batch, 2, 4, height, width\).*WSConv2d"),
     (WSConv2d, (1, 2, 3, 5, 5), r"expected \(batch, 2, 4, height, width\)"),
     (WSConv2d, (1, 8, 5, 5), r"expected \(batch, 2, 4, height, width\)"),
+    (WSLiftConv3d, (1, 2, 5, 5), r"expected \(batch, 2, depth, height, width\) for this WSLiftConv3d"),
+    (WSLiftConv3d, (1, 2, 5, 5, 2), r"5×5×2 positions with padding \(0, 0, 0\): smaller than the 3×3×3"),
+    (WSConv3d, (1, 2, 5, 5, 5), r"expected \(batch, 2, 4, depth, height, width\) for this WSConv3d"),
 ]
 
 
 @pytest.mark.parametrize("build, shape, message", BAD_INPUTS)
 def test_bad_inputs(build, shape, message):
     with pytest.raises(ValueError, match=message):
-        build(2, 3, 3, stack="fixed")(torch.zeros(*shape))
+        build(2, 3, 3, stack="product")(torch.zeros(*shape))

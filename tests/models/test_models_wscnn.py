@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from networks import stack_and_other_parameters
 
 from bayesws.models import WSCNN
 from bayesws.sharing import known_group
@@ -27,6 +28,48 @@ def test_invariant_to_its_group_where_it_shares_fully(name, size, mode, side, la
         torch.testing.assert_close(net(moved), y, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("name, size", SYMMETRIC)
+def test_the_published_network_is_invariant_to_a_known_group(name, size):
+    net = WSCNN.published(stack="fixed", group=name, group_size=size, hidden_channels=8, dtype=torch.float64)
+    x = image_of(28, 1)
+    y = net(x)
+    for matrix in known_group(name, 28, 28).matrices():
+        moved = (x.flatten(-2) @ matrix.T).reshape(x.shape)
+        torch.testing.assert_close(net(moved), y, rtol=1e-10, atol=1e-10)
+    assert (net(x.mT.flip(-2, -1) if size != 8 else x.roll(3, -1)) - y).abs().max() > 1e-4  # in none of the groups
+
+
+def test_sizes_of_the_published_network():
+    """arXiv 2412.04594: 121 875 stack parameters beside "410K": five layers of 25 and 100 positions, and a head."""
+    logits, other = stack_and_other_parameters(WSCNN.published(device="meta"))
+    assert logits == 3 * 25**2 + 4 * 3 * 100**2 == 121_875
+    assert other == 32 * 25 + 4 * 32**2 * 100 + 5 * 32 + 32 * 10 + 10
+    assert other == pytest.approx(410e3, rel=0.005)
+    assert stack_and_other_parameters(WSCNN.published(stack="fixed", device="meta")) == (0, other)
+
+
+@pytest.mark.parametrize("norm", ["layer", None])
+@pytest.mark.parametrize("pooling", [True, False])
+def test_normalisation_and_pooling(norm, pooling):
+    """By hand, image by image: zero mean and variance one over channels, group and positions, before ReLU."""
+    net = WSCNN(2, 4, 3, layers=3, stack="product", norm=norm, pooling=pooling, dtype=torch.float64)
+    x = image_of(20)
+    outputs = []
+    for image in x:
+        features = image
+        for index, convolution in enumerate([net.lift, *net.group_convs]):
+            if index and pooling:  # 20 - 2 = 18 to 9, then 9 - 2 = 7 to 3, windows of 2 and of 3
+                window = 2 + features.shape[-1] % 2
+                features = features.unfold(-2, window, 2).unfold(-2, window, 2).amax((-1, -2))
+            features = convolution(features.unsqueeze(0)).squeeze(0)
+            if norm == "layer":
+                features = (features - features.mean()) / (features.var(correction=0) + 1e-5).sqrt()
+            features = features.clamp(min=0)
+        outputs.append(net.head.weight @ features.mean((1, 2, 3)) + net.head.bias)
+        assert features.shape[-1] == (1 if pooling else 14)
+    torch.testing.assert_close(net(x), torch.stack(outputs), rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("size", [4, 8])
 def test_group_of_four_is_turns_and_of_eight_dihedral(size):
     net = WSCNN(1, 3, 2, size, pathways=("shared",), dtype=torch.float64)
@@ -45,7 +88,8 @@ def test_free_pathway_breaks_the_invariance():
 @pytest.mark.parametrize("stack", ["fixed", "dense", "product", "power"])
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_rebuilt_from_its_settings_and_state(stack, layers):
-    net = WSCNN(2, 4, 2, 4, layers=layers, stack=stack, padding=1, dtype=torch.float64)
+    options = {"norm": "layer", "pooling": False} if layers == 2 else {}
+    net = WSCNN(2, 4, 2, 4, layers=layers, stack=stack, padding=1, **options, dtype=torch.float64)
     twin = WSCNN(**net.settings, dtype=torch.float64)
     twin.load_state_dict(net.state_dict())
     x = image_of(8)
@@ -68,6 +112,7 @@ BAD = [
     ({"stack": "loose"}, "stack 'loose'"),
     ({"pathways": ("none",)}, "expected 'shared', 'free' or both"),
     ({"padding_mode": "mirror"}, "padding_mode='mirror'"),
+    ({"norm": "batch"}, "norm='batch': expected 'layer' or None"),
 ]
 
 

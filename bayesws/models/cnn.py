@@ -1,0 +1,129 @@
+"""CNN: the small convolutional network that knows no sharing but that over positions, and what WSCNN has of it."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bayesws.layers.weight_sharing import check_sizes
+from bayesws.models.pooling import halved
+
+# arXiv 2412.04594, the network for MNIST, without its width and its sharing
+PUBLISHED: dict[str, Any] = {"kernel_size": 5, "layers": 5, "norm": "layer", "pooling": False}
+
+
+class ConvolutionalNet(nn.Module):
+    """Convolutions, each with normalisation and ReLU, then the mean over all positions and a linear head.
+
+    Features are (batch, channels, ..., H, W): an axis between channels and image, such as a group's, is carried along.
+
+    Args:
+        settings: the arguments that the network can be rebuilt from.
+
+    Raises:
+        ValueError: fewer than one layer or two classes, an unknown normalisation.
+    """
+
+    head: nn.Linear
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__()
+        if settings["layers"] < 1:
+            raise ValueError(f"layers={settings['layers']}: expected at least 1")
+        if settings["num_classes"] < 2:
+            raise ValueError(f"num_classes={settings['num_classes']}: expected at least 2")
+        if settings["norm"] not in (None, "layer"):
+            raise ValueError(f"norm={settings['norm']!r}: expected 'layer' or None")
+        self.settings = settings
+        # one group of all channels is layer normalisation, whatever the size of the maps
+        layer_norm = settings["norm"] == "layer"
+        self.norm = nn.GroupNorm(1, settings["hidden_channels"], affine=False) if layer_norm else nn.Identity()
+
+    def convolutions(self) -> list[nn.Module]:
+        """In the order in which they are applied."""
+        raise NotImplementedError
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Class logits."""
+        first, *others = self.convolutions()
+        features = F.relu(self.norm(first(x)))
+        for convolution in others:
+            features = F.relu(self.norm(convolution(self._pooled(features))))
+        return self.head(features.mean(tuple(range(2, features.ndim))))
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        """Halved, if at least `kernel_size` positions a side remain."""
+        wide_enough = min(features.shape[-2:]) // 2 >= self.settings["kernel_size"]
+        return halved(features) if self.settings["pooling"] and wide_enough else features
+
+
+class CNN(ConvolutionalNet):
+    """The plain twin of `WSCNN`: the same network of `torch.nn.Conv2d`.
+
+    Args:
+        in_channels: of the images.
+        num_classes: outputs of the head.
+        hidden_channels: channels of every layer.
+        kernel_size: k.
+        layers: number of convolutions.
+        norm: "layer" for parameter-free layer normalisation over channels and positions before every ReLU, or None.
+        pooling: whether maximum pooling halves the image before every convolution but the first, as for `WSCNN`.
+        padding, padding_mode, device, dtype: as for `torch.nn.Conv2d`.
+
+    Shapes: x (batch, in_channels, H, W) to logits (batch, num_classes).
+
+    Raises:
+        ValueError: sizes below one, an unknown normalisation.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_classes: int = 10,
+        hidden_channels: int = 64,
+        kernel_size: int = 3,
+        layers: int = 2,
+        *,
+        norm: str | None = None,
+        pooling: bool = True,
+        padding: int = 0,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_sizes(in_channels=in_channels, hidden_channels=hidden_channels, kernel_size=kernel_size)
+        super().__init__(
+            {
+                "in_channels": in_channels,
+                "num_classes": num_classes,
+                "hidden_channels": hidden_channels,
+                "kernel_size": kernel_size,
+                "layers": layers,
+                "norm": norm,
+                "pooling": pooling,
+                "padding": padding,
+                "padding_mode": padding_mode,
+            }
+        )
+        new: dict[str, Any] = {"device": device, "dtype": dtype}
+        geometry: dict[str, Any] = {"kernel_size": kernel_size, "padding": padding, "padding_mode": padding_mode}
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels, hidden_channels, **geometry, **new)
+            for channels in [in_channels] + [hidden_channels] * (layers - 1)
+        )
+        self.head = nn.Linear(hidden_channels, num_classes, **new)
+
+    @classmethod
+    def published(cls, **changes: Any) -> "CNN":
+        """The network for MNIST of arXiv 2412.04594: five unpadded 5 × 5 layers of 64 channels, 412 170 parameters.
+
+        Args:
+            changes: arguments of `CNN` that are to differ.
+        """
+        return cls(**PUBLISHED | changes)
+
+    def convolutions(self) -> list[nn.Module]:
+        """In the order in which they are applied."""
+        return list(self.convs)

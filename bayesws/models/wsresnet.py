@@ -1,0 +1,90 @@
+"""WSResNet: a small residual network of weight-sharing layers, invariant where it shares fully."""
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from bayesws.layers.conv import WSConv2d, WSLiftConv2d
+from bayesws.layers.weight_sharing import PATHWAYS
+from bayesws.models.resnet import ResidualNet
+from bayesws.sharing.groups import Group
+
+
+class WSResNet(ResidualNet):
+    """Lifting convolution, residual blocks of group convolutions, mean over positions and group, a hidden layer.
+
+    The first convolution is followed by batch normalisation and ReLU. A block is two convolutions, each with
+    parameter-free instance normalisation (over group and positions, channel by channel) and ReLU, beside a linear map
+    of the channels where their number changes (else the identity); of the sum follow batch normalisation, maximum
+    pooling that halves the image, and ReLU. The head is linear, batch normalisation, ReLU, dropout, linear.
+    Convolutions are padded to keep the size. With full sharing over a known group and an odd kernel the whole network
+    is invariant to it, on images of any size, in eval mode.
+
+    The defaults are the sizes of the network for CIFAR-10 of arXiv 2412.04594. With stack="dense" and
+    pathways=("shared",) it is that network: 468 195 stack parameters and 1 632 106 others, and beside them the residual
+    of a soft stack, which the evidence needs (see `WeightSharing`) and the published layer has not.
+
+    Args:
+        in_channels: of the images.
+        num_classes: outputs of the head.
+        hidden_channels: channels of the first convolution, for each of the G group elements.
+        group_size: G.
+        kernel_size: k.
+        stack, group, pathways: as for `WSConv2d`; a fixed stack of 4 elements is the quarter turns.
+        widths: channels of every block, in units of `hidden_channels`.
+        head_features: width of the hidden layer.
+        dropout: probability of leaving out one of its units in training.
+        norm: "instance" for all the normalisation above, or None for none. It makes the weights before it
+            scale-invariant, and the evidence of their precisions meaningless (arXiv 2206.08900): for the evidence take
+            None. What a normalisation would take out again, the biases before it, is there without it only.
+        padding_mode, device, dtype: as for `torch.nn.Conv2d`.
+
+    Shapes: x (batch, in_channels, H, W) to logits (batch, num_classes).
+
+    Raises:
+        ValueError: unknown names, sizes below one, no block, a group that does not fit; images that are too small.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        hidden_channels: int = 32,
+        group_size: int = 4,
+        kernel_size: int = 7,
+        *,
+        stack: str = "fixed",
+        group: str | Group | None = None,
+        pathways: tuple[str, ...] = PATHWAYS,
+        widths: tuple[int, ...] = (1, 2),
+        head_features: int = 256,
+        dropout: float = 0.3,
+        norm: str | None = "instance",
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        sharing: dict[str, Any] = {"group_size": group_size, "stack": stack, "group": group, "pathways": pathways}
+        settings = {
+            "in_channels": in_channels,
+            "num_classes": num_classes,
+            "hidden_channels": hidden_channels,
+            "kernel_size": kernel_size,
+            **sharing,
+            "widths": widths,
+            "head_features": head_features,
+            "dropout": dropout,
+            "norm": norm,
+            "padding_mode": padding_mode,
+        }
+        new: dict[str, Any] = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {
+            "kernel_size": kernel_size,
+            "padding": "same",
+            "padding_mode": padding_mode,
+            "bias": norm is None,  # a normalisation takes it out again
+            **sharing,
+            **new,
+        }
+        super().__init__(partial(WSLiftConv2d, **options), partial(WSConv2d, **options), 3, settings, new)
