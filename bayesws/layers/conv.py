@@ -123,7 +123,7 @@ class WSLiftConv2d(_WSConv2d):
         in_channels, out_channels, kernel_size, stride, padding, dilation, padding_mode, device, dtype: as for
             `torch.nn.Conv2d`.
         bias: whether to add b (out_channels,), the same for every group element; "free" for one of each element's own,
-            (out_channels, G).
+            (out_channels·G,).
         group_size: G.
         stack: "dense", "product", "power" or "fixed" (a known group).
         group: for "fixed", its name (see `sharing.known_group`) or a `Group` on the kernel's positions.

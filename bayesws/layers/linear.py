@@ -15,7 +15,7 @@ class WSLinear(WeightSharing):
         in_features: d, the number of input coordinates that the stack permutes.
         out_features: number of outputs for every group element.
         bias: whether to add b (out_features,), the same for every group element; "free" for one of each element's own,
-            (out_features, G).
+            (out_features·G,).
         device, dtype: as for `torch.nn.Linear`.
         group_size: G.
         stack: "dense", "product", "power" or "fixed" (then `group` names a known group on a line, or is a `Group`).

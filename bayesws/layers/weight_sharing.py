@@ -30,7 +30,7 @@ class WeightSharing(Deriving):
     Within `computed_once` stack, roots L and kernel are computed once; otherwise anew whenever they are asked for.
 
     Subclasses say how the kernel is applied. Parameters: `shared` w (out, in, d), `free` v (out, G, in, d), `bias`
-    (out,), shared over the group, or with bias="free" (out, G), and log precisions of each.
+    (out,), shared over the group, or with bias="free" (out·G,), and log precisions of each.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class WeightSharing(Deriving):
         if bias not in (True, False, "free"):
             raise ValueError(f"bias={bias!r}: expected True (one for all group elements), 'free' (one each) or False")
         self.in_channels, self.out_channels, self.group_size = in_channels, out_channels, group_size
+        self.has_free_bias = bias == "free"
         self.on_features, self.pathway_names = on_features, tuple(p for p in PATHWAYS if p in pathways)
         if "shared" not in pathways and stack != "fixed":
             raise ValueError(f"stack={stack!r} without the shared pathway: nothing is shared; use stack='fixed'")
@@ -69,7 +70,7 @@ class WeightSharing(Deriving):
         if "free" in pathways or self.stack.is_soft:
             self.free = nn.Parameter(torch.empty(out_channels, group_size, in_channels, d, **new))
         if bias:
-            self.bias = nn.Parameter(torch.empty((out_channels, group_size) if bias == "free" else out_channels, **new))
+            self.bias = nn.Parameter(torch.empty(out_channels * (group_size if self.has_free_bias else 1), **new))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -158,7 +159,7 @@ class WeightSharing(Deriving):
         """The bias of every output channel and group element, (out·G,); None where there is none."""
         if self.bias is None:
             return None
-        return self.bias.flatten() if self.bias.ndim == 2 else self.bias.repeat_interleave(self.group_size)
+        return self.bias if self.has_free_bias else self.bias.repeat_interleave(self.group_size)
 
     def sharing_strength(self) -> Tensor:
         """ρ = β / (α + β) in [0, 1]: the correlation of corresponding kernel entries of two copies under the prior.
@@ -243,7 +244,7 @@ class WeightSharing(Deriving):
         ).flatten(-4)
 
     def _pull_bias(self, bias_gradient: Tensor) -> Tensor:
-        if self.bias.ndim == 2:
+        if self.has_free_bias:
             return bias_gradient
         return bias_gradient.unflatten(-1, (-1, self.group_size)).sum(-1)
 
@@ -275,23 +276,18 @@ class WeightSharing(Deriving):
         return list(zip(inputs, self._element_blocks(b), strict=True))
 
     def _factor_bias(self, a: Tensor, b: Tensor) -> Factors:
-        return [(a, b if self.bias.ndim == 2 else self._element_blocks(b).sum(0))]
+        return [(a, b if self.has_free_bias else self._element_blocks(b).sum(0))]
 
     def _reduce_bias(self, a: Tensor, b: Tensor) -> Factors:
-        if self.bias.ndim == 2:
-            return [(a, b)]
-        return [(a, self._element_sum(b))]
+        return [(a, b if self.has_free_bias else self._element_sum(b))]
 
     def _sizes_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}"
 
     def extra_repr(self) -> str:
         """Sizes, pathways and bias."""
-        bias = self.bias is not None if self.bias is None or self.bias.ndim == 1 else "free"
-        return (
-            f"{self._sizes_repr()}, group_size={self.group_size}, "
-            f"pathways={self.pathway_names}, bias={bias!r}"
-        )
+        bias = "free" if self.has_free_bias else self.bias is not None
+        return f"{self._sizes_repr()}, group_size={self.group_size}, pathways={self.pathway_names}, bias={bias!r}"
 
 
 @declare.register

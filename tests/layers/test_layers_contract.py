@@ -19,8 +19,8 @@ SWAP = Group("swap", torch.tensor([[0, 1, 2, 3], [2, 3, 0, 1]]))
 
 def bias_of_all(layer):
     """(out·G,): the bias of every output channel on every group element."""
-    if layer.bias is None or layer.bias.shape == (layer.out_channels, layer.group_size):
-        return None if layer.bias is None else layer.bias.flatten()
+    if layer.bias is None or len(layer.bias) == layer.out_channels * layer.group_size:
+        return layer.bias
     return torch.stack([layer.bias] * layer.group_size, 1).flatten()
 
 
