@@ -9,6 +9,7 @@ from bayesws.evidence.gradient import evidence_gradient
 from bayesws.evidence.likelihood import Categorical, Gaussian
 from bayesws.evidence.objective import Evidence, log_evidence
 from bayesws.fit import Schedule, fit
+from bayesws.layers import harden, share
 from bayesws.result import FitResult
 
 __version__ = "0.1.0"
@@ -27,8 +28,10 @@ __all__ = [
     "data",
     "evidence_gradient",
     "fit",
+    "harden",
     "layers",
     "log_evidence",
     "models",
+    "share",
     "sharing",
 ]

@@ -43,7 +43,7 @@ class EveryLayer(nn.Module):
         sharing = {"stack": stack, "pathways": pathways, "group_size": size, "dtype": torch.float64}
         on_images = sharing | {"group": "half-turns" if fixed else None}
         self.lift = WSLiftConv2d(1, 2, 2, padding=1, stride=2, **on_images)
-        self.conv = WSConv2d(2, 1, 2, padding="same", padding_mode="circular", **on_images)
+        self.conv = WSConv2d(2, 1, 2, padding="same", padding_mode="circular", bias="free", **on_images)
         self.plain = nn.Conv2d(size, 2, 2, dilation=2, padding=1, dtype=torch.float64)
         self.linear = nn.Linear(9, size, dtype=torch.float64)
         self.twice = WSLinear(2 * size, 2, group=half_shift(2 * size) if fixed else None, **sharing)

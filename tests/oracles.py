@@ -266,7 +266,7 @@ def kron_blocks(net, x, hessian, reduce=False):
                 dense[rows[:, None], rows] = torch.kron(b_elements[g], _through(a, root, root, channels))
             blocks[pathway_of(net, f"{name}.free")] = dense
         if module.bias is not None:
-            blocks[f"{name}.bias"] = b_sum
+            blocks[f"{name}.bias"] = b_sum if len(module.bias) == out else b.reshape(out * group, out * group)
     return blocks
 
 

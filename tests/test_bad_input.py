@@ -20,6 +20,10 @@ def net(**changes):
     return bws.models.WSCNN(**({"num_classes": 3, "hidden_channels": 2} | changes))
 
 
+def plain():
+    return torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 3, 3))
+
+
 def with_nan(x):
     x = x.clone()
     x[1, 0, 0, 0] = float("nan")
@@ -64,6 +68,22 @@ PYTHON = {
     "unknown pathway in the prior": (lambda: bws.log_evidence(net(), (x, y), prior={"lift.fre": 0.0}), "lift.fre"),
     "unknown data set": (lambda: bws.data.load("digit"), "digits"),
     "unknown task": (lambda: bws.data.load("digits", task="turn"), "turned"),
+    "sharing without a free pathway": (lambda: bws.share(plain(), pathways=("shared",)), "expected 'free' among them"),
+    "sharing over no elements": (lambda: bws.share(plain(), group_size=0), "group_size=0: expected at least 1"),
+    "sharing with an unknown stack": (
+        lambda: bws.share(plain(), stack="soft"),
+        "layer '0': stack 'soft': expected one",
+    ),
+    "sharing with an unknown group": (
+        lambda: bws.share(plain(), stack="fixed", group="quater-turns"),
+        "layer '0': .*did you mean 'quarter-turns'",
+    ),
+    "keeping an unknown layer": (lambda: bws.share(plain(), keep=("conv1",)), "keep='conv1': expected .* among 0, 2"),
+    "nothing to share": (lambda: bws.share(torch.nn.ReLU()), "ReLU can be shared: it has no nn.Linear and no conv"),
+    "no layer of a multiple": (lambda: bws.share(plain(), group_size=7), "layer '0': 4 outputs are no multiple of"),
+    "hardening what is no network": (lambda: bws.harden({}), "a dict to harden: expected a network or a FitResult"),
+    "hardening with an empty example": (lambda: bws.harden(net(), x[:0]), "example with no data: expected"),
+    "hardening without an example": (lambda: bws.harden(net()), "a WSCNN to harden: expected example="),
     "loading what is no fit": (lambda: bws.FitResult.load("/nonexistent"), "not a saved fit"),
 }
 

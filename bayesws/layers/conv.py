@@ -29,7 +29,7 @@ class _WSConv(WeightSharing):
         stride: Size = 1,
         padding: Size | str = 0,
         dilation: Size = 1,
-        bias: bool = True,
+        bias: bool | str = True,
         padding_mode: str = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -76,13 +76,12 @@ class _WSConv(WeightSharing):
         """Apply the layer; see the class for shapes."""
         images = self._as_images(x)
         weight = self.kernel().reshape(self.out_channels * self.group_size, -1, *self.kernel_size)
-        bias = None if self.bias is None else self.bias.repeat_interleave(self.group_size)
         self._check_fits(x)
         padding = self.padding
         if self.padding_mode != "zeros":
             images = pad_image(images, self.kernel_size, padding, self.dilation, self.padding_mode)
             padding = (0,) * self.dims
-        y = CONVOLUTIONS[self.dims](images, weight, bias, self.stride, padding, self.dilation)
+        y = CONVOLUTIONS[self.dims](images, weight, self.flat_bias(), self.stride, padding, self.dilation)
         return y.unflatten(1, (self.out_channels, self.group_size))
 
     def _as_images(self, x: Tensor) -> Tensor:
@@ -131,8 +130,10 @@ class WSLiftConv2d(_WSConv):
     With a fixed known group and no free pathway it is the lifting layer of a group convolutional network.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, bias, padding_mode, device, dtype: as for
+        in_channels, out_channels, kernel_size, stride, padding, dilation, padding_mode, device, dtype: as for
             `torch.nn.Conv2d`.
+        bias: whether to add b (out_channels,), the same for every group element; "free" for one of each element's own,
+            (out_channels·G,).
         group_size: G.
         stack: "dense", "product", "power" or "fixed" (a known group).
         group: for "fixed", its name (see `sharing.known_group`) or a `Group` on the kernel's positions.

@@ -14,7 +14,8 @@ class WSLinear(WeightSharing):
     Args:
         in_features: d, the number of input coordinates that the stack permutes.
         out_features: number of outputs for every group element.
-        bias: whether to add b (out_features,), the same for every group element.
+        bias: whether to add b (out_features,), the same for every group element; "free" for one of each element's own,
+            (out_features·G,).
         device, dtype: as for `torch.nn.Linear`.
         group_size: G.
         stack: "dense", "product", "power" or "fixed" (then `group` names a known group on a line, or is a `Group`).
@@ -30,7 +31,7 @@ class WSLinear(WeightSharing):
         self,
         in_features: int,
         out_features: int,
-        bias: bool = True,
+        bias: bool | str = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
@@ -50,7 +51,8 @@ class WSLinear(WeightSharing):
         if x.shape[-1] != self.in_features:
             raise ValueError(f"input of shape {tuple(x.shape)}: expected (..., {self.in_features}) for this WSLinear")
         y = torch.einsum("ogn,...n->...og", self.kernel().squeeze(2), x)
-        return y if self.bias is None else y + self.bias[:, None]
+        bias = self.flat_bias()
+        return y if bias is None else y + bias.unflatten(0, (self.out_features, self.group_size))
 
     def _sizes_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}"

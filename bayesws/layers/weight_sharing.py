@@ -30,7 +30,7 @@ class WeightSharing(Deriving):
     Within `computed_once` stack, roots L and kernel are computed once; otherwise anew whenever they are asked for.
 
     Subclasses say how the kernel is applied. Parameters: `shared` w (out, in, d), `free` v (out, G, in, d), `bias`
-    (out,), shared over the group, and log precisions of each.
+    (out,), shared over the group, or with bias="free" (out·G,), and log precisions of each.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class WeightSharing(Deriving):
         out_channels: int,
         support: tuple[int, ...],
         on_features: bool,
-        bias: bool,
+        bias: bool | str,
         group_size: int,
         stack: str,
         group: str | Group | None,
@@ -50,7 +50,10 @@ class WeightSharing(Deriving):
         super().__init__()
         if not pathways or not set(pathways) <= set(PATHWAYS) or len(set(pathways)) != len(pathways):
             raise ValueError(f"pathways={pathways!r}: expected 'shared', 'free' or both, in a tuple")
+        if bias not in (True, False, "free"):
+            raise ValueError(f"bias={bias!r}: expected True (one for all group elements), 'free' (one each) or False")
         self.in_channels, self.out_channels, self.group_size = in_channels, out_channels, group_size
+        self.has_free_bias = bias == "free"
         self.on_features, self.pathway_names = on_features, tuple(p for p in PATHWAYS if p in pathways)
         if "shared" not in pathways and stack != "fixed":
             raise ValueError(f"stack={stack!r} without the shared pathway: nothing is shared; use stack='fixed'")
@@ -67,7 +70,7 @@ class WeightSharing(Deriving):
         if "free" in pathways or self.stack.is_soft:
             self.free = nn.Parameter(torch.empty(out_channels, group_size, in_channels, d, **new))
         if bias:
-            self.bias = nn.Parameter(torch.empty(out_channels, **new))
+            self.bias = nn.Parameter(torch.empty(out_channels * (group_size if self.has_free_bias else 1), **new))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -127,6 +130,36 @@ class WeightSharing(Deriving):
         may_wait = r.device.type == "cpu"  # for the check that the factorisation succeeded
         roots, _ = torch.linalg.cholesky_ex(covariance + variance * eye, check_errors=may_wait)
         return torch.cat([variance**0.5 * eye.unsqueeze(0), roots])
+
+    def set_kernel(self, kernel: Float[Tensor, "out group in d"]) -> None:
+        """Choose weights with this effective kernel: w by least squares, v_g = L_g⁻¹ (W_g - R_g w) the exact rest.
+
+        Raises:
+            ValueError: a layer without the free pathway, which cannot take up the rest; a kernel of another shape.
+        """
+        if "free" not in self.pathway_names:
+            raise ValueError(f"pathways={self.pathway_names}: any kernel at all needs the free pathway")
+        if kernel.shape != self.free.shape:
+            raise ValueError(f"kernel of shape {tuple(kernel.shape)}: expected {tuple(self.free.shape)}")
+        with torch.no_grad():
+            r, rest = self.representations(), kernel.double()
+            if self.shared is not None:
+                # argmin_w Σ_g ‖W_g - R_g w‖² = (Σ_g R_gᵀ R_g)⁻¹ Σ_g R_gᵀ W_g
+                normal = torch.einsum("gnm,gnk->mk", r, r).double()
+                sums = torch.einsum("gnm,ogin->oim", r.double(), rest)
+                self.shared.copy_(torch.linalg.solve(normal, sums, left=False))
+                rest = rest - torch.einsum("oim,gnm->ogin", self.shared.double(), r.double())
+            if self.stack.is_soft:
+                roots = self._free_roots(r).mT.double().unsqueeze(1)  # v_g L_gᵀ = rest, as rows
+                rows = torch.linalg.solve_triangular(roots, rest.permute(1, 0, 2, 3), upper=True, left=False)
+                rest = rows.permute(1, 0, 2, 3)
+            self.free.copy_(rest)
+
+    def flat_bias(self) -> Float[Tensor, " out_group"] | None:
+        """The bias of every output channel and group element, (out·G,); None where there is none."""
+        if self.bias is None:
+            return None
+        return self.bias if self.has_free_bias else self.bias.repeat_interleave(self.group_size)
 
     def sharing_strength(self) -> Tensor:
         """ρ = β / (α + β) in [0, 1]: the correlation of corresponding kernel entries of two copies under the prior.
@@ -211,6 +244,8 @@ class WeightSharing(Deriving):
         ).flatten(-4)
 
     def _pull_bias(self, bias_gradient: Tensor) -> Tensor:
+        if self.has_free_bias:
+            return bias_gradient
         return bias_gradient.unflatten(-1, (-1, self.group_size)).sum(-1)
 
     def _element_blocks(self, b: Tensor) -> Tensor:
@@ -241,20 +276,18 @@ class WeightSharing(Deriving):
         return list(zip(inputs, self._element_blocks(b), strict=True))
 
     def _factor_bias(self, a: Tensor, b: Tensor) -> Factors:
-        return [(a, self._element_blocks(b).sum(0))]
+        return [(a, b if self.has_free_bias else self._element_blocks(b).sum(0))]
 
     def _reduce_bias(self, a: Tensor, b: Tensor) -> Factors:
-        return [(a, self._element_sum(b))]
+        return [(a, b if self.has_free_bias else self._element_sum(b))]
 
     def _sizes_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}"
 
     def extra_repr(self) -> str:
         """Sizes, pathways and bias."""
-        return (
-            f"{self._sizes_repr()}, group_size={self.group_size}, "
-            f"pathways={self.pathway_names}, bias={self.bias is not None}"
-        )
+        bias = "free" if self.has_free_bias else self.bias is not None
+        return f"{self._sizes_repr()}, group_size={self.group_size}, pathways={self.pathway_names}, bias={bias!r}"
 
 
 @declare.register

@@ -19,10 +19,16 @@ CUBE = torch.arange(8).reshape(2, 2, 2)
 HALF_TURN = Group("half turn of a cube", torch.stack([CUBE.flatten(), CUBE.flip(-1, -2).flatten()]))
 
 
+def bias_of_all(layer):
+    """(out·G,): the bias of every output channel on every group element."""
+    if layer.bias is None or len(layer.bias) == layer.out_channels * layer.group_size:
+        return layer.bias
+    return torch.stack([layer.bias] * layer.group_size, 1).flatten()
+
+
 def linear_twin(layer, x):
     w, (out, group) = layer.kernel(), (layer.out_features, layer.group_size)
-    bias = None if layer.bias is None else layer.bias.repeat_interleave(group)
-    return F.linear(x, w.reshape(out * group, -1), bias).unflatten(-1, (out, group))
+    return F.linear(x, w.reshape(out * group, -1), bias_of_all(layer)).unflatten(-1, (out, group))
 
 
 def conv_twin(layer, x):
@@ -44,7 +50,7 @@ def conv_twin(layer, x):
     with torch.no_grad():
         twin.weight.copy_(layer.kernel().reshape(twin.weight.shape))
         if layer.bias is not None:
-            twin.bias.copy_(layer.bias.repeat_interleave(group))
+            twin.bias.copy_(bias_of_all(layer))
     return twin(images).unflatten(1, (out, group))
 
 
@@ -90,7 +96,7 @@ def inputs(name, dtype=torch.float64):
 
 
 @every_layer
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bias", [True, False, "free"])
 def test_equals_its_dense_twin(name, stack, pathways, bias):
     layer, x = build(name, stack, pathways, bias=bias), inputs(name)
     # the same sums in another order
@@ -138,8 +144,9 @@ def test_gradients_against_finite_differences(name, stack, pathways, tight_sinkh
 
 
 @every_layer
-def test_every_parameter_is_declared(name, stack, pathways):
-    layer = build(name, stack, pathways)
+@pytest.mark.parametrize("bias", [True, "free"])
+def test_every_parameter_is_declared(name, stack, pathways, bias):
+    layer = build(name, stack, pathways, bias=bias)
     declared = layer.pathways()
     weights = [p.parameter for p in declared]
     precisions = [p.log_precision for p in declared]
@@ -153,8 +160,10 @@ def test_every_parameter_is_declared(name, stack, pathways):
 
 
 @every_layer
-def test_state_dict_round_trip(name, stack, pathways):
-    layer, other, x = build(name, stack, pathways), build(name, stack, pathways), inputs(name)
+@pytest.mark.parametrize("bias", [True, "free"])
+def test_state_dict_round_trip(name, stack, pathways, bias):
+    layer, other = (build(name, stack, pathways, bias=bias) for _ in range(2))
+    x = inputs(name)
     assert not torch.equal(layer(x), other(x))
     other.load_state_dict(layer.state_dict())
     assert torch.equal(layer(x), other(x))
@@ -162,9 +171,10 @@ def test_state_dict_round_trip(name, stack, pathways):
 
 
 @every_layer
-def test_repr_tells_what_it_is(name, stack, pathways):
-    text = repr(build(name, stack, pathways, bias=False))
-    for fragment in (name, "group_size=2", stack, str(pathways), "bias=False"):
+@pytest.mark.parametrize("bias", [True, False, "free"])
+def test_repr_tells_what_it_is(name, stack, pathways, bias):
+    text = repr(build(name, stack, pathways, bias=bias))
+    for fragment in (name, "group_size=2", stack, str(pathways), f"bias={bias!r}"):
         assert fragment in text
 
 
@@ -261,3 +271,38 @@ def test_sharing_strength_is_the_correlation_of_the_prior(name, stack, pathways)
     found = layer.sharing_strength()
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=0)  # a permutation's overlap is 1, to the residual
     assert 0 <= found <= 1
+
+
+@every_layer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_kernel_can_be_set(name, stack, pathways, dtype):
+    layer = build(name, stack, pathways, dtype)
+    kernel = torch.randn_like(layer.kernel())
+    if "free" not in pathways:
+        with pytest.raises(ValueError, match=r"pathways=\('shared',\): any kernel at all needs the free pathway"):
+            layer.set_kernel(kernel)
+        return
+    layer.set_kernel(kernel)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5  # sums of at most 16 products of order one
+    torch.testing.assert_close(layer.kernel(), kernel, rtol=0, atol=tolerance)
+    with pytest.raises(ValueError, match=r"kernel of shape .*: expected \(\d, 2, "):
+        layer.set_kernel(kernel[:1])
+
+
+@pytest.mark.parametrize("stack", ["fixed", "dense", "product", "power"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_shared_part_of_a_kernel_is_the_least_squares_one(name, stack):
+    layer = build(name, stack, BOTH)
+    kernel, r = torch.randn_like(layer.kernel()), layer.representations().detach()
+    layer.set_kernel(kernel)
+    for o, i in product(range(layer.out_channels), range(layer.in_channels)):
+        wanted = torch.linalg.lstsq(r.flatten(0, 1), kernel[o, :, i].reshape(-1, 1)).solution[:, 0]
+        torch.testing.assert_close(layer.shared[o, i].detach(), wanted, rtol=1e-9, atol=1e-10)
+
+
+def test_a_kernel_that_is_shared_leaves_nothing_to_the_free_pathway():
+    layer = build("WSConv2d", "fixed", BOTH)
+    w = torch.randn_like(layer.shared)
+    layer.set_kernel(torch.einsum("gnm,oim->ogin", layer.representations(), w))
+    torch.testing.assert_close(layer.shared.detach(), w, rtol=1e-12, atol=1e-14)
+    assert layer.free.abs().max() < 1e-12

@@ -177,6 +177,7 @@ BAD_ARGUMENTS = [
     ({"stack": "fixed", "group": known_group("quarter-turns", 2, 2)}, "on 4 positions.*on 9"),
     ({"stack": "dense", "group": "flips"}, "needs stack='fixed'"),
     ({"stack": "dense", "pathways": ("free",)}, "nothing is shared; use stack='fixed'"),
+    ({"bias": "shared"}, "bias='shared': expected True .*'free' .*or False"),
     ({"pathways": ()}, r"pathways=\(\): expected 'shared', 'free' or both"),
     ({"pathways": ("shared", "loose")}, "'loose'.*expected 'shared', 'free' or both"),
     ({"pathways": ("shared", "shared")}, "expected 'shared', 'free' or both"),
