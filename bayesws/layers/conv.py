@@ -35,6 +35,7 @@ class _WSConv2d(WeightSharing):
         stack: str = "dense",
         group: str | Group | None = None,
         pathways: tuple[str, ...] = PATHWAYS,
+        constraint: str = "doubly",
     ) -> None:
         check_sizes(in_channels=in_channels, out_channels=out_channels)
         if padding_mode not in PADDING_MODES:
@@ -57,6 +58,7 @@ class _WSConv2d(WeightSharing):
             pathways,
             device,
             dtype,
+            constraint,
         )
         self.kernel_size, self.stride, self.dilation = kernel, strides, dilations
         self.padding: str | tuple[int, int] = padding if isinstance(padding, str) else _pair("padding", padding, 0)
@@ -127,6 +129,7 @@ class WSLiftConv2d(_WSConv2d):
         stack: "dense", "product", "power" or "fixed" (a known group).
         group: for "fixed", its name (see `sharing.known_group`) or a `Group` on the kernel's positions.
         pathways: "shared", "free" or both.
+        constraint: "doubly", "rows" or "none", what a soft stack keeps to (see `RepresentationStack`).
 
     Shapes: x (batch, in_channels, H, W) to y (batch, out_channels, G, H', W').
 

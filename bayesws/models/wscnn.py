@@ -27,7 +27,7 @@ class WSCNN(nn.Module):
         group_size: G.
         kernel_size: k.
         layers: number of sharing layers, the lifting one included.
-        stack, group, pathways: as for `WSConv2d`; a fixed stack of 4 elements is the quarter turns.
+        stack, group, pathways, constraint: as for `WSConv2d`; a fixed stack of 4 elements is the quarter turns.
         padding, padding_mode, device, dtype: as for `torch.nn.Conv2d`.
 
     Shapes: x (batch, in_channels, H, W) to logits (batch, num_classes).
@@ -48,6 +48,7 @@ class WSCNN(nn.Module):
         stack: str = "fixed",
         group: str | Group | None = None,
         pathways: tuple[str, ...] = PATHWAYS,
+        constraint: str = "doubly",
         padding: int = 0,
         padding_mode: str = "zeros",
         device: torch.device | str | None = None,
@@ -69,10 +70,12 @@ class WSCNN(nn.Module):
             "stack": stack,
             "group": group,
             "pathways": pathways,
+            "constraint": constraint,
             "padding": padding,
             "padding_mode": padding_mode,
         }
-        sharing: dict[str, Any] = {"group_size": group_size, "stack": stack, "group": group, "pathways": pathways}
+        names = ("group_size", "stack", "group", "pathways", "constraint")
+        sharing: dict[str, Any] = {name: self.settings[name] for name in names}
         geometry: dict[str, Any] = {
             "kernel_size": kernel_size,
             "padding": padding,
