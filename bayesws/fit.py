@@ -4,7 +4,8 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from bayesws.layers.once import computed_once
 from bayesws.layers.start import start_at_moments, start_at_random
 from bayesws.progress import epoch_bar
 from bayesws.result import EvidenceSummary, FitResult, Proposal
-from bayesws.sharing.regularisers import mean_entropy
+from bayesws.sharing.regularisers import mean_entropy, normaliser
 
 OBJECTIVES = ("evidence", "task")
 STARTS = (None, "moments", "random")
@@ -43,7 +44,11 @@ class Schedule:
         every: epochs between steps on the hyperparameters (structure is stepped every epoch).
         fixed_point_steps: MacKay steps on the precisions for one curvature pass.
         damping: of a MacKay step.
-        structure_rate: Adam's learning rate for logits, precisions and noise where a structure is learned.
+        structure_rate: Adam's learning rate for logits, precisions and noise where the evidence learns a structure.
+        task_structure_rate: that of the logits under the task loss, with the weights' warm-up and cosine; None is the
+            weights' own.
+        rest_structure: whether the task loss, too, lets the logits rest in the burn-in, as the evidence always does.
+            As published they move from the first step.
         structure_way: how their gradient is taken, "once", "twice" (constant memory) or "local"; see
             `evidence.gradient`.
     """
@@ -59,14 +64,17 @@ class Schedule:
     damping: float = 0.2
     structure_rate: float = 0.1
     structure_way: str = "once"
+    task_structure_rate: float | None = None
+    rest_structure: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "every", "fixed_point_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-        for name in ("learning_rate", "structure_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a positive number")
+        for name in ("learning_rate", "structure_rate", "task_structure_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not (rate > 0 and math.isfinite(rate)):
+                raise ValueError(f"{name}={rate}: expected a positive number")
         for name in ("burn_in", "steady"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a share of the run, in [0, 1)")
@@ -74,6 +82,21 @@ class Schedule:
             raise ValueError(f"structure_way={self.structure_way!r}: expected one of {', '.join(WAYS)}")
         if not 0 < self.damping <= 1:
             raise ValueError(f"damping={self.damping}: expected a number in (0, 1]")
+
+
+@dataclass(frozen=True)
+class _Penalties:
+    """What the task loss adds to the mean negative log likelihood: weights of its terms, see `fit`."""
+
+    weight_decay: float = 0.0
+    normaliser: float = 0.0
+    entropy: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("normaliser", "entropy"):
+            weight = getattr(self, name)
+            if not (weight >= 0 and math.isfinite(weight)):
+                raise ValueError(f"{name}={weight}: expected a weight of at least 0")
 
 
 def fit(
@@ -86,6 +109,7 @@ def fit(
     seed: int = 0,
     schedule: Schedule | None = None,
     weight_decays: tuple[float, ...] = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    normaliser: float = 0.0,
     entropy: float = 0.0,
     held_out: float = 0.2,
     start: str | None = None,
@@ -99,10 +123,11 @@ def fit(
     objective="evidence": weights minimise -log p(D | θ) + ½ θᵀ Λ θ; every few epochs one Laplace pass sets Λ (MacKay's
     fixed point), the noise, and, with the whole gradient of the log evidence, the stacks' logits.
 
-    objective="task": weights and logits minimise the mean of -log p + ½ λ ‖θ‖² (+ entropy · mean row entropy of the
-    soft stacks). λ is the one of `weight_decays` with the smallest negative log likelihood on a held-out split of the
-    training data, after the same training on the rest; then the network is trained on all of it. Its evidence is
-    reported with the precisions that are best for the weights it ended with.
+    objective="task": weights and logits minimise the mean of -log p + ½ λ ‖θ‖² (+ normaliser · Σ_layers normaliser of
+    the logits + entropy · mean row entropy of the soft stacks, see `sharing`). A soft stack's residual stays at its
+    start, 0, so that W_g = R_g w is the published layer. λ is the one of `weight_decays` with the smallest negative log
+    likelihood on a held-out split of the training data, after the same training on the rest; then it is trained on all
+    of it. The evidence is reported with the precisions that are best for the weights it ended with.
 
     Both objectives share loop, optimiser, schedule, initial weights and the order of the data. Runs are reproducible to
     the last bit on one thread (torch.set_num_threads(1)).
@@ -117,7 +142,11 @@ def fit(
         seed: of the order of the data, and of the held-out split.
         schedule: see `Schedule`; single fields can be given by name, as in `fit(net, train, epochs=100)`.
         weight_decays: grid of λ for the task loss, per datum.
-        entropy: weight of the entropy regulariser of the task loss (arXiv 2412.04594), nats.
+        normaliser: weight of the normaliser of the task loss, which is summed over the layers (arXiv 2412.04594; 0.1 in
+            the released settings).
+        entropy: weight of the entropy regulariser of the task loss: of the mean row entropy, nats, over all layers,
+            elements and rows. The published code sums instead: its weight times L (G - 1) d, for L layers of equal
+            size, is this one.
         held_out: share of the training data held out to choose λ.
         start: of the soft stacks: "moments", at the groups that the moments of each layer's input propose, from the
             input up (`layers.start`); "random", drawn anew from the seed; None leaves them as they are.
@@ -127,7 +156,8 @@ def fit(
             as laplace-torch can hold it: "full", "diag", and Kronecker factors for all else.
 
     Raises:
-        ValueError: unknown names, data that does not fit, parameters that cannot be treated.
+        ValueError: unknown names, data that does not fit, parameters that cannot be treated, weights of penalties that
+            are negative or meant for logits where a stack has none (constraint "none").
         FloatingPointError: a loss that is not finite, naming the epoch.
     """
     if objective not in OBJECTIVES:
@@ -135,6 +165,7 @@ def fit(
     if start not in STARTS:
         raise ValueError(f"start={start!r}: expected 'moments', 'random' or None")
     plan = _with_changes(schedule or Schedule(), changes)
+    penalties = _Penalties(normaliser=normaliser, entropy=entropy)
     model = copy.deepcopy(net) if device is None else copy.deepcopy(net).to(device)
     place = next(model.parameters()).device
     data = Batches(train, plan.batch_size, place)
@@ -143,6 +174,8 @@ def fit(
         for x, y in data:
             noise_model.check(model(x), y)
         check_declarations(model, declarations(model), x)
+        if objective == "task" and (normaliser or entropy):
+            _check_penalised(model)
     started = time.perf_counter()
     proposals: list[Proposal] = []
     if start == "moments":
@@ -152,10 +185,11 @@ def fit(
     weight_decay = None
     if objective == "task":
         weight_decay = _choose_weight_decay(
-            model, data, noise_model, plan, seed, weight_decays, entropy, held_out, progress
+            model, data, noise_model, plan, seed, weight_decays, penalties, held_out, progress
         )
+        penalties = replace(penalties, weight_decay=weight_decay)
     training = time.perf_counter()
-    run = _Run(model, data, noise_model, plan, seed, objective, asked, weight_decay or 0.0, entropy)
+    run = _Run(model, data, noise_model, plan, seed, objective, asked, penalties)
     run.train(_watcher(progress, plan.epochs, objective))
     evidence = run.final_evidence()
     result = FitResult(
@@ -167,7 +201,7 @@ def fit(
         objective=objective,
         curvature=asked,
         seed=seed,
-        settings=asdict(plan),
+        settings=asdict(plan) | {"normaliser": normaliser, "entropy": entropy},
         weight_decay=weight_decay,
         start=proposals,
         notes=run.notes(),
@@ -205,7 +239,7 @@ def _choose_weight_decay(
     plan: Schedule,
     seed: int,
     grid: tuple[float, ...],
-    entropy: float,
+    penalties: _Penalties,
     held_out: float,
     progress: bool | None,
 ) -> float:
@@ -218,7 +252,7 @@ def _choose_weight_decay(
     losses = {}
     for decay in grid:
         trial, noise_model = copy.deepcopy(net), copy.deepcopy(likelihood)
-        run = _Run(trial, kept, noise_model, plan, seed, "task", Curvature(), decay, entropy)
+        run = _Run(trial, kept, noise_model, plan, seed, "task", Curvature(), replace(penalties, weight_decay=decay))
         run.train(_watcher(progress, plan.epochs, f"task, weight decay {decay:g}"))
         trial.eval()
         with torch.no_grad():
@@ -238,12 +272,11 @@ class _Run:
         seed: int,
         objective: str,
         curvature: Curvature,
-        weight_decay: float,
-        entropy: float,
+        penalties: _Penalties,
     ) -> None:
         self.net, self.data, self.likelihood, self.plan = net, data, likelihood, plan
         self.objective, self.curvature = objective, curvature
-        self.weight_decay, self.entropy = weight_decay, entropy
+        self.penalties = penalties
         self.order = torch.Generator().manual_seed(seed)
         declarations(net)
         self.pathways = dict(named_pathways(net))
@@ -252,9 +285,12 @@ class _Run:
         self.soft = any(d.stack is not None for _, d in declarations(net).values())
         self.history: list[dict[str, float]] = []
         self.unconverged: dict[str, tuple[float, int]] = {}  # by layer: its worst stack's residual and iterations
-        groups = [{"params": [p.parameter], "pathway": name} for name, p in self.pathways.items()]
+        # the task loss has no prior that a residual would serve
+        self.at_rest = [p.parameter for p in self.pathways.values() if p.of_prior_only and objective == "task"]
+        groups: list[dict[str, Any]] = [{"params": [p.parameter], "pathway": name} for name, p in self.pathways.items()]
         if objective == "task" and self.logits:
-            groups.append({"params": self.logits, "pathway": ""})
+            share = (plan.task_structure_rate or plan.learning_rate) / plan.learning_rate
+            groups.append({"params": self.logits, "pathway": "", "share": share})
         noise = likelihood.hyperparameters()
         if objective == "task" and noise:
             groups.append({"params": noise, "pathway": ""})
@@ -280,10 +316,12 @@ class _Run:
                 self.net.train()
                 deltas = {name: math.exp(float(t.detach())) for name, t in self.log_precisions.items()}
                 loss: Tensor | float = 0.0
-                for x, y in self.data.shuffled(self.order):
-                    self._set_rates(step, total, deltas)
-                    loss = loss + self._weight_step(x, y, deltas)
-                    step += 1
+                rests = plan.rest_structure and self.objective == "task" and epoch <= burn_in
+                with _frozen([*self.at_rest, *(self.logits if rests else [])]):
+                    for x, y in self.data.shuffled(self.order):
+                        self._set_rates(step, total, deltas)
+                        loss = loss + self._weight_step(x, y, deltas)
+                        step += 1
                 record = {"epoch": float(epoch), "loss": float(loss) / len(self.data)}
                 if not math.isfinite(record["loss"]):
                     raise FloatingPointError(
@@ -301,7 +339,7 @@ class _Run:
         rate = self.plan.learning_rate * 0.5 * (1 + math.cos(math.pi * descent))
         rate *= min(1.0, (step + 1) / max(self.plan.warm_up, 1))
         for group in self.optimiser.param_groups:
-            scale = 1.0
+            scale = group.get("share", 1.0)
             if self.objective == "evidence" and group["pathway"]:
                 scale = min(1.0, PRIOR_STEP / math.sqrt(deltas[group["pathway"]]))
             group["lr"] = rate * scale
@@ -314,14 +352,22 @@ class _Run:
             if self.objective == "evidence":
                 squares = sum(deltas[name] * p.parameter.square().sum() for name, p in self.pathways.items())
                 loss = loss + squares * (0.5 / len(self.data))
-            elif self.weight_decay:
-                squares = sum(p.parameter.square().sum() for p in self.pathways.values())
-                loss = loss + 0.5 * self.weight_decay * squares
-            if self.entropy and self.objective == "task":
-                loss = loss + self.entropy * _mean_entropy(self.net)
+            else:
+                loss = loss + self._penalty()
             loss.backward()
         self.optimiser.step()
         return nll.detach()
+
+    def _penalty(self) -> Tensor | float:
+        weights, terms = self.penalties, []
+        if weights.weight_decay:
+            squares = sum(p.parameter.square().sum() for p in self.pathways.values())
+            terms.append(0.5 * weights.weight_decay * squares)
+        if weights.normaliser:
+            terms += [weights.normaliser * normaliser(logits) for logits in self.logits]
+        if weights.entropy:
+            terms.append(weights.entropy * _mean_entropy(self.net))
+        return sum(terms)
 
     def _hyper_step(self, epochs_since: int, last: bool) -> dict[str, float]:
         if self.hyper_optimiser is not None:
@@ -423,6 +469,27 @@ class _Run:
 
 PRIOR_STEP = 10.0  # a step may be at most this many prior standard deviations per unit of the learning rate
 UNSETTLED = 0.05  # relative change of the log evidence in the last hyperparameter step that is worth a note
+
+
+@contextmanager
+def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Within the block the parameters take no gradient, so no optimiser moves them or remembers anything of them."""
+    frozen = [p for p in parameters if p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def _check_penalised(net: nn.Module) -> None:
+    for name, (_, declaration) in declarations(net).items():
+        if declaration.stack is not None and declaration.stack().constraint == "none":
+            raise ValueError(
+                f"layer {name!r} has a stack with constraint='none': normaliser and entropy are for logits; use 0"
+            )
 
 
 def _mean_entropy(net: nn.Module) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from functools import partial
 
 import pytest
@@ -169,3 +170,153 @@ def test_a_fit_whose_posterior_cannot_be_held_says_so():
     assert fit.predict(x, kind="map").shape == (8, 2)
     with pytest.raises(ValueError, match="without a posterior"):
         fit.predict(x)
+
+
+def planted(examples=16):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(examples, 3, generator=generator)
+    w = torch.randn(3, 4, generator=generator)
+    return x, torch.stack([x.roll(-g, 1) @ w for g in range(3)], -1)
+
+
+def soft_layer(**changes):
+    torch.manual_seed(0)
+    return bws.layers.WSLinear(3, 4, bias=False, group_size=3, pathways=("shared",), **changes)
+
+
+TASK = {"likelihood": "regression", "objective": "task", "weight_decays": (0.01,), "progress": False}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"normaliser": 0.1},
+        {"entropy": 2.0},
+        {"normaliser": 0.3, "entropy": 0.5, "task_structure_rate": 0.2},
+        {"entropy": 2.0, "rest_structure": True},
+        {"rest_structure": True, "task_structure_rate": 0.01},
+    ],
+    ids=str,
+)
+def test_the_task_loss_is_the_published_one(changes):
+    """Trained by hand: W_g = R_g w, Adam on the mean of -log p + ½ λ ‖w‖² + penalties, logits at rest or not."""
+    data, epochs, rate = planted(), 10, 0.05
+    net = soft_layer()
+    plan = {"epochs": epochs, "batch_size": 16, "learning_rate": rate, "burn_in": 0.4, "warm_up": 1}
+    found = bws.fit(net, data, **TASK, **plan, **changes)
+    w, logits, log_noise = (
+        t.detach().clone().requires_grad_() for t in (net.shared, net.stack.logits[0], torch.zeros(()))
+    )
+    groups = [{"params": [w, log_noise]}, {"params": [logits]}]
+    optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    (x, y), share = data, changes.get("task_structure_rate", rate) / rate
+    for epoch in range(epochs):
+        cosine = 0.5 * (1 + math.cos(math.pi * max(0, epoch / epochs - 0.7) / 0.3))
+        optimiser.param_groups[0]["lr"], optimiser.param_groups[1]["lr"] = rate * cosine, rate * cosine * share
+        soft = bws.sharing.sinkhorn(logits).matrix
+        stack = torch.cat([torch.eye(3)[None], soft])
+        f = torch.einsum("gnm,om,bn->bog", stack, w[:, 0], x)
+        squares = (y - f).square().sum() / len(x)
+        loss = 0.5 * squares * (-2 * log_noise).exp() + 12 * log_noise + 0.5 * 0.01 * w.square().sum()
+        rows, columns = logits.exp().sum(2).log(), logits.exp().sum(1).log()
+        loss = loss + changes.get("normaliser", 0) * (rows.square().mean() + columns.square().mean())
+        loss = loss - changes.get("entropy", 0) * (soft * soft.log()).sum() / (2 * 3)
+        optimiser.zero_grad()
+        loss.backward()
+        if changes.get("rest_structure") and epoch < 4:
+            logits.grad = None
+        optimiser.step()
+    # float32, ten steps of Adam: rounding of a gradient near zero moves a step by its sign
+    torch.testing.assert_close(found.model.stack.logits[0].detach(), logits.detach(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.model.shared.detach(), w.detach(), rtol=1e-3, atol=1e-4)
+    assert not found.model.free.any()
+    assert not torch.equal(logits, net.stack.logits[0])
+
+
+def test_the_penalties_of_several_layers_are_summed_and_averaged(digits):
+    """Normalisers of the layers are summed, entropies are averaged: seen in the gradients of the first step."""
+    torch.manual_seed(0)
+    net = bws.models.WSCNN(hidden_channels=2, stack="product")
+    module = bws.fit.__globals__
+    data, likelihood = module["Batches"](digits.train, 200), bws.Categorical()
+    penalties = module["_Penalties"](normaliser=0.3, entropy=0.7)
+    run = module["_Run"](net, data, likelihood, bws.Schedule(), 0, "task", bws.Curvature(), penalties)
+    logits = bws.layers.structure(net)
+    found = torch.autograd.grad(run._penalty(), logits)
+    entropies = [bws.sharing.mean_entropy(layer.representations()) for layer in (net.lift, net.group_convs[0])]
+    expected = 0.3 * sum(map(bws.sharing.normaliser, logits)) + 0.7 * (entropies[0] + entropies[1]) / 2
+    for one, other in zip(found, torch.autograd.grad(expected, logits), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+
+
+def test_the_residual_is_for_the_evidence_alone():
+    data = planted()
+    changes = {"epochs": 8, "burn_in": 0.2, "progress": False}
+    by_task = bws.fit(soft_layer(), data, "regression", "task", weight_decays=(0.0,), **changes)
+    by_evidence = bws.fit(soft_layer(), data, "regression", "evidence", **changes)
+    assert not by_task.model.free.any() and by_evidence.model.free.any()
+    assert by_task.model.free.requires_grad and "residual" in by_task.evidence.by_pathway
+    with torch.no_grad():
+        again = bws.log_evidence(by_task.model, data, by_task.likelihood, "kron", prior=by_task.prior)
+    assert float(again) == pytest.approx(by_task.log_evidence, rel=1e-5)  # float32 sums over other batches
+
+
+@pytest.mark.parametrize("rests", [False, True])
+def test_logits_rest_in_the_burn_in_or_not(rests):
+    net = soft_layer()
+    fits = [
+        bws.fit(net, planted(), **TASK, epochs=epochs, burn_in=burn_in, rest_structure=rests, warm_up=1)
+        for epochs, burn_in in ((3, 0.99), (4, 0.75))
+    ]
+    moved = [not torch.equal(f.model.stack.logits[0], net.stack.logits[0]) for f in fits]
+    assert moved == ([False, True] if rests else [True, True])
+    assert all(f.model.stack.logits[0].requires_grad for f in fits)
+
+
+BAD_TASK = [
+    ({"normaliser": -0.1}, "normaliser=-0.1: expected a weight of at least 0"),
+    ({"entropy": math.nan}, "entropy=nan: expected"),
+    ({"entropy": math.inf}, "entropy=inf: expected"),
+    ({"task_structure_rate": 0.0}, "task_structure_rate=0.0: expected a positive number"),
+    ({"structure_rate": math.inf}, "structure_rate=inf: expected a positive number"),
+]
+
+
+@pytest.mark.parametrize("changes, message", BAD_TASK, ids=[str(c) for c, _ in BAD_TASK])
+def test_bad_weights_of_penalties(changes, message):
+    with pytest.raises(ValueError, match=message):
+        bws.fit(soft_layer(), planted(), **TASK, **changes)
+
+
+@pytest.mark.parametrize("penalty", ["normaliser", "entropy"])
+def test_penalties_need_logits(penalty):
+    with pytest.raises(ValueError, match=r"constraint='none'.*use 0"):
+        bws.fit(soft_layer(constraint="none"), planted(), **TASK, epochs=1, **{penalty: 0.1})
+
+
+@pytest.mark.parametrize("objective", ["evidence", "task"])
+@pytest.mark.parametrize("constraint", ["rows", "none"])
+def test_ablations_can_be_fitted(objective, constraint):
+    start = soft_layer(constraint=constraint)
+    settings = TASK | {"objective": objective, "epochs": 40, "burn_in": 0.1, "batch_size": 8}
+    fit = bws.fit(start, planted(), **settings)
+    assert not any("Sinkhorn" in note for note in fit.notes) and math.isfinite(fit.log_evidence)
+    assert fit.history[-1]["loss"] < 0.9 * fit.history[0]["loss"]
+    assert not torch.equal(fit.model.representations(), start.representations())
+
+
+def test_an_ablation_is_saved_and_an_older_fit_loads(digits, tmp_path):
+    torch.manual_seed(0)
+    net = bws.models.WSCNN(hidden_channels=2, stack="dense", constraint="rows")
+    fit = bws.fit(net, digits.train, objective="task", epochs=1, weight_decays=(0.0,), entropy=0.1)
+    fit.save(tmp_path / "rows")
+    back = bws.FitResult.load(tmp_path / "rows")
+    assert torch.equal(back.model.lift.representations(), fit.model.lift.representations())
+    assert back.settings["entropy"] == 0.1 and back.settings["normaliser"] == 0.0
+    older = bws.fit(small(), digits.train, epochs=1)
+    older.save(tmp_path / "older")
+    record = json.loads((tmp_path / "older" / "fit.json").read_text())
+    del record["network"]["settings"]["constraint"]
+    (tmp_path / "older" / "fit.json").write_text(json.dumps(record))
+    assert torch.equal(bws.FitResult.load(tmp_path / "older").predict(digits.test[0]), older.predict(digits.test[0]))

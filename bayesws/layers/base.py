@@ -34,6 +34,8 @@ class Pathway:
             (1, 1). Here the group's elements count as independent examples (KFAC-expand).
         reduced_factors: the same where they are summed first (KFAC-reduce); None where there is no difference.
         acts: "kernel" (y = K a), "bias" (y = b) or "scale" (y = s ∘ a, elementwise; it needs no `factors`).
+        of_prior_only: whether the pathway is there only for the prior's variance. Training on the task loss, which has
+            no such prior, leaves it where it is.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Pathway:
     factors: Callable[[Tensor, Tensor], Factors]
     reduced_factors: Callable[[Tensor, Tensor], Factors] | None = None
     acts: str = "kernel"
+    of_prior_only: bool = False
 
     @property
     def numel(self) -> int:

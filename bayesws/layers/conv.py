@@ -38,6 +38,7 @@ class _WSConv(WeightSharing):
         stack: str = "dense",
         group: str | Group | None = None,
         pathways: tuple[str, ...] = PATHWAYS,
+        constraint: str = "doubly",
     ) -> None:
         check_sizes(in_channels=in_channels, out_channels=out_channels)
         if padding_mode not in PADDING_MODES:
@@ -60,6 +61,7 @@ class _WSConv(WeightSharing):
             pathways,
             device,
             dtype,
+            constraint,
         )
         self.kernel_size, self.stride, self.dilation = kernel, strides, dilations
         self.padding = padding if isinstance(padding, str) else self._sizes("padding", padding, 0)
@@ -138,6 +140,7 @@ class WSLiftConv2d(_WSConv):
         stack: "dense", "product", "power" or "fixed" (a known group).
         group: for "fixed", its name (see `sharing.known_group`) or a `Group` on the kernel's positions.
         pathways: "shared", "free" or both.
+        constraint: "doubly", "rows" or "none", what a soft stack keeps to (see `RepresentationStack`).
 
     Shapes: x (batch, in_channels, H, W) to y (batch, out_channels, G, H', W').
 

@@ -20,6 +20,7 @@ class WSLinear(WeightSharing):
         group_size: G.
         stack: "dense", "product", "power" or "fixed" (then `group` names a known group on a line, or is a `Group`).
         pathways: "shared", "free" or both.
+        constraint: "doubly", "rows" or "none", what a soft stack keeps to (see `RepresentationStack`).
 
     Shapes: x (..., in_features) to y (..., out_features, G).
 
@@ -39,10 +40,11 @@ class WSLinear(WeightSharing):
         stack: str = "dense",
         group: str | Group | None = None,
         pathways: tuple[str, ...] = PATHWAYS,
+        constraint: str = "doubly",
     ) -> None:
         check_sizes(in_features=in_features, out_features=out_features)
         super().__init__(
-            1, out_features, (in_features,), False, bias, group_size, stack, group, pathways, device, dtype
+            1, out_features, (in_features,), False, bias, group_size, stack, group, pathways, device, dtype, constraint
         )
         self.in_features, self.out_features = in_features, out_features
 

@@ -8,7 +8,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from bayesws.sharing.candidates import factors
-from bayesws.sharing.doubly_stochastic import DoublyStochastic, dense_stack, power_stack, product_stack
+from bayesws.sharing.doubly_stochastic import (
+    CONSTRAINTS,
+    DoublyStochastic,
+    dense_stack,
+    power_stack,
+    product_stack,
+    sinkhorn,
+)
 from bayesws.sharing.groups import Group, known_group
 
 STACKS = ("fixed", "dense", "product", "power")
@@ -27,9 +34,13 @@ class RepresentationStack(nn.Module):
         on_features: whether the kernel also spans the G positions of an input group axis.
         group: name of a known group, or a `Group` on the support; needed where `kind` is "fixed" and G alone does not
             tell (1 is trivial, 4 quarter turns, 8 dihedral).
+        constraint: what a soft stack's matrices (of a product, its factors) keep to: "doubly" (stochastic), or, as
+            ablations, only "rows" that sum to one, or "none", where `logits` are the entries themselves. The latter
+            start at the doubly stochastic matrices that the others' logits, N(0, 1), project to.
 
     Raises:
-        ValueError: an unknown kind or group, or a group that does not fit G or the support.
+        ValueError: an unknown kind, group or constraint, a group that does not fit G or the support, a constraint other
+            than "doubly" for a known group.
     """
 
     matrices: Tensor
@@ -43,13 +54,18 @@ class RepresentationStack(nn.Module):
         group: str | Group | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        constraint: str = "doubly",
     ) -> None:
         super().__init__()
         if kind not in STACKS:
             raise ValueError(f"stack {kind!r}: expected one of {', '.join(STACKS)}")
+        if constraint not in CONSTRAINTS:
+            raise ValueError(f"constraint={constraint!r}: expected one of {', '.join(CONSTRAINTS)}")
+        if kind == "fixed" and constraint != "doubly":
+            raise ValueError(f"constraint={constraint!r} with stack='fixed': permutations are 'doubly' stochastic")
         if group_size < 1:
             raise ValueError(f"group_size={group_size}: expected at least 1")
-        self.kind, self.group_size, self.support = kind, group_size, support
+        self.kind, self.group_size, self.support, self.constraint = kind, group_size, support, constraint
         positions = int(torch.tensor(support).prod())
         self.axis = axis = group_size if on_features else 1
         new: dict[str, Any] = {"device": device, "dtype": dtype or torch.get_default_dtype()}
@@ -68,7 +84,8 @@ class RepresentationStack(nn.Module):
             "power": [(d, d)],
         }
         # A uniform start is a saddle where all copies are equal: unit-variance logits break the tie.
-        self.logits.extend(nn.Parameter(torch.randn(*shape, **new)) for shape in shapes_of[kind])
+        for shape in shapes_of[kind]:
+            self.logits.append(nn.Parameter(self._entries(torch.randn(*shape, **new))))
 
     @property
     def size(self) -> int:
@@ -77,7 +94,7 @@ class RepresentationStack(nn.Module):
 
     @property
     def is_soft(self) -> bool:
-        """Whether the stack is learned, and so may be anything doubly stochastic."""
+        """Whether the stack is learned, and so may be anything that its constraint allows."""
         return self.kind != "fixed"
 
     def converge(self) -> DoublyStochastic:
@@ -85,10 +102,10 @@ class RepresentationStack(nn.Module):
         if self.kind == "fixed":
             return DoublyStochastic(self.matrices, self.matrices.new_zeros(()), 0)
         if self.kind == "dense":
-            return dense_stack(self.logits[0])
+            return dense_stack(self.logits[0], self.constraint)
         if self.kind == "product":
-            return product_stack(self.logits[0], self.logits[1])
-        return power_stack(self.logits[0], self.group_size)
+            return product_stack(self.logits[0], self.logits[1], self.constraint)
+        return power_stack(self.logits[0], self.group_size, self.constraint)
 
     @torch.no_grad()
     def start_at(self, permutations: Int64[Tensor, "group d"], softness: float = SOFTNESS) -> None:
@@ -129,21 +146,27 @@ class RepresentationStack(nn.Module):
         for logits, chosen in zip(self.logits, wanted, strict=False):
             size = logits.shape[-1]
             height = math.log(max(size - 1, 1) * (1 - softness) / softness)
-            logits.copy_(height * nn.functional.one_hot(chosen.to(logits.device), size))
+            logits.copy_(self._entries(height * nn.functional.one_hot(chosen, size).to(logits)))
 
     @torch.no_grad()
     def start_at_random(self, generator: torch.Generator | None = None, scale: float = RANDOM_SCALE) -> None:
         """Draw the logits from N(0, scale²): nearly uniform matrices, and no two of them equal (that is a saddle)."""
         for logits in self.logits:
-            logits.copy_(scale * torch.randn(logits.shape, generator=generator, dtype=logits.dtype))
+            drawn = scale * torch.randn(logits.shape, generator=generator, dtype=logits.dtype)
+            logits.copy_(self._entries(drawn.to(logits)))
+
+    def _entries(self, logits: Tensor) -> Tensor:
+        """The parameters of matrices with these logits: they themselves, or, unconstrained, the matrices."""
+        return sinkhorn(logits).matrix if self.constraint == "none" else logits
 
     def forward(self) -> Float[Tensor, "group d d"]:
         """The matrices R, (G, d, d)."""
         return self.converge().matrix
 
     def extra_repr(self) -> str:
-        """Kind and size."""
-        return f"{self.kind}, group_size={self.group_size}"
+        """Kind, size and constraint, if it is another than the usual one."""
+        constraint = "" if self.constraint == "doubly" else f", constraint={self.constraint!r}"
+        return f"{self.kind}, group_size={self.group_size}{constraint}"
 
 
 def _resolve(group: str | Group | None, group_size: int, support: tuple[int, ...], positions: int) -> Group:

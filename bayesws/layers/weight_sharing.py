@@ -25,7 +25,12 @@ class WeightSharing(Deriving):
 
     so that Var(W_g) = (α⁻¹ + β⁻¹) I for every g, whatever the stack; L_g = I for permutations. Without the free
     pathway a soft stack keeps the residual, β → ∞: W_g = R_g w + L_g v_g with v_g ~ N(0, α⁻¹ I), L_g L_gᵀ =
-    I - R_g R_gᵀ. Without the shared pathway the copies are independent, W_g = v_g, and there is no stack to learn.
+    I - R_g R_gᵀ; training on the task loss leaves that residual at its start, 0, which is the published layer.
+    Without the shared pathway the copies are independent, W_g = v_g, and there is no stack to learn.
+
+    That needs doubly stochastic R_g. With constraint "rows" or "none" (ablations) R_g R_gᵀ is divided by c_g =
+    max(1, ‖R_g‖₁ ‖R_g‖_∞) ≥ ‖R_g‖₂², 1 for a doubly stochastic R_g, which keeps the covariance positive semi-definite,
+    but Var(W_g) then grows by α⁻¹ (1 - 1/c_g) R_g R_gᵀ, and the evidence depends on the stack through that, too.
 
     Within `computed_once` stack, roots L and kernel are computed once; otherwise anew whenever they are asked for.
 
@@ -46,6 +51,7 @@ class WeightSharing(Deriving):
         pathways: tuple[str, ...],
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        constraint: str = "doubly",
     ) -> None:
         super().__init__()
         if not pathways or not set(pathways) <= set(PATHWAYS) or len(set(pathways)) != len(pathways):
@@ -57,7 +63,7 @@ class WeightSharing(Deriving):
         self.on_features, self.pathway_names = on_features, tuple(p for p in PATHWAYS if p in pathways)
         if "shared" not in pathways and stack != "fixed":
             raise ValueError(f"stack={stack!r} without the shared pathway: nothing is shared; use stack='fixed'")
-        self.stack = RepresentationStack(stack, group_size, support, on_features, group, device, dtype)
+        self.stack = RepresentationStack(stack, group_size, support, on_features, group, device, dtype, constraint)
         d = int(torch.tensor(support).prod()) * (group_size if on_features else 1)
         new: dict[str, Any] = {"device": device, "dtype": dtype}
         names = list(self.pathway_names) + (["bias"] if bias else [])
@@ -87,7 +93,7 @@ class WeightSharing(Deriving):
         return FREE_SCALE if "free" in self.pathway_names else 0.0
 
     def representations(self) -> Float[Tensor, "group d d"]:
-        """The stack R_1 = I, ..., R_G, doubly stochastic, (G, d, d)."""
+        """The stack R_1 = I, ..., R_G, (G, d, d), doubly stochastic unless its `constraint` asks for less."""
         return self.convergence().matrix
 
     def convergence(self) -> DoublyStochastic:
@@ -121,9 +127,7 @@ class WeightSharing(Deriving):
 
     def _factorise_free(self, r: Tensor) -> Tensor:
         eye = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device)
-        # ‖R Rᵀ‖₂ ≤ ‖R‖₁ ‖R‖_∞, which is 1 once Sinkhorn has converged: keeps I - R Rᵀ positive semi-definite before.
-        norm = r.sum(-1).amax(-1) * r.sum(-2).amax(-1)
-        covariance = eye - r @ r.mT / norm[:, None, None]
+        covariance = eye - r @ r.mT / _squared_norms(r)
         if "free" in self.pathway_names:
             covariance = covariance * (self.log_precisions["free"] - self.log_precisions["shared"]).exp()
         variance = self._anchor_variance()
@@ -164,7 +168,8 @@ class WeightSharing(Deriving):
     def sharing_strength(self) -> Tensor:
         """ρ = β / (α + β) in [0, 1]: the correlation of corresponding kernel entries of two copies under the prior.
 
-        For a soft stack it is multiplied by the mean of ‖R_g R_hᵀ‖²_F / d over pairs g ≠ h (1 for permutations).
+        For a soft stack it is multiplied by the mean of ‖R_g R_hᵀ‖²_F / (c_g c_h d) over pairs g ≠ h (1 for
+        permutations; c = 1 for doubly stochastic matrices).
         Without the shared pathway ρ = 0; without the free one only the stack's softness lowers it from 1.
         """
         if self.shared is None:
@@ -179,6 +184,7 @@ class WeightSharing(Deriving):
         r = self.representations()
         if not self.stack.is_soft or self.group_size == 1:
             return torch.ones((), dtype=r.dtype, device=r.device)
+        r = r / _squared_norms(r).sqrt()
         overlaps = torch.einsum("gnm,hkm->ghnk", r, r).square().sum((-2, -1)) / r.shape[-1]
         pairs = self.group_size * (self.group_size - 1)
         return (overlaps.sum() - overlaps.diagonal().sum()) / pairs
@@ -200,7 +206,16 @@ class WeightSharing(Deriving):
         if self.free is not None:
             name = "free" if "free" in self.pathway_names else "residual"
             precision = self.log_precisions["free" if name == "free" else "shared"]
-            found.append(Pathway(name, self.free, precision, self._pull_free, self._factor_free))
+            found.append(
+                Pathway(
+                    name,
+                    self.free,
+                    precision,
+                    self._pull_free,
+                    self._factor_free,
+                    of_prior_only=name == "residual",
+                )
+            )
         if self.bias is not None:
             precision = self.log_precisions["bias"]
             found.append(
@@ -288,6 +303,12 @@ class WeightSharing(Deriving):
         """Sizes, pathways and bias."""
         bias = "free" if self.has_free_bias else self.bias is not None
         return f"{self._sizes_repr()}, group_size={self.group_size}, pathways={self.pathway_names}, bias={bias!r}"
+
+
+def _squared_norms(r: Tensor) -> Tensor:
+    """max(1, ‖R‖₁ ‖R‖_∞) ≥ ‖R Rᵀ‖₂ of every matrix, (..., 1, 1): 1 once Sinkhorn has converged."""
+    sizes = r.abs()
+    return (sizes.sum(-1).amax(-1) * sizes.sum(-2).amax(-1)).clamp(min=1)[..., None, None]
 
 
 @declare.register

@@ -26,7 +26,7 @@ class WSCNN(ConvolutionalNet):
         group_size: G.
         kernel_size: k.
         layers: number of sharing layers, the lifting one included.
-        stack, group, pathways: as for `WSConv2d`; a fixed stack of 4 elements is the quarter turns.
+        stack, group, pathways, constraint: as for `WSConv2d`; a fixed stack of 4 elements is the quarter turns.
         norm: "layer" for parameter-free layer normalisation over channels, group and positions before every ReLU, or
             None. It makes the weights before it scale-invariant, and the evidence of their precisions meaningless
             (arXiv 2206.08900): for training on the task loss.
@@ -51,6 +51,7 @@ class WSCNN(ConvolutionalNet):
         stack: str = "fixed",
         group: str | Group | None = None,
         pathways: tuple[str, ...] = PATHWAYS,
+        constraint: str = "doubly",
         norm: str | None = None,
         pooling: bool = True,
         padding: int = 0,
@@ -69,6 +70,7 @@ class WSCNN(ConvolutionalNet):
                 "stack": stack,
                 "group": group,
                 "pathways": pathways,
+                "constraint": constraint,
                 "norm": norm,
                 "pooling": pooling,
                 "padding": padding,
@@ -76,7 +78,8 @@ class WSCNN(ConvolutionalNet):
             }
         )
         new: dict[str, Any] = {"device": device, "dtype": dtype}
-        sharing: dict[str, Any] = {"group_size": group_size, "stack": stack, "group": group, "pathways": pathways}
+        names = ("group_size", "stack", "group", "pathways", "constraint")
+        sharing: dict[str, Any] = {name: self.settings[name] for name in names}
         geometry: dict[str, Any] = {
             "kernel_size": kernel_size,
             "padding": padding,

@@ -2,6 +2,7 @@
 
 from bayesws.sharing.doubly_stochastic import (
     DoublyStochastic,
+    constrained,
     dense_stack,
     power_stack,
     product_stack,
@@ -13,6 +14,7 @@ from bayesws.sharing.regularisers import mean_entropy, normaliser
 __all__ = [
     "DoublyStochastic",
     "Group",
+    "constrained",
     "dense_stack",
     "known_group",
     "mean_entropy",

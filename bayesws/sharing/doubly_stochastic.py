@@ -19,6 +19,7 @@ NEWTON_STEP = 2.0  # largest change of a log potential in one step
 UNREAD_STEPS = 10  # Newton steps on a device that is not to be waited for: no look at the residual in between
 LARGEST_POTENTIAL = 100.0  # in one run of plain alternations: far from where float64 exponentials under- or overflow
 RIDGE = 1e-13  # below it a mode of I - R Rᵀ counts as the rounding error of a permutation
+CONSTRAINTS = ("doubly", "rows", "none")
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,15 @@ class DoublyStochastic:
         misfit: largest |row sum - 1| over the batch (columns are exact), a scalar tensor: nothing waits for it.
         iterations: alternate normalisations done.
         tolerance: the residual that was asked for.
+        constraint: what was asked for, see `constrained`. Only "doubly" is a projection; for the others `misfit` is 0,
+            what was asked for holds by construction, and the matrices are not doubly stochastic.
     """
 
     matrix: Tensor
     misfit: Tensor
     iterations: int
     tolerance: float = TOLERANCE
+    constraint: str = "doubly"
 
     @property
     def residual(self) -> float:
@@ -76,16 +80,20 @@ def sinkhorn(
     tensor([[0., 1.],
             [1., 0.]])
     """
+    _check(logits)
+    may_wait = logits.device.type == "cpu"
+    r, misfit, iterations = _normalise(logits.detach().double(), tolerance, max_iterations, may_wait)
+    matrix = _ImplicitSinkhorn.apply(logits.double(), r).to(logits.dtype)
+    return DoublyStochastic(matrix, misfit, iterations, tolerance)
+
+
+def _check(logits: Tensor) -> None:
     if logits.ndim < 2 or logits.shape[-1] != logits.shape[-2] or not logits.is_floating_point():
         raise ValueError(
             f"logits of shape {tuple(logits.shape)} and type {logits.dtype}: expected floating (..., d, d)"
         )
-    may_wait = logits.device.type == "cpu"
-    if may_wait and not torch.isfinite(logits).all():
+    if logits.device.type == "cpu" and not torch.isfinite(logits).all():
         raise ValueError("logits hold NaN or infinite entries: expected finite ones; lower the structure's step")
-    r, misfit, iterations = _normalise(logits.detach().double(), tolerance, max_iterations, may_wait)
-    matrix = _ImplicitSinkhorn.apply(logits.double(), r).to(logits.dtype)
-    return DoublyStochastic(matrix, misfit, iterations, tolerance)
 
 
 def _normalise(log_r: Tensor, tolerance: float, max_iterations: int, may_wait: bool) -> tuple[Tensor, Tensor, int]:
@@ -172,20 +180,43 @@ class _ImplicitSinkhorn(torch.autograd.Function):
         return weighted - r * (a + columns - a.mT @ r), None
 
 
-def dense_stack(logits: Float[Tensor, "rest d d"]) -> DoublyStochastic:
+def constrained(logits: Float[Tensor, "*batch d d"], constraint: str = "doubly") -> DoublyStochastic:
+    """The matrices that logits stand for; "rows" and "none" are ablations of the projection.
+
+    "doubly": Sinkhorn(logits), rows and columns sum to one. "rows": softmax over every row, so that only rows do.
+    "none": the logits are the matrix's entries themselves.
+
+    Raises:
+        ValueError: an unknown constraint; logits as for `sinkhorn`.
+
+    >>> constrained(torch.zeros(2, 2), "rows").matrix
+    tensor([[0.5000, 0.5000],
+            [0.5000, 0.5000]])
+    """
+    if constraint not in CONSTRAINTS:
+        raise ValueError(f"constraint={constraint!r}: expected one of {', '.join(CONSTRAINTS)}")
+    if constraint == "doubly":
+        return sinkhorn(logits)
+    _check(logits)
+    matrix = logits.softmax(-1) if constraint == "rows" else logits
+    return DoublyStochastic(matrix, matrix.new_zeros(()), 0, constraint=constraint)
+
+
+def dense_stack(logits: Float[Tensor, "rest d d"], constraint: str = "doubly") -> DoublyStochastic:
     """One free soft permutation for every element but the first: R = (I, Sinkhorn(logits_1), ...).
 
     Args:
         logits: (G - 1, d, d).
+        constraint: what takes the place of Sinkhorn, see `constrained`.
 
     Returns: matrices (G, d, d); G (d² - ...) free numbers, the published parameterisation (arXiv 2412.04594, eq. 8).
     """
-    soft = sinkhorn(logits)
+    soft = constrained(logits, constraint)
     return replace(soft, matrix=_anchored(soft.matrix))
 
 
 def product_stack(
-    axis_logits: Float[Tensor, "rest g g"], support_logits: Float[Tensor, "rest s s"]
+    axis_logits: Float[Tensor, "rest g g"], support_logits: Float[Tensor, "rest s s"], constraint: str = "doubly"
 ) -> DoublyStochastic:
     """R_g = S_g ⊗ P_g: a soft permutation of the group axis times one of the kernel's support.
 
@@ -194,10 +225,11 @@ def product_stack(
     Args:
         axis_logits: (G - 1, g, g), g = 1 where the input has no group axis.
         support_logits: (G - 1, s, s), s = number of positions in the kernel.
+        constraint: of both, see `constrained`.
 
     Returns: matrices (G, g s, g s).
     """
-    axis, support = sinkhorn(axis_logits), sinkhorn(support_logits)
+    axis, support = constrained(axis_logits, constraint), constrained(support_logits, constraint)
     product = torch.einsum("rab,rmn->rambn", axis.matrix, support.matrix)
     size = axis_logits.shape[-1] * support_logits.shape[-1]
     return DoublyStochastic(
@@ -205,19 +237,21 @@ def product_stack(
         torch.maximum(axis.misfit, support.misfit),
         max(axis.iterations, support.iterations),
         axis.tolerance,
+        constraint,
     )
 
 
-def power_stack(logits: Float[Tensor, "d d"], group_size: int) -> DoublyStochastic:
+def power_stack(logits: Float[Tensor, "d d"], group_size: int, constraint: str = "doubly") -> DoublyStochastic:
     """R_g = P^(g-1), P = Sinkhorn(logits): one generator; closed under composition where P^G = I.
 
     Args:
         logits: (d, d), those of the generator.
         group_size: G, the number of elements.
+        constraint: of the generator, see `constrained`; powers keep what it asks for.
 
     Returns: matrices (G, d, d).
     """
-    generator = sinkhorn(logits)
+    generator = constrained(logits, constraint)
     matrices = [torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device)]
     for _ in range(group_size - 1):
         matrices.append(matrices[-1] @ generator.matrix)

@@ -1,4 +1,4 @@
-"""The penalties of the published method on a soft stack, for training on the task loss.
+"""The penalties of the published method on a soft stack, for training on the task loss (`fit(objective="task")`).
 
 Source: "Learning Symmetries via Weight-Sharing with Doubly Stochastic Tensors", arXiv 2412.04594. The released settings
 weigh the normaliser 0.1 and the entropy 0.

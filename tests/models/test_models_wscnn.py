@@ -87,9 +87,14 @@ def test_free_pathway_breaks_the_invariance():
 
 @pytest.mark.parametrize("stack", ["fixed", "dense", "product", "power"])
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_rebuilt_from_its_settings_and_state(stack, layers):
+@pytest.mark.parametrize("constraint", ["doubly", "rows", "none"])
+def test_rebuilt_from_its_settings_and_state(stack, layers, constraint):
+    if stack == "fixed" and constraint != "doubly":
+        pytest.skip("a known group is doubly stochastic")
     options = {"norm": "layer", "pooling": False} if layers == 2 else {}
-    net = WSCNN(2, 4, 2, 4, layers=layers, stack=stack, padding=1, **options, dtype=torch.float64)
+    net = WSCNN(
+        2, 4, 2, 4, layers=layers, stack=stack, constraint=constraint, padding=1, **options, dtype=torch.float64
+    )
     twin = WSCNN(**net.settings, dtype=torch.float64)
     twin.load_state_dict(net.state_dict())
     x = image_of(8)
@@ -110,6 +115,7 @@ BAD = [
     ({"in_channels": 0}, "in_channels=0"),
     ({"group_size": 3}, "group_size=3.*name one with group="),
     ({"stack": "loose"}, "stack 'loose'"),
+    ({"stack": "dense", "constraint": "loose"}, "constraint='loose'"),
     ({"pathways": ("none",)}, "expected 'shared', 'free' or both"),
     ({"padding_mode": "mirror"}, "padding_mode='mirror'"),
     ({"norm": "batch"}, "norm='batch': expected 'layer' or None"),

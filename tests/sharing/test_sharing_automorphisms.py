@@ -119,7 +119,7 @@ def blocks_of(x, blocks=100):
 
 
 def test_p_values_of_symmetric_data_are_uniform():
-    """400 data sets; the share below q is q within four standard errors (and what Satterthwaite's chi-squared costs)."""
+    """400 data sets: the share below q is q within four standard errors, and 0.04 for Satterthwaite's chi-squared."""
     group = known_group("quarter-turns", 3, 3).permutations
     p = torch.tensor([p_value(blocks_of(planted(seed, 1000, group)), group) for seed in range(400)])
     for q in (0.05, 0.2, 0.5, 0.8):

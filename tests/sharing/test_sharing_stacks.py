@@ -98,6 +98,9 @@ GRADIENTS = {
     "dense": (lambda a: dense_stack(a).matrix, [(2, 3, 3)]),
     "product": (lambda a, b: product_stack(a, b).matrix, [(2, 2, 2), (2, 3, 3)]),
     "power": (lambda a: power_stack(a, 4).matrix, [(3, 3)]),
+    "dense, rows": (lambda a: dense_stack(a, "rows").matrix, [(2, 3, 3)]),
+    "product, rows": (lambda a, b: product_stack(a, b, "rows").matrix, [(2, 2, 2), (2, 3, 3)]),
+    "power, none": (lambda a: power_stack(a, 4, "none").matrix, [(3, 3)]),
 }
 
 
