@@ -17,7 +17,7 @@ from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.gradient import WAYS, gradient_in
 from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
 from bayesws.evidence.objective import Evidence, LaplacePass, assemble, evaluating, laplace_pass
-from bayesws.evidence.precision import LOG_BOUNDS, update_noise, update_precisions
+from bayesws.evidence.precision import ascend_precisions, update_noise, update_precisions
 from bayesws.evidence.signals import check_declarations
 from bayesws.layers.base import declarations, named_pathways, starting_log_precisions, structure
 from bayesws.layers.once import computed_once
@@ -41,10 +41,11 @@ class Schedule:
         warm_up: steps of its linear warm-up.
         steady: share of the steps at the full rate, the warm-up included; after it the rate goes down a cosine.
         burn_in: share of the epochs before the first step on the hyperparameters.
-        every: epochs between steps on the hyperparameters (structure is stepped every epoch).
+        every: epochs between steps on the hyperparameters where no structure is learned.
+        structure_steps: steps on structure, precisions and noise in every epoch, where a structure is learned.
         fixed_point_steps: MacKay steps on the precisions for one curvature pass.
         damping: of a MacKay step.
-        structure_rate: Adam's learning rate for logits, precisions and noise where the evidence learns a structure.
+        structure_rate: Adam's learning rate for logits and noise where the evidence learns a structure.
         task_structure_rate: that of the logits under the task loss, with the weights' warm-up and cosine; None is the
             weights' own.
         rest_structure: whether the task loss, too, lets the logits rest in the burn-in, as the evidence always does.
@@ -60,6 +61,7 @@ class Schedule:
     steady: float = 0.7
     burn_in: float = 0.1
     every: int = 10
+    structure_steps: int = 1
     fixed_point_steps: int = 10
     damping: float = 0.2
     structure_rate: float = 0.1
@@ -68,7 +70,7 @@ class Schedule:
     rest_structure: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "every", "fixed_point_steps"):
+        for name in ("epochs", "batch_size", "every", "structure_steps", "fixed_point_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
         for name in ("learning_rate", "structure_rate", "task_structure_rate"):
@@ -284,6 +286,7 @@ class _Run:
         self.logits = structure(net)
         self.soft = any(d.stack is not None for _, d in declarations(net).values())
         self.history: list[dict[str, float]] = []
+        self.draws = 0  # of curvatures so far
         self.unconverged: dict[str, tuple[float, int]] = {}  # by layer: its worst stack's residual and iterations
         # the task loss has no prior that a residual would serve
         self.at_rest = [p.parameter for p in self.pathways.values() if p.of_prior_only and objective == "task"]
@@ -297,24 +300,25 @@ class _Run:
         self.optimiser = torch.optim.Adam(groups, lr=plan.learning_rate, betas=(0.9, 0.99))
         self.hyper_optimiser: torch.optim.Optimizer | None = None
         if objective == "evidence" and self.soft:
-            hyper = list({id(t): t for t in starting_log_precisions(net).values()}.values())
             self.log_precisions = starting_log_precisions(net)
-            for tensor in hyper:
+            for tensor in self.log_precisions.values():
                 tensor.requires_grad_()
-            self.hyper_optimiser = torch.optim.Adam(
-                [{"params": [*hyper, *noise, *self.logits]}], lr=plan.structure_rate
-            )
+            self.hyper_optimiser = torch.optim.Adam([*noise, *self.logits], lr=plan.structure_rate)
 
     def train(self, watching: Any) -> None:
         """All epochs: a pass of weight steps each, and steps on the hyperparameters when they are due."""
         plan = self.plan
-        total = plan.epochs * math.ceil(len(self.data) / plan.batch_size)
+        an_epoch = math.ceil(len(self.data) / plan.batch_size)
+        total = plan.epochs * an_epoch
         burn_in = round(plan.burn_in * plan.epochs)
+        # the last of an epoch's steps on the structure comes after its last step on the weights
+        due = {an_epoch * (i + 1) // plan.structure_steps for i in range(plan.structure_steps)}
         step = 0
         with watching as advance:
             for epoch in range(1, plan.epochs + 1):
                 self.net.train()
-                deltas = {name: math.exp(float(t.detach())) for name, t in self.log_precisions.items()}
+                deltas = self._precisions()
+                evidence: dict[str, float] = {}
                 loss: Tensor | float = 0.0
                 rests = plan.rest_structure and self.objective == "task" and epoch <= burn_in
                 with _frozen([*self.at_rest, *(self.logits if rests else [])]):
@@ -322,15 +326,22 @@ class _Run:
                         self._set_rates(step, total, deltas)
                         loss = loss + self._weight_step(x, y, deltas)
                         step += 1
+                        if (
+                            self.hyper_optimiser is not None
+                            and epoch > burn_in
+                            and step - (epoch - 1) * an_epoch in due
+                        ):
+                            evidence = self._structure_step()
+                            deltas = self._precisions()
                 record = {"epoch": float(epoch), "loss": float(loss) / len(self.data)}
                 if not math.isfinite(record["loss"]):
                     raise FloatingPointError(
                         f"the loss is not finite in epoch {epoch} of {plan.epochs}: lower the learning rate "
                         f"(now {plan.learning_rate:g}) or check the data's scale"
                     )
-                if self.objective == "evidence" and epoch > burn_in:
-                    record |= self._hyper_step(epoch - burn_in, epoch == plan.epochs)
-                self.history.append(record)
+                if self.objective == "evidence" and not self.soft and epoch > burn_in:
+                    evidence = self._precision_step(epoch - burn_in, epoch == plan.epochs)
+                self.history.append(record | evidence)
                 advance()
 
     def _set_rates(self, step: int, total: int, deltas: dict[str, float]) -> None:
@@ -369,9 +380,11 @@ class _Run:
             terms.append(weights.entropy * _mean_entropy(self.net))
         return sum(terms)
 
-    def _hyper_step(self, epochs_since: int, last: bool) -> dict[str, float]:
-        if self.hyper_optimiser is not None:
-            return self._structure_step()
+    def _precisions(self) -> dict[str, float]:
+        """δ by pathway."""
+        return {name: math.exp(float(t.detach())) for name, t in self.log_precisions.items()}
+
+    def _precision_step(self, epochs_since: int, last: bool) -> dict[str, float]:
         if (epochs_since - 1) % self.plan.every or last:
             return {}
         with torch.no_grad():
@@ -380,8 +393,9 @@ class _Run:
         return _numbers(assemble(self.net, done, self.log_precisions))
 
     def _drawn(self) -> Curvature:
-        """The curvature with draws of its own for this epoch."""
-        return replace(self.curvature, seed=self.curvature.seed + len(self.history))
+        """The curvature with draws of its own for this step."""
+        self.draws += 1
+        return replace(self.curvature, seed=self.curvature.seed + self.draws)
 
     def _set_precisions(self, done: LaplacePass, steps: int, damping: float) -> None:
         update_precisions(self.net, done.hessian, self.log_precisions, steps, damping)
@@ -395,27 +409,26 @@ class _Run:
             update_noise(noise, squared, outputs, effective)
 
     def _structure_step(self) -> dict[str, float]:
-        """One step on all hyperparameters with the whole gradient of the log evidence.
+        """One step on all hyperparameters with the whole gradient of the log evidence; MacKay's on the precisions.
 
         Data fit and Occam factor are added before Adam normalises: each alone would collapse the network.
         """
         assert self.hyper_optimiser is not None
-        parameters = self.hyper_optimiser.param_groups[0]["params"]
+        others = self.hyper_optimiser.param_groups[0]["params"]
+        precisions = list({id(t): t for t in self.log_precisions.values()}.values())
         evidence, gradients = gradient_in(
             self.net,
             self.data,
             self.likelihood,
             self._drawn(),
             self.log_precisions,
-            parameters,
+            [*precisions, *others],
             self.plan.structure_way,
         )
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        for parameter, gradient in zip(others, gradients[len(precisions) :], strict=True):
             parameter.grad = -gradient / evidence.examples
         self.hyper_optimiser.step()
-        with torch.no_grad():
-            for tensor in self.log_precisions.values():
-                tensor.clamp_(*LOG_BOUNDS)
+        ascend_precisions(self.net, self.log_precisions, precisions, gradients[: len(precisions)])
         self._note_stacks()
         return _numbers(evidence)
 

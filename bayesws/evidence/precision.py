@@ -1,6 +1,6 @@
 """Setting precisions and noise by the evidence: MacKay's fixed point on a pass that is already paid for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,38 @@ def update_precisions(
             target = torch.log(gamma.clamp(min=tiny)) - torch.log(squares[key].clamp(min=tiny))
             move = (damping * (target.to(log_delta) - log_delta)).clamp(-largest_step, largest_step)
             log_delta.add_(move).clamp_(*LOG_BOUNDS)
+
+
+@torch.no_grad()
+def ascend_precisions(
+    net: nn.Module,
+    log_precisions: Mapping[str, Tensor],
+    tensors: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    damping: float = 0.5,
+    largest_step: float = 1.0,
+) -> None:
+    """One step on log precisions, in place, that also shape a soft stack's kernel: MacKay's step from the gradient.
+
+    For a precision that only weighs its pathway the evidence's gradient in log δ is g = ½ (γ - δ‖θ‖²), so MacKay's
+    target γ / ‖θ‖² is δ (1 + 2 g / δ‖θ‖²). Written so it holds for any gradient, and its fixed point is where g = 0:
+    log δ ← log δ + damping · log(1 + 2 g / δ‖θ‖²), at most `largest_step`, within LOG_BOUNDS.
+
+    Args:
+        net: the network, for ‖θ‖² at its present weights.
+        log_precisions: by pathway; pathways that share one tensor share one precision.
+        tensors: the log precisions to move; gradients: of the log evidence in each, nats.
+        damping: in (0, 1].
+        largest_step: of log δ.
+    """
+    pathways = dict(named_pathways(net))
+    tiny = torch.finfo(torch.float32).tiny
+    for log_delta, gradient in zip(tensors, gradients, strict=True):
+        members = [pathways[n].parameter for n, t in log_precisions.items() if t is log_delta]
+        weight = log_delta.exp() * sum_tensors([p.square().sum() for p in members])
+        ratio = 1 + 2 * gradient / weight.clamp(min=tiny)
+        move = damping * ratio.clamp(min=tiny).log()
+        log_delta.add_(move.clamp(-largest_step, largest_step)).clamp_(*LOG_BOUNDS)
 
 
 @torch.no_grad()
