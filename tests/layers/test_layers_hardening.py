@@ -103,7 +103,7 @@ def test_every_layer_is_one_plain_layer(name, stack, pathways, bias):
     layer, x = build(name, stack, pathways, bias=bias), inputs(name)
     hard = bws.harden(layer)
     torch.testing.assert_close(hard(x), layer(x), rtol=1e-12, atol=1e-13)
-    (plain,) = [m for m in hard.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    (plain,) = [m for m in hard.modules() if isinstance(m, nn.Conv2d | nn.Conv3d | nn.Linear)]
     assert (plain.bias is None) == (not bias) and len(list(hard.parameters())) == (2 if bias else 1)
 
 
