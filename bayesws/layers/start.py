@@ -7,10 +7,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayesws.layers.stack import SOFTNESS
-from bayesws.layers.weight_sharing import WeightSharing
+from bayesws.layers.weight_sharing import PATHWAYS, WeightSharing
 from bayesws.sharing.candidates import Candidates, candidates_of
 
 BLOCKS = 200  # of the data: their differences tell sampling noise
+START_SHARED = 4.0  # log β - log α, so that ρ = 0.98: a free pathway that is large at the start fits first
 HARD = 1e-9  # softness of the stacks that the layers above are looked at through
 CHANNELS = 8  # at most, of a layer's input: a symmetry moves all of them alike
 WORK = 2e10  # multiplications that a layer's moments may take; fewer data are used where it would be more
@@ -21,7 +22,7 @@ def start_at_moments(net: nn.Module, x: Tensor, softness: float = SOFTNESS) -> d
     """Start every soft stack of a network at the permutations that its layer's input moments propose.
 
     Layer by layer from the input up: what a layer proposes follows from the stacks below it and from their canonical
-    weights, which may be random. The network is changed in place.
+    weights, which may be random. Precisions start where all layers share. The network is changed in place.
 
     Args:
         net: at its initial weights.
@@ -47,15 +48,24 @@ def start_at_moments(net: nn.Module, x: Tensor, softness: float = SOFTNESS) -> d
         if group is not None:
             stack.start_at(group.permutations, softness)
             layer.stack.start_at(group.permutations, HARD)
+    _start_shared(net)
     return found
 
 
 def start_at_random(net: nn.Module, seed: int) -> None:
-    """Draw every soft stack of a network anew: see `RepresentationStack.start_at_random`."""
+    """Draw every soft stack of a network anew, in place, and start shared (`RepresentationStack.start_at_random`)."""
     generator = torch.Generator().manual_seed(seed)
     for module in net.modules():
         if isinstance(module, WeightSharing):
             module.stack.start_at_random(generator)
+    _start_shared(net)
+
+
+@torch.no_grad()
+def _start_shared(net: nn.Module) -> None:
+    for module in net.modules():
+        if isinstance(module, WeightSharing) and module.stack.is_soft and set(PATHWAYS) <= set(module.pathway_names):
+            module.log_precisions["free"].copy_(module.log_precisions["shared"] + START_SHARED)
 
 
 def moments(patches: Float[Tensor, "batch channel d position"]) -> Float[Tensor, "2 d d"]:
