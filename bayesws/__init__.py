@@ -2,6 +2,7 @@
 
 from bayesws import data, layers, models, sharing
 from bayesws.analysis.comparison import Comparison, Trial
+from bayesws.analysis.groups import Identified, identify_group, identify_groups
 from bayesws.compare import compare
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.gradient import evidence_gradient
@@ -19,12 +20,15 @@ __all__ = [
     "Evidence",
     "FitResult",
     "Gaussian",
+    "Identified",
     "Schedule",
     "Trial",
     "compare",
     "data",
     "evidence_gradient",
     "fit",
+    "identify_group",
+    "identify_groups",
     "layers",
     "log_evidence",
     "models",

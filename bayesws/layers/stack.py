@@ -16,6 +16,9 @@ _GROUP_OF_SIZE = {1: "trivial", 4: "quarter-turns", 8: "dihedral"}
 class RepresentationStack(nn.Module):
     """R = (R_1 = I, R_2, ..., R_G), doubly stochastic, acting on `axis` × `support` positions of a kernel.
 
+    Attributes:
+        support, axis: the shape of the kernel's support, and the size of the group axis in front of it (1 without).
+
     Args:
         kind: "fixed" (a known group), "dense", "product" or "power" (see `sharing.doubly_stochastic`).
         group_size: G.
@@ -48,6 +51,7 @@ class RepresentationStack(nn.Module):
         self.kind, self.group_size = kind, group_size
         positions = int(torch.tensor(support).prod())
         axis = group_size if on_features else 1
+        self.support, self.axis = tuple(support), axis
         new: dict[str, Any] = {"device": device, "dtype": dtype or torch.get_default_dtype()}
         self.logits = nn.ParameterList()
         if kind == "fixed":

@@ -7,7 +7,7 @@ from bayesws.sharing.doubly_stochastic import (
     product_stack,
     sinkhorn,
 )
-from bayesws.sharing.groups import Group, known_group
+from bayesws.sharing.groups import Group, known_group, known_groups
 from bayesws.sharing.regularisers import mean_entropy, normaliser
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Group",
     "dense_stack",
     "known_group",
+    "known_groups",
     "mean_entropy",
     "normaliser",
     "power_stack",
