@@ -158,15 +158,15 @@ def identify_group(
     nearest = _matrices(hard)
     distance = float(((r - nearest).square().sum() / (2 * d * size)).sqrt())
     among = _table(hard.unique(dim=0))
-    name: str | None = None
+    known: str | None = None
     matches = []
     for group in _candidates(r, support, axis):
         exact = _match(nearest, group, axis)
         if exact.distance == 0:
-            name = group.name
+            known = group.name
         matches.append(replace(exact, distance=distance) if exact.distance == 0 else _match(r, group, axis))
     found = Identified(
-        name,
+        known,
         "",
         support,
         axis,
