@@ -3,6 +3,7 @@
 from bayesws import data, layers, models, sharing
 from bayesws.analysis.comparison import Comparison, Trial
 from bayesws.analysis.groups import Identified, identify_group, identify_groups
+from bayesws.analysis.ranking import Candidate, Ranking
 from bayesws.compare import compare
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.gradient import evidence_gradient
@@ -10,10 +11,12 @@ from bayesws.evidence.likelihood import Categorical, Gaussian
 from bayesws.evidence.objective import Evidence, log_evidence
 from bayesws.fit import Schedule, fit
 from bayesws.result import FitResult
+from bayesws.select import select
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Candidate",
     "Categorical",
     "Comparison",
     "Curvature",
@@ -21,6 +24,7 @@ __all__ = [
     "FitResult",
     "Gaussian",
     "Identified",
+    "Ranking",
     "Schedule",
     "Trial",
     "compare",
@@ -32,5 +36,6 @@ __all__ = [
     "layers",
     "log_evidence",
     "models",
+    "select",
     "sharing",
 ]
