@@ -2,6 +2,8 @@
 
 from bayesws import data, layers, models, sharing
 from bayesws.analysis.comparison import Comparison, Trial
+from bayesws.analysis.groups import Identified, identify_group, identify_groups
+from bayesws.analysis.ranking import Candidate, Ranking
 from bayesws.candidates import candidates
 from bayesws.compare import compare
 from bayesws.evidence.curvature import Curvature
@@ -11,16 +13,20 @@ from bayesws.evidence.objective import Evidence, log_evidence
 from bayesws.fit import Schedule, fit
 from bayesws.layers import harden, share
 from bayesws.result import FitResult
+from bayesws.select import select
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Candidate",
     "Categorical",
     "Comparison",
     "Curvature",
     "Evidence",
     "FitResult",
     "Gaussian",
+    "Identified",
+    "Ranking",
     "Schedule",
     "Trial",
     "candidates",
@@ -29,9 +35,12 @@ __all__ = [
     "evidence_gradient",
     "fit",
     "harden",
+    "identify_group",
+    "identify_groups",
     "layers",
     "log_evidence",
     "models",
+    "select",
     "share",
     "sharing",
 ]

@@ -4,8 +4,9 @@ import argparse
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,13 +20,17 @@ from bayesws.analysis.comparison import STRUCTURES, Comparison
 from bayesws.analysis.plots import save_picture
 from bayesws.candidates import candidates
 from bayesws.compare import SAMPLED, Job, network_for, run_jobs
+from bayesws.evidence.curvature import STRUCTURES as CURVATURES
 from bayesws.evidence.curvature import Curvature
 from bayesws.files import check_writable
 from bayesws.fit import OBJECTIVES, Schedule, fit
 from bayesws.progress import epoch_bar
+from bayesws.select import WIDTH, group_candidates, select
 
 DEMO_TASKS = ("turned", "orientation", "upright")
 QUICK_EPOCHS = 40
+GROUPS = ("none", "half-turns", "quarter-turns", "dihedral")
+SELECT_EPOCHS = 100
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,6 +122,40 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--seed", type=int, default=0, help="of the subset and the task's motions (default 0)")
     listing.add_argument("--kernel-size", type=_positive, default=3, help="positions a side of a patch (default 3)")
     listing.set_defaults(run=_candidates)
+
+    select_command = commands.add_parser(
+        "select",
+        formatter_class=plain,
+        help="which group do the data want? networks over several, ranked by their evidence",
+        description="Train a network over each group, all of equal width, and rank them by their evidence; nothing is\n"
+        "held out. Writes ranking.json.",
+        epilog="examples:\n  bayesws select --task turned\n"
+        "  bayesws select --task flipped --groups none,flips,up-down-flips,klein-four-axes\n"
+        "  bayesws select --data mnist --train-size 1000 --task dihedral --layers 3 --epochs 40",
+    )
+    _add_data(select_command)
+    select_command.add_argument("--task", default="upright", metavar="TASK", help=_tasks())
+    select_command.add_argument(
+        "--groups",
+        default=",".join(GROUPS),
+        metavar="A,B,...",
+        help=f"known groups of 3×3 kernels, or none (default {','.join(GROUPS)})",
+    )
+    select_command.add_argument(
+        "--seeds", type=_positive, default=1, help="starts a group, the best counts (default 1)"
+    )
+    select_command.add_argument(
+        "--width", type=_positive, default=WIDTH, help=f"channels × group elements of every layer (default {WIDTH})"
+    )
+    select_command.add_argument("--layers", type=_positive, default=2, help="weight-sharing layers (default 2)")
+    select_command.add_argument("--epochs", type=_positive, default=SELECT_EPOCHS, help=f"default {SELECT_EPOCHS}")
+    select_command.add_argument(
+        "--curvature",
+        choices=CURVATURES,
+        help="of the evidence that ranks (default: full or layer where affordable, else kron)",
+    )
+    _add_place(select_command, "runs/select")
+    select_command.set_defaults(run=_select)
     return parser
 
 
@@ -138,6 +177,10 @@ def _add_common(command: argparse.ArgumentParser, out: str) -> None:
     command.add_argument("--hidden-channels", type=_positive, default=8, help="for each group element (default 8)")
     command.add_argument("--layers", type=_positive, default=2, help="weight-sharing layers (default 2)")
     command.add_argument("--epochs", type=_positive, help=f"default {Schedule().epochs}")
+    _add_place(command, out)
+
+
+def _add_place(command: argparse.ArgumentParser, out: str) -> None:
     command.add_argument("--out", type=Path, default=Path(out), help=f"folder (default {out})")
     command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
 
@@ -210,8 +253,8 @@ def _compare(options: argparse.Namespace) -> None:
             "seeds": seeds,
             "curvature": asdict(curvature),
             **network,
-            "versions": {p: version(p) for p in ("bayesws", "torch", "numpy")} | {"python": platform.python_version()},
-            "command": ["bayesws", *sys.argv[1:]],
+            "versions": _versions(),
+            "command": _command(),
         },
     )
     comparison.save(options.out / "comparison.json")
@@ -257,6 +300,45 @@ def _fit(options: argparse.Namespace) -> None:
 def _candidates(options: argparse.Namespace) -> None:
     images = data_sets.load(**_data_arguments(options), task=options.task, seed=options.seed)
     print(candidates(images.train, options.kernel_size))
+
+
+def _select(options: argparse.Namespace) -> None:
+    _check_device(options.device)
+    check_writable(options.out)
+    images = data_sets.load(**_data_arguments(options), task=options.task, seed=0)
+    networks = group_candidates(images, options.groups.split(","), options.width, options.layers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the fits' notes are shown at the end
+        ranking = select(
+            networks,
+            images.train,
+            seeds=options.seeds,
+            evidence_curvature=options.curvature,
+            epochs=options.epochs,
+            device=options.device,
+        )
+    network = {"width": options.width, "layers": options.layers}
+    run = {"data": options.data, "task": options.task, **network, "versions": _versions(), "command": _command()}
+    ranking = replace(ranking, settings=ranking.settings | run)
+    ranking.save(options.out / "ranking.json")
+    console = _console()
+    console.print(ranking.table())
+    console.print(ranking.sharing_table())
+    for row in ranking.rows:
+        for note in row.notes:
+            console.print(f"note: {row.name}: {note}")
+    console.print(
+        f"{images.name}: the data want {ranking.best.name}, p = {ranking.probabilities[ranking.best.name]:.3g}"
+    )
+    console.print(f"written: {options.out / 'ranking.json'}")
+
+
+def _versions() -> dict[str, str]:
+    return {p: version(p) for p in ("bayesws", "torch", "numpy")} | {"python": platform.python_version()}
+
+
+def _command() -> list[str]:
+    return ["bayesws", *sys.argv[1:]]
 
 
 def _console() -> Console:

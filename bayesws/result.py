@@ -165,7 +165,8 @@ class FitResult:
         for name, layer in self.model.named_modules():
             if not isinstance(layer, WeightSharing):
                 continue
-            parts = {p.name: self.evidence.by_pathway[f"{name}.{p.name}"] for p in layer.pathways()}
+            before = f"{name}." if name else ""  # a network may be one layer alone
+            parts = {p.name: self.evidence.by_pathway[before + p.name] for p in layer.pathways()}
             rows.append(
                 SharingRow(
                     name,

@@ -56,6 +56,7 @@ ARROWS = [
     ("fit", ["layers.base", "layers.once", "layers.start", "sharing.regularisers", "evidence", "result", "progress"]),
     ("result", ["sharing", "layers", "models", "evidence", "files"]),
     ("compare", ["data", "models", "layers.base", "evidence", "fit", "result", "analysis", "files", "progress"]),
+    ("select", ["data", "models", "sharing.groups", "layers", "evidence", "fit", "result", "analysis"]),
     ("analysis", ["sharing", "layers", "evidence", "result", "analysis", "files"]),
     ("progress", []),
     ("files", []),

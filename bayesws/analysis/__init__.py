@@ -1,5 +1,7 @@
-"""Reading results: comparison tables and pictures. Never trains."""
+"""Reading results: comparison tables, groups, rankings and pictures. Never trains."""
 
 from bayesws.analysis.comparison import Comparison, Trial
+from bayesws.analysis.groups import Identified, Match, identify_group, identify_groups
+from bayesws.analysis.ranking import Candidate, Ranking
 
-__all__ = ["Comparison", "Trial"]
+__all__ = ["Candidate", "Comparison", "Identified", "Match", "Ranking", "Trial", "identify_group", "identify_groups"]

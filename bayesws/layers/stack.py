@@ -27,6 +27,9 @@ _GROUP_OF_SIZE = {1: "trivial", 4: "quarter-turns", 8: "dihedral"}
 class RepresentationStack(nn.Module):
     """R = (R_1 = I, R_2, ..., R_G), doubly stochastic, acting on `axis` × `support` positions of a kernel.
 
+    Attributes:
+        support, axis: the shape of the kernel's support, and the size of the group axis in front of it (1 without).
+
     Args:
         kind: "fixed" (a known group), "dense", "product" or "power" (see `sharing.doubly_stochastic`).
         group_size: G.
@@ -65,7 +68,7 @@ class RepresentationStack(nn.Module):
             raise ValueError(f"constraint={constraint!r} with stack='fixed': permutations are 'doubly' stochastic")
         if group_size < 1:
             raise ValueError(f"group_size={group_size}: expected at least 1")
-        self.kind, self.group_size, self.support, self.constraint = kind, group_size, support, constraint
+        self.kind, self.group_size, self.support, self.constraint = kind, group_size, tuple(support), constraint
         positions = int(torch.tensor(support).prod())
         self.axis = axis = group_size if on_features else 1
         new: dict[str, Any] = {"device": device, "dtype": dtype or torch.get_default_dtype()}

@@ -8,7 +8,7 @@ from bayesws.sharing.doubly_stochastic import (
     product_stack,
     sinkhorn,
 )
-from bayesws.sharing.groups import Group, known_group
+from bayesws.sharing.groups import Group, known_group, known_groups
 from bayesws.sharing.regularisers import mean_entropy, normaliser
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "constrained",
     "dense_stack",
     "known_group",
+    "known_groups",
     "mean_entropy",
     "normaliser",
     "power_stack",

@@ -83,46 +83,109 @@ class Group:
         return Group(f"{self.name} on its features", both.flatten(1))
 
 
-def trivial(*shape: int) -> Group:
-    """The identity alone, on d = product of `shape` positions."""
-    return _spatial("trivial", shape, [lambda w: w])
+Move = Callable[[Tensor], Tensor]
 
 
-def quarter_turns(size: int) -> Group:
-    """C4 on a size × size grid: `torch.rot90` by 0, 1, 2, 3 quarter turns."""
-    return _spatial("quarter-turns", (size, size), [_turn(k) for k in range(4)])
+def known_group(name: str, *shape: int) -> Group:
+    """The known group of that name on a support of the given shape.
+
+    On a line of d positions (one number): trivial, cyclic-shifts, flips, and cyclic-shifts-by-m for every divisor m of
+    d: shifts by multiples of m.
+
+    On a grid (two numbers): trivial, half-turns (C2), flips (left-right), up-down-flips, klein-four-axes (the half
+    turn and both of these flips), and translations of the torus, vertical-translations (of the rows) and
+    horizontal-translations; on a square also quarter-turns (C4), dihedral (D4, all eight motions), diagonal-flips (the
+    transpose), antidiagonal-flips, klein-four-diagonals, and each of the translations "-by-m". On 3×3 positions also
+    eighth-turns (C8), which move the ring around the middle by one.
+
+    On voxels (three numbers): trivial; on a cube also cube-turns (all 24), and quarter-turns-about-axis-i and
+    half-turns-about-axis-i for i in 0, 1, 2, and half-turns-about-all-axes (Klein four).
+
+    Raises:
+        ValueError: a name that is not known for that support, a support that is not square.
+    """
+    support = "×".join(map(str, shape))
+    if not 1 <= len(shape) <= 3 or min(shape) < 1:
+        raise ValueError(f"group {name!r} on a support of shape {shape}: expected one to three positive numbers")
+    known = _known_moves(shape)
+    if name in known:
+        return Group(name, _permutations(known[name], shape))
+    if name in _known_moves((3,) * len(shape)):
+        raise ValueError(f"group {name!r} does not fit a {support} kernel: it needs a square one, such as 3×3")
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"group {name!r} on a {support} support: expected one of {', '.join(known)}{hint}")
 
 
-def half_turns(size: int) -> Group:
-    """C2 on a size × size grid: nothing, and the half turn."""
-    return _spatial("half-turns", (size, size), [_turn(0), _turn(2)])
+def known_groups(*shape: int) -> list[Group]:
+    """Every known group that acts faithfully on a support of the given shape, each set of permutations once.
+
+    Where two names stand for one set (on 2×2 positions horizontal translations are flips), the first is kept.
+
+    Raises:
+        ValueError: a shape that is not one to three positive numbers.
+
+    >>> [group.name for group in known_groups(4)]
+    ['trivial', 'cyclic-shifts', 'flips', 'cyclic-shifts-by-2']
+    """
+    _ = known_group("trivial", *shape)  # for its checks of the shape
+    found: dict[frozenset[tuple[int, ...]], Group] = {}
+    for name, moves in _known_moves(shape).items():
+        permutations = _permutations(moves, shape)
+        elements = frozenset(tuple(row) for row in permutations.tolist())
+        if len(elements) == len(moves) and elements not in found:
+            found[elements] = Group(name, permutations)
+    return list(found.values())
 
 
-def dihedral(size: int) -> Group:
-    """D4 on a size × size grid: the four quarter turns, then each of them after a left-right flip."""
+def _known_moves(shape: tuple[int, ...]) -> dict[str, list[Move]]:
+    """The moves of every known group by its name, the identity first."""
+    if len(shape) == 1:
+        return _moves_on_line(*shape)
+    return _moves_on_grid(*shape) if len(shape) == 2 else _moves_on_voxels(*shape)
+
+
+def _moves_on_line(length: int) -> dict[str, list[Move]]:
+    shifts = {
+        f"cyclic-shifts{_by(step)}": [_roll((g,), (0,)) for g in range(0, length, step)] for step in _divisors(length)
+    }
+    every = {"cyclic-shifts": shifts.pop("cyclic-shifts")}
+    return {"trivial": [_stay], **every, "flips": [_stay, _flip(0)], **shifts}
+
+
+def _moves_on_grid(height: int, width: int) -> dict[str, list[Move]]:
     turns = [_turn(k) for k in range(4)]
-    return _spatial("dihedral", (size, size), turns + [_after_flip(t) for t in turns])
+    left_right, up_down = _flip(1), _flip(0)
+    diagonal, antidiagonal = [_after_flip(turns[1]), _after_flip(turns[3])]
+    of_squares: dict[str, list[Move]] = {
+        "quarter-turns": turns,
+        "dihedral": turns + [_after_flip(turn) for turn in turns],
+        "diagonal-flips": [_stay, diagonal],
+        "antidiagonal-flips": [_stay, antidiagonal],
+        "klein-four-diagonals": [_stay, turns[2], diagonal, antidiagonal],
+    }
+    known: dict[str, list[Move]] = {
+        "trivial": [_stay],
+        **(of_squares if height == width else {}),
+        "half-turns": [_stay, turns[2]],
+        "flips": [_stay, left_right],
+        "up-down-flips": [_stay, up_down],
+        "klein-four-axes": [_stay, turns[2], left_right, up_down],
+    }
+    if (height, width) == (3, 3):
+        known["eighth-turns"] = [_ring(k) for k in range(8)]
+    for step in _divisors(height) if height == width else [1]:
+        rows, columns = range(0, height, step), range(0, width, step)
+        known[f"translations{_by(step)}"] = [_roll(shift, (0, 1)) for shift in product(rows, columns)]
+        known[f"vertical-translations{_by(step)}"] = [_roll((shift,), (0,)) for shift in rows]
+        known[f"horizontal-translations{_by(step)}"] = [_roll((shift,), (1,)) for shift in columns]
+    return known
 
 
-def flips(size: int) -> Group:
-    """C2 on a size × size grid: nothing, and the left-right flip."""
-    return _spatial("flips", (size, size), [_turn(0), _after_flip(_turn(0))])
-
-
-def cyclic_shifts(length: int) -> Group:
-    """The `length` cyclic shifts of a line: (R_g w)[n] = w[n - g]."""
-    return _spatial("cyclic-shifts", (length,), [_roll((g,), (0,)) for g in range(length)])
-
-
-def translations(height: int, width: int) -> Group:
-    """The height · width translations of a torus."""
-    moves = [_roll(shift, (0, 1)) for shift in product(range(height), range(width))]
-    return _spatial("translations", (height, width), moves)
-
-
-def cube_turns(size: int) -> Group:
-    """The 24 rotations of a cube on size³ voxels: signed permutations of the axes with determinant one."""
-    turns = []
+def _moves_on_voxels(depth: int, height: int, width: int) -> dict[str, list[Move]]:
+    if not depth == height == width:
+        return {"trivial": [_stay]}
+    turns = []  # signed permutations of the axes with determinant one
     for order in orderings(range(3)):
         for flipped in product((False, True), repeat=3):
             matrix = torch.zeros(3, 3)
@@ -130,71 +193,51 @@ def cube_turns(size: int) -> Group:
                 matrix[row, column] = -1.0 if flip else 1.0
             if torch.linalg.det(matrix) > 0:
                 turns.append(_signed_axes(order, flipped))
-    return _spatial("cube-turns", (size,) * 3, turns)
+    planes = {0: (1, 2), 1: (0, 2), 2: (0, 1)}  # what turns about an axis turn
+    half = {axis: _turn(2, plane) for axis, plane in planes.items()}
+    return {
+        "trivial": [_stay],
+        "cube-turns": turns,
+        **{f"quarter-turns-about-axis-{axis}": [_turn(k, planes[axis]) for k in range(4)] for axis in planes},
+        **{f"half-turns-about-axis-{axis}": [_stay, half[axis]] for axis in planes},
+        "half-turns-about-all-axes": [_stay, *half.values()],
+    }
 
 
-_ON_GRIDS: dict[str, Callable[[int], Group]] = {
-    "trivial": lambda size: trivial(size, size),
-    "quarter-turns": quarter_turns,
-    "half-turns": half_turns,
-    "dihedral": dihedral,
-    "flips": flips,
-    "translations": lambda size: translations(size, size),
-}
-_ON_LINES: dict[str, Callable[[int], Group]] = {"trivial": lambda d: trivial(d), "cyclic-shifts": cyclic_shifts}
-_ON_VOXELS: dict[str, Callable[[int], Group]] = {
-    "trivial": lambda size: trivial(size, size, size),
-    "cube-turns": cube_turns,
-}
-
-
-def known_group(name: str, *shape: int) -> Group:
-    """The known group of that name on a support of the given shape.
-
-    Args:
-        name: trivial and cyclic-shifts on a line (one number); trivial, quarter-turns, half-turns, dihedral, flips and
-            translations on a square grid (two numbers); trivial and cube-turns on a cube of voxels (three).
-        shape: the support.
-
-    Raises:
-        ValueError: a name that is not known for that support, or a support that is not square.
-    """
-    families = {1: _ON_LINES, 2: _ON_GRIDS, 3: _ON_VOXELS}
-    support = "×".join(map(str, shape))
-    family = families.get(len(shape))
-    if family is None or min(shape, default=0) < 1:
-        raise ValueError(f"group {name!r} on a support of shape {shape}: expected one to three positive numbers")
-    if name not in family:
-        near = difflib.get_close_matches(name, family, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"group {name!r} on a {support} support: expected one of {', '.join(family)}{hint}")
-    if len(set(shape)) != 1:
-        raise ValueError(f"group {name!r} does not fit a {support} kernel: it needs a square one, such as 3×3")
-    return family[name](shape[0])
-
-
-def known_groups(*shape: int) -> list[Group]:
-    """Every known group on a support of that shape, as far as its elements differ there."""
-    families = {1: _ON_LINES, 2: _ON_GRIDS, 3: _ON_VOXELS}
-    if len(shape) not in families or len(set(shape)) != 1 or shape[0] == 1:
-        return []
-    return [make(shape[0]) for make in families[len(shape)].values()]
-
-
-Move = Callable[[Tensor], Tensor]
-
-
-def _spatial(name: str, shape: tuple[int, ...], moves: list[Move]) -> Group:
+def _permutations(moves: list[Move], shape: tuple[int, ...]) -> Tensor:
     positions = torch.arange(int(torch.tensor(shape).prod())).reshape(shape)
-    return Group(name, torch.stack([move(positions).flatten() for move in moves]))
+    return torch.stack([move(positions).flatten() for move in moves])
 
 
-def _turn(k: int) -> Move:
-    return lambda w: torch.rot90(w, k, (-2, -1))
+def _divisors(length: int) -> list[int]:
+    """The divisors of a length below it, 1 first: steps whose shifts are more than the identity."""
+    return [step for step in range(1, max(length, 2)) if length % step == 0]
+
+
+def _by(step: int) -> str:
+    return "" if step == 1 else f"-by-{step}"
+
+
+def _stay(w: Tensor) -> Tensor:
+    return w
+
+
+def _turn(k: int, plane: tuple[int, int] = (-2, -1)) -> Move:
+    return lambda w: torch.rot90(w, k, plane)
+
+
+def _flip(axis: int) -> Move:
+    return lambda w: w.flip(axis)
 
 
 def _after_flip(move: Move) -> Move:
     return lambda w: move(w.flip(-1))
+
+
+def _ring(k: int) -> Move:
+    """The eight positions around the middle of 3×3, moved by k of them: k = 2 is a quarter turn of the whole."""
+    ring = torch.tensor([0, 1, 2, 5, 8, 7, 6, 3])
+    return lambda w: w.flatten().scatter(0, ring, w.flatten()[ring.roll(-k)]).reshape(w.shape)
 
 
 def _roll(shifts: tuple[int, ...], dims: tuple[int, ...]) -> Move:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from bayesws.sharing.groups import cyclic_shifts, dihedral
+from bayesws.sharing.groups import known_group
 
 OF_THE_SQUARE = (
     "nothing",
@@ -27,10 +27,10 @@ def motion_name(permutation: Int64[Tensor, " d"], support: tuple[int, ...]) -> s
     if torch.equal(permutation, torch.arange(len(permutation))):
         return "nothing"
     if len(support) == 2 and support[0] == support[1] and support[0] > 1:
-        found = (dihedral(support[0]).permutations == permutation).all(1).nonzero()
+        found = (known_group("dihedral", *support).permutations == permutation).all(1).nonzero()
         return OF_THE_SQUARE[int(found[0])] if len(found) else None
     if len(support) == 1:
-        shifts = cyclic_shifts(support[0]).permutations
+        shifts = known_group("cyclic-shifts", *support).permutations
         found = (shifts == permutation).all(1).nonzero()
         return f"shift by {int(found[0])}" if len(found) else None
     return None

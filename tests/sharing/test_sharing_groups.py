@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bayesws.sharing import Group, known_group
+from bayesws.sharing import Group, known_group, known_groups
 
 # name, support, size
 KNOWN = [
@@ -22,6 +22,24 @@ KNOWN = [
     ("translations", (3, 3), 9),
     ("cube-turns", (2, 2, 2), 24),
     ("cube-turns", (3, 3, 3), 24),
+    ("flips", (5,), 2),
+    ("cyclic-shifts-by-2", (6,), 3),
+    ("flips", (3, 4), 2),
+    ("half-turns", (3, 4), 2),
+    ("translations", (2, 3), 6),
+    ("up-down-flips", (3, 3), 2),
+    ("diagonal-flips", (3, 3), 2),
+    ("antidiagonal-flips", (3, 3), 2),
+    ("klein-four-axes", (3, 3), 4),
+    ("klein-four-diagonals", (3, 3), 4),
+    ("eighth-turns", (3, 3), 8),
+    ("vertical-translations", (3, 3), 3),
+    ("horizontal-translations", (3, 3), 3),
+    ("translations-by-2", (4, 4), 4),
+    ("quarter-turns-about-axis-0", (3, 3, 3), 4),
+    ("quarter-turns-about-axis-2", (2, 2, 2), 4),
+    ("half-turns-about-axis-1", (3, 3, 3), 2),
+    ("half-turns-about-all-axes", (3, 3, 3), 4),
 ]
 IDS = [f"{name} {shape}" for name, shape, _ in KNOWN]
 every_group = pytest.mark.parametrize("name, shape, size", KNOWN, ids=IDS)
@@ -94,11 +112,59 @@ def test_turns_and_flips_are_torch_s(size):
         "flips": [w, w.fliplr()],
         "dihedral": [torch.rot90(v, k) for v in (w, w.fliplr()) for k in range(4)],
         "translations": [torch.roll(w, (a, b), (0, 1)) for a in range(size) for b in range(size)],
+        "up-down-flips": [w, w.flipud()],
+        "diagonal-flips": [w, w.T],
+        "antidiagonal-flips": [w, torch.rot90(w, 2).T],
+        "klein-four-axes": [w, torch.rot90(w, 2), w.fliplr(), w.flipud()],
+        "klein-four-diagonals": [w, torch.rot90(w, 2), w.T, torch.rot90(w, 2).T],
+        "vertical-translations": [torch.roll(w, a, 0) for a in range(size)],
+        "horizontal-translations": [torch.roll(w, a, 1) for a in range(size)],
     }
     for name, images in expected.items():
         r = known_group(name, size, size).matrices()
         for matrix, image in zip(r, images, strict=True):
             assert torch.equal((matrix @ w.flatten()).reshape(size, size), image), name
+
+
+def test_eighth_turns_are_roots_of_the_quarter_turns():
+    eighths, quarters = known_group("eighth-turns", 3, 3), known_group("quarter-turns", 3, 3)
+    assert torch.equal(eighths.permutations[::2], quarters.permutations)
+    assert torch.equal(eighths.table[1], torch.arange(8).roll(-1))  # e_1 e_k = e_(k + 1)
+
+
+def test_shifts_by_more_than_one_are_every_second_or_third():
+    shifts = known_group("cyclic-shifts", 6)
+    for step in (2, 3):
+        assert torch.equal(known_group(f"cyclic-shifts-by-{step}", 6).permutations, shifts.permutations[::step])
+
+
+@pytest.mark.parametrize("axis, plane", [(0, (1, 2)), (1, (0, 2)), (2, (0, 1))])
+def test_turns_about_an_axis_are_torch_s_and_turns_of_the_cube(axis, plane):
+    w = torch.randn(3, 3, 3, dtype=torch.float64)
+    cube = {tuple(p) for p in known_group("cube-turns", 3, 3, 3).permutations.tolist()}
+    for name, steps in (("quarter", range(4)), ("half", (0, 2))):
+        group = known_group(f"{name}-turns-about-axis-{axis}", 3, 3, 3)
+        assert {tuple(p) for p in group.permutations.tolist()} <= cube
+        for matrix, k in zip(group.matrices(), steps, strict=True):
+            assert torch.equal((matrix @ w.flatten()).reshape(3, 3, 3), torch.rot90(w, k, plane))
+
+
+@pytest.mark.parametrize(
+    "shape", [(1,), (2,), (6,), (1, 1), (2, 2), (3, 3), (1, 3), (4, 2), (6, 6), (2, 2, 2), (2, 3, 2)]
+)
+def test_known_groups_are_distinct_sets_that_their_names_give(shape):
+    groups = known_groups(*shape)
+    assert len({frozenset(map(tuple, g.permutations.tolist())) for g in groups}) == len(groups)
+    for group in groups:
+        assert torch.equal(group.permutations, known_group(group.name, *shape).permutations)
+    assert groups[0].name == "trivial"
+
+
+def test_known_groups_of_one_set_go_by_the_first_name():
+    names = [g.name for g in known_groups(2, 2)]
+    assert "flips" in names and "horizontal-translations" not in names  # which is the same on two columns
+    with pytest.raises(ValueError, match="expected one to three positive numbers"):
+        known_groups(3, 0)
 
 
 def test_cyclic_shifts_are_roll():

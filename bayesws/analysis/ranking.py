@@ -1,0 +1,139 @@
+"""Candidates ranked by their evidence: Bayes factors, probabilities, table and file."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from bayesws.files import write_whole
+from bayesws.result import FitResult, SharingRow
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One network of a ranking, at its best start.
+
+    Attributes:
+        name: as the caller called it.
+        log_evidence: nats, summed over the training data; of the best start.
+        by_seed: the same of every start.
+        seed: of the best start.
+        parameters: number of weights.
+        sharing: a row per weight-sharing layer, effective parameters by the same curvature as the evidence.
+        groups: the known group of every sharing layer by the layer's name, "no group" where it is none.
+        seconds: wall time of all its fits and evidences.
+        notes: what did not converge in the best start.
+    """
+
+    name: str
+    log_evidence: float
+    by_seed: list[float]
+    seed: int
+    parameters: int
+    sharing: list[SharingRow]
+    groups: dict[str, str]
+    seconds: float
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Candidates by their log evidence, the best first.
+
+    Attributes:
+        rows: sorted by log evidence.
+        settings: what was the same for all of them: schedule, curvature of the evidence and what its number bounds.
+        fits: the best start of every candidate by its name; empty after `load`.
+    """
+
+    rows: list[Candidate]
+    settings: dict[str, Any] = field(default_factory=dict)
+    fits: dict[str, FitResult] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def best(self) -> Candidate:
+        """The candidate with the largest evidence."""
+        return self.rows[0]
+
+    @property
+    def log_bayes_factors(self) -> dict[str, float]:
+        """log p(D | candidate) - log p(D | best) by name, nats; none is positive."""
+        return {row.name: row.log_evidence - self.best.log_evidence for row in self.rows}
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """p(candidate | D) under equal prior odds, by name: the softmax of the log evidences."""
+        odds = {name: math.exp(factor) for name, factor in self.log_bayes_factors.items()}
+        return {name: odd / sum(odds.values()) for name, odd in odds.items()}
+
+    def table(self) -> Table:
+        """Log evidence, log Bayes factor against the best and probability of every candidate."""
+        title = "By evidence, nats summed over the training data"
+        caption = self.settings.get("bound")
+        table = Table(title=title, title_justify="left", caption=caption and f"({caption})", caption_justify="left")
+        table.add_column("candidate")
+        for name in ("log evidence", "log Bayes factor", "probability", "of starts", "parameters", "seconds"):
+            table.add_column(name, justify="right", no_wrap=True)
+        factors, probabilities = self.log_bayes_factors, self.probabilities
+        for row in self.rows:
+            table.add_row(
+                row.name,
+                f"{row.log_evidence:.1f}",
+                f"{factors[row.name]:.1f}",
+                f"{probabilities[row.name]:.3g}",
+                str(len(row.by_seed)),
+                str(row.parameters),
+                f"{row.seconds:.0f}",
+            )
+        return table
+
+    def sharing_table(self) -> Table:
+        """Group, sharing strength and effective parameters of every weight-sharing layer."""
+        table = Table(title="What is shared, layer by layer", title_justify="left")
+        for name in ("candidate", "layer", "group"):
+            table.add_column(name)
+        for name in ("ρ", "γ shared", "of shared", "γ free", "of free"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for candidate in self.rows:
+            for row in candidate.sharing:
+                numbers = [
+                    text
+                    for pathway in ("shared", "free")
+                    for text in (f"{row.effective.get(pathway, 0.0):.1f}", str(row.parameters.get(pathway, 0)))
+                ]
+                group = candidate.groups.get(row.name, "–")
+                table.add_row(candidate.name, row.name, group, f"{row.strength:.2f}", *numbers)
+        return table
+
+    def save(self, path: str | Path) -> None:
+        """Write everything but the fits as JSON, whole or not at all; factors and probabilities are written as well."""
+        record = {
+            "settings": self.settings,
+            "log_bayes_factors": self.log_bayes_factors,
+            "probabilities": self.probabilities,
+            "candidates": [asdict(row) for row in self.rows],
+        }
+        text = json.dumps(record, indent=1)
+        write_whole(Path(path), lambda draft: draft.write_text(text))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Ranking":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: a file that is missing or is not a ranking.
+        """
+        try:
+            record = json.loads(Path(path).read_text())
+            rows = [
+                Candidate(**(row | {"sharing": [SharingRow(**layer) for layer in row["sharing"]]}))
+                for row in record["candidates"]
+            ]
+            return cls(rows, record["settings"])
+        except OSError as error:
+            raise ValueError(f"cannot read {path}: {error.strerror}") from error
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a ranking written by bayesws") from error
