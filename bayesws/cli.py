@@ -1,6 +1,7 @@
 """The command line: parse, call, print."""
 
 import argparse
+import json
 import os
 import platform
 import sys
@@ -18,14 +19,16 @@ from bayesws import __version__
 from bayesws import data as data_sets
 from bayesws.analysis.comparison import STRUCTURES, Comparison
 from bayesws.analysis.plots import save_picture
+from bayesws.analysis.study_table import study_table
 from bayesws.candidates import candidates
 from bayesws.compare import SAMPLED, Job, network_for, run_jobs
 from bayesws.evidence.curvature import STRUCTURES as CURVATURES
 from bayesws.evidence.curvature import Curvature
-from bayesws.files import check_writable
+from bayesws.files import check_writable, write_whole
 from bayesws.fit import OBJECTIVES, Schedule, fit
 from bayesws.progress import epoch_bar
 from bayesws.select import WIDTH, group_candidates, select
+from bayesws.study import Study, rows
 
 DEMO_TASKS = ("turned", "orientation", "upright")
 QUICK_EPOCHS = 40
@@ -156,6 +159,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_place(select_command, "runs/select")
     select_command.set_defaults(run=_select)
+
+    study = commands.add_parser(
+        "study",
+        formatter_class=plain,
+        help="a table of methods from a JSON file; what was finished before is kept",
+        description="Run every method of a study on every task, number of images and seed, and print the table.\n"
+        "Finished trials are kept in OUT/trials: an interrupted study goes on where it stopped. Writes study.json.",
+        epilog="example:\n  bayesws study experiments/turned_mnist/study.json --out runs/turned_mnist",
+    )
+    study.add_argument("plan", type=Path, help="the study, see bayesws.study.Study.read")
+    study.add_argument("--seeds", type=_positive, default=None, help="instead of those in the study")
+    study.add_argument("--jobs", type=_positive, default=os.cpu_count(), help="processes (default: all cores)")
+    _add_place(study, "runs/study")
+    study.set_defaults(run=_study)
     return parser
 
 
@@ -295,6 +312,20 @@ def _fit(options: argparse.Namespace) -> None:
         effective = ", ".join(f"{n} {g:.1f} of {row.parameters[n]}" for n, g in row.effective.items())
         console.print(f"{row.name}: ρ = {row.strength:.2f}; effective parameters: {effective}")
     console.print(f"written: {options.out}")
+
+
+def _study(options: argparse.Namespace) -> None:
+    _check_device(options.device)
+    check_writable(options.out)
+    study = Study.read(options.plan, options.device, options.seeds)
+    processes = options.jobs if options.device == "cpu" else 1
+    with epoch_bar(len(study.cells), "trials") as advance:
+        records = study.run(options.out, processes, advance)
+    summary = {"versions": _versions(), "command": _command(), "trials": records}
+    write_whole(options.out / "study.json", lambda path: path.write_text(json.dumps(summary) + "\n"))
+    console = _console()
+    console.print(study_table(list(rows(records))))
+    console.print(f"written: {options.out / 'study.json'}")
 
 
 def _candidates(options: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -106,17 +106,28 @@ class Job:
 
 
 def run_jobs(jobs: list[Job], processes: int) -> Iterator[tuple[int, Trial]]:
-    """Run jobs, each on one thread of a pool of processes; yields index and trial as they finish.
+    """`in_processes` for the trials of a comparison."""
+    yield from in_processes(jobs, processes)
+
+
+def in_processes(jobs: Sequence[Any], processes: int) -> Iterator[tuple[int, Any]]:
+    """Run jobs, each on one thread of a pool of processes; yields index and result as they finish.
 
     One thread a fit makes every number reproducible to the last bit, whatever the number of processes. An error, or
     Ctrl-C, ends the jobs that are still running.
+
+    Args:
+        jobs: with a method `run`, small enough to send to another process.
+        processes: how many at once.
     """
+    if not jobs:
+        return
     context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, initializer=_one_thread) as pool:
+    with context.Pool(min(processes, len(jobs)), initializer=_one_thread) as pool:
         yield from pool.imap_unordered(_run_numbered, list(enumerate(jobs)))
 
 
-def _run_numbered(numbered: tuple[int, Job]) -> tuple[int, Trial]:
+def _run_numbered(numbered: tuple[int, Any]) -> tuple[int, Any]:
     index, job = numbered
     return index, job.run()
 

@@ -52,6 +52,10 @@ ARROWS = [
     ("models", ["sharing", "layers", "models"]),
     ("evidence", ["evidence", "layers.base", "layers.once"]),
     ("data", ["data"]),
+    (
+        "study",
+        ["data", "models", "layers.base", "layers.weight_sharing", "evidence", "fit", "analysis", "compare", "files"],
+    ),
     ("candidates", ["sharing", "layers", "evidence.batches"]),
     ("fit", ["layers.base", "layers.once", "layers.start", "sharing.regularisers", "evidence", "result", "progress"]),
     ("result", ["sharing", "layers", "models", "evidence", "files"]),

@@ -2,6 +2,7 @@
 
 from bayesws.data.catalogue import load
 from bayesws.data.images import ImageData
+from bayesws.data.moving import moving
 from bayesws.data.tasks import task_names, transform
 
-__all__ = ["ImageData", "load", "task_names", "transform"]
+__all__ = ["ImageData", "load", "moving", "task_names", "transform"]

@@ -22,6 +22,7 @@ def load(
     download: bool = False,
     train_size: int | None = None,
     test_size: int | None = None,
+    side: int | None = None,
 ) -> ImageData:
     """An image set by name, cut to size, with a symmetry planted.
 
@@ -33,6 +34,7 @@ def load(
         download: let torchvision fetch a set that is not there.
         train_size: number of training images; None is 1000 for digits and all for the others.
         test_size: number of test images; None is all (for digits, all that do not train).
+        side: pixels a side to average the images down to, after the task's motions; None leaves them.
 
     Raises:
         ValueError: if the name or the task is unknown, the set is not found or corrupt, or too
@@ -51,4 +53,5 @@ def load(
         data = npz(name).subset(train_size, test_size, seed)
     else:
         raise unknown_name("data set", name, ("digits", *_DOWNLOADED), also=", or a path that ends in .npz")
-    return transform(data, task, seed)
+    moved = transform(data, task, seed)
+    return moved if side is None else moved.shrunk(side)

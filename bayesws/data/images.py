@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bayesws.data.seeding import generator
@@ -122,6 +123,18 @@ class ImageData:
             train=_draw(self.train, train, seed, "train"),
             test=_draw(self.test, test, seed, "test"),
         )
+
+    def shrunk(self, side: int) -> "ImageData":
+        """The images averaged down to side × side pixels, each the mean of a square of theirs.
+
+        Raises:
+            ValueError: images that are not square, or whose side is no multiple of the new one.
+        """
+        _, height, width = self.image_shape
+        if height != width or side < 1 or height % side:
+            raise ValueError(f"images of {height}×{width} cannot be averaged to a side of {side}: expected a divisor")
+        smaller = [(F.avg_pool2d(x, height // side), y) for x, y in (self.train, self.test)]
+        return replace(self, train=smaller[0], test=smaller[1])
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.image_shape))
