@@ -77,18 +77,18 @@ class Candidates:
 
     @property
     def group(self) -> CandidateGroup:
-        """The largest group that fits, of equally large ones that with the smallest misfit; at least the identity."""
-        return max((g for g in self.groups if g.fits), key=lambda g: (len(g.permutations), -g.misfit))
+        """The largest group that fits, of equally large ones the most probable; at least the identity."""
+        return max((g for g in self.groups if g.fits), key=lambda g: (len(g.permutations), g.p_value))
 
     def of_size(self, group_size: int, cyclic: bool = False) -> CandidateGroup | None:
-        """The group that a stack of G elements should start at: one that fits if there is one, of these the nearest.
+        """The group that a stack of G elements should start at: the most probable that fits, else the nearest.
 
         Args:
             group_size: G.
             cyclic: whether only the powers of one generator will do.
         """
         sized = [g for g in self.groups if len(g.permutations) == group_size and (g.is_cyclic or not cyclic)]
-        return min(sized, key=lambda g: (not g.fits, g.misfit), default=None)
+        return max(sized, key=lambda g: (g.fits, g.p_value if g.fits else -g.misfit), default=None)
 
     def __str__(self) -> str:
         """The permutations by their misfit, as far as the gap and a little beyond, and the group that fits."""
