@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -63,6 +64,7 @@ class Cell:
         """Load the data, build the network, fit, test: a record for the trial's file."""
         arguments = dict(self.data)
         fresh = arguments.pop("fresh", False)
+        arguments["name"] = os.path.expandvars(arguments["name"])
         images = data_sets.load(**arguments, task=self.task, seed=self.seed, train_size=self.train_size)
         train: Any = images.train
         settings = dict(self.fit)
@@ -121,8 +123,9 @@ class Study:
     def read(cls, path: Path, device: str = "cpu", seeds: int | None = None) -> "Study":
         """A study from its JSON file: every method on every task, number of training images and seed.
 
-            {"data": {"name": "mnist", "side": 14, "test_size": 2000},      arguments of data.load; "fresh": true draws
-                                                                            the task's motions anew in every epoch
+            {"data": {"name": "mnist", "side": 14},                         arguments of data.load, "$VARIABLE" in a
+                                                                            name is filled in; "fresh": true draws the
+                                                                            task's motions anew in every epoch
              "tasks": ["turned"], "train_sizes": [300, 1000], "seeds": 3,
              "epochs": {"300": 200, "1000": 60},                            by train size, or one number
              "methods": {"evidence": {"model": "WSCNN", "network": {...}, "fit": {...}, "curvature": {...}}}}
