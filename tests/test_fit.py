@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 import bayesws as bws
+from bayesws.evidence.batches import Batches
+from bayesws.schedule import Penalties
 from bayesws.sharing import doubly_stochastic
+from bayesws.training import Run
 
 
 @pytest.fixture(scope="module")
@@ -238,10 +241,9 @@ def test_the_penalties_of_several_layers_are_summed_and_averaged(digits):
     """Normalisers of the layers are summed, entropies are averaged: seen in the gradients of the first step."""
     torch.manual_seed(0)
     net = bws.models.WSCNN(hidden_channels=2, stack="product")
-    module = bws.fit.__globals__
-    data, likelihood = module["Batches"](digits.train, 200), bws.Categorical()
-    penalties = module["_Penalties"](normaliser=0.3, entropy=0.7)
-    run = module["_Run"](net, data, likelihood, bws.Schedule(), 0, "task", bws.Curvature(), penalties)
+    data, likelihood = Batches(digits.train, 200), bws.Categorical()
+    penalties = Penalties(normaliser=0.3, entropy=0.7)
+    run = Run(net, data, likelihood, bws.Schedule(), 0, "task", bws.Curvature(), penalties)
     logits = bws.layers.structure(net)
     found = torch.autograd.grad(run._penalty(), logits)
     entropies = [bws.sharing.mean_entropy(layer.representations()) for layer in (net.lift, net.group_convs[0])]
