@@ -16,6 +16,7 @@ import blocks
 import curvature
 import gradient
 import growth
+import hardened
 import layers
 import torch
 from rich.console import Console
@@ -30,6 +31,7 @@ SUITES: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "gradient": gradient.table,
     "growth": growth.table,
     "profile": growth.profile,
+    "hardened": hardened.table,
 }
 PACKAGES = ("bayesws", "torch", "laplace-torch", "curvlinops-for-pytorch", "asdfghjkl", "backpack-for-pytorch")
 
