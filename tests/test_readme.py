@@ -24,8 +24,14 @@ def test_quickstart_runs_as_it_stands_and_is_ten_lines(tmp_path):
     assert "lift" in printed
 
 
-def test_any_model_runs_as_it_stands(tmp_path):
+def test_the_symmetry_is_found_as_it_stands(tmp_path):
     _, printed = run_block(1, tmp_path)
+    assert "* quarter-turns, 4 element(s)" in printed
+    assert "lift: quarter-turns" in printed and "group_convs.0: quarter-turns" in printed
+
+
+def test_any_model_runs_as_it_stands(tmp_path):
+    _, printed = run_block(2, tmp_path)
     kron, layer, sampled = (float(line.split(" nats")[0]) for line in printed.splitlines()[:3])
     assert kron < layer and abs(sampled - kron) < 0.1 * abs(kron)
     assert "laplace-torch on our curvature" in printed
