@@ -19,6 +19,7 @@ from bayesws import __version__
 from bayesws import data as data_sets
 from bayesws.analysis.comparison import STRUCTURES, Comparison
 from bayesws.analysis.plots import save_picture
+from bayesws.analysis.study_picture import save_study_picture
 from bayesws.analysis.study_table import study_table
 from bayesws.candidates import candidates
 from bayesws.compare import SAMPLED, Job, network_for, run_jobs
@@ -165,7 +166,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=plain,
         help="a table of methods from a JSON file; what was finished before is kept",
         description="Run every method of a study on every task, number of images and seed, and print the table.\n"
-        "Finished trials are kept in OUT/trials: an interrupted study goes on where it stopped. Writes study.json.",
+        "Finished trials are kept in OUT/trials: an interrupted study goes on where it stopped. Writes study.json\n"
+        "and study.png.",
         epilog="example:\n  bayesws study experiments/turned_mnist/study.json --out runs/turned_mnist",
     )
     study.add_argument("plan", type=Path, help="the study, see bayesws.study.Study.read")
@@ -324,8 +326,10 @@ def _study(options: argparse.Namespace) -> None:
     summary = {"versions": _versions(), "command": _command(), "trials": records}
     write_whole(options.out / "study.json", lambda path: path.write_text(json.dumps(summary) + "\n"))
     console = _console()
-    console.print(study_table(list(rows(records))))
-    console.print(f"written: {options.out / 'study.json'}")
+    cells = list(rows(records))
+    save_study_picture(cells, options.out / "study.png")
+    console.print(study_table(cells))
+    console.print(f"written: {options.out / 'study.json'}, {options.out / 'study.png'}")
 
 
 def _candidates(options: argparse.Namespace) -> None:

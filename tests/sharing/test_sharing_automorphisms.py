@@ -168,6 +168,19 @@ def test_planted_group_on_features_is_named(name):
     assert float(found.misfits[len(truth)]) > 3 * found.group.misfit
 
 
+def test_the_turns_of_a_cube_are_found_among_all_permutations_of_its_voxels():
+    """27! permutations; independent voxels of one variance, but for a part that all share with loadings of their own."""
+    turns = known_group("cube-turns", 3, 3, 3)
+    generator = torch.Generator().manual_seed(0)
+    patterns = torch.randn(8, 27, generator=generator).double() * torch.linspace(0.2, 1.5, 27).double()
+    x = torch.randn(60_000, 8, generator=generator).double().relu() @ patterns
+    x = x + 0.3 * torch.randn(60_000, 27, generator=generator).double()
+    moved = x.gather(1, turns.permutations[torch.randint(24, (60_000,), generator=generator)])
+    found = candidates_of(blocks_of(moved), (3, 3, 3))
+    assert found.group.name == "cube-turns"
+    assert {tuple(p) for p in found.group.permutations.tolist()} == {tuple(p) for p in turns.permutations.tolist()}
+
+
 def test_products_below_the_bound_are_all_there():
     """Against all 3! · 4! products of an axis of 3 and a support of 4."""
     moments = symmetric_moments(12, 0)
