@@ -169,7 +169,7 @@ def test_planted_group_on_features_is_named(name):
 
 
 def test_the_turns_of_a_cube_are_found_among_all_permutations_of_its_voxels():
-    """27! permutations; independent voxels of one variance, but for a part that all share with loadings of their own."""
+    """27! permutations; voxels of eight common patterns with noise of one variance."""
     turns = known_group("cube-turns", 3, 3, 3)
     generator = torch.Generator().manual_seed(0)
     patterns = torch.randn(8, 27, generator=generator).double() * torch.linspace(0.2, 1.5, 27).double()
