@@ -56,8 +56,8 @@ class Batches:
         return None if self._loader is not None else self._x[:1]
 
     def inputs(self) -> Tensor:
-        """All inputs, (length, ...); those of a DataLoader in the order of its data set."""
-        return self._x if self._loader is None else as_tensors(self._loader)[0]
+        """All inputs, (length, ...); those of a DataLoader as it gives them in one pass, moved as it moves them."""
+        return self._x if self._loader is None else torch.cat([x for x, _ in self._loader])
 
     def shuffled(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch in an order drawn from `generator`; a DataLoader shuffles, or not, as it was told."""

@@ -85,6 +85,14 @@ def test_fit_starts_at_moments_and_says_what_they_proposed(objective, tmp_path):
     assert bws.FitResult.load(tmp_path / "fit").start == fit.start
 
 
+def test_moments_are_of_the_images_as_a_loader_moves_them():
+    upright = load("digits", train_size=1700, seed=0)
+    net = bws.models.WSCNN(stack="product", layers=1, hidden_channels=4)
+    options = {"epochs": 1, "start": "moments", "progress": False, "keep_posterior": False}
+    fit = bws.fit(net, bws.data.moving(upright, "turned", 100, 0), **options)
+    assert [row.group for row in fit.start] == ["quarter-turns"]
+
+
 def test_random_start_of_a_fit_is_its_seeds():
     x, y = load("digits", seed=0).train
     nets = [bws.models.WSCNN(stack="product", layers=1, hidden_channels=4) for _ in range(2)]
