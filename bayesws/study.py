@@ -142,8 +142,10 @@ class Study:
         """
         try:
             plan = json.loads(path.read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise ValueError(f"study {path} cannot be read: {error}") from error
+        except OSError as error:
+            raise ValueError(f"study {path} cannot be read: {error.strerror}") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"study {path} is not JSON: {error}") from error
         _check_fields(plan, FIELDS, f"study {path}")
         cells = []
         for task in plan["tasks"]:

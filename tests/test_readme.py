@@ -26,7 +26,7 @@ def test_quickstart_runs_as_it_stands_and_is_ten_lines(tmp_path):
 
 def test_the_symmetry_is_found_as_it_stands(tmp_path):
     _, printed = run_block(1, tmp_path)
-    assert "* quarter-turns, 4 element(s)" in printed
+    assert "* quarter-turns, 4 elements" in printed
     assert "lift: quarter-turns" in printed and "group_convs.0: quarter-turns" in printed
 
 

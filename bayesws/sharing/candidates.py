@@ -103,12 +103,16 @@ class Candidates:
             lines.append(f"{name:<{width}}  {self.misfits[i]:6.4f}  {second:10.4f}  {third:10.4f}{mark}")
         place = "×".join(map(str, self.support)) + (f" positions, group axis of {self.axis}" if self.axis > 1 else "")
         group = self.group
-        called = group.name or ("no symmetry" if len(group.permutations) == 1 else "a group without a name")
-        lines += [
-            f"{self.examples} data, kernel {place}; none with a misfit below {self.complete_below:.4f} is missing",
-            f"* {called}, {len(group.permutations)} element(s): misfits that sampling noise explains "
-            f"(p = {group.p_value:.2g}, largest misfit {group.misfit:.4f})",
-        ]
+        lines.append(
+            f"{self.examples} data, kernel {place}; none with a misfit below {self.complete_below:.4f} is missing"
+        )
+        if len(group.permutations) == 1:
+            lines.append("* no symmetry: noise explains the misfit of no permutation")
+        else:
+            lines.append(
+                f"* {group.name or 'a group without a name'}, {len(group.permutations)} elements: misfits that sampling "
+                f"noise explains (p = {group.p_value:.2g}, largest misfit {group.misfit:.4f})"
+            )
         return "\n".join(lines)
 
     def name_of(self, permutation: Int64[Tensor, " d"]) -> str:

@@ -199,7 +199,7 @@ def test_products_below_the_bound_are_all_there():
 def test_text_shows_the_gap_and_the_group():
     turns = known_group("quarter-turns", 3, 3)
     text = str(candidates_of(blocks_of(planted(0, 10_000, turns.permutations)), (3, 3), examples=10_000))
-    assert "quarter turn" in text and "* quarter-turns, 4 element(s)" in text and "10000 data" in text
+    assert "quarter turn" in text and "* quarter-turns, 4 elements" in text and "10000 data" in text
     assert sum(line.endswith(" *") for line in text.splitlines()) == 4
 
 
