@@ -109,9 +109,10 @@ class Candidates:
         if len(group.permutations) == 1:
             lines.append("* no symmetry: noise explains the misfit of no permutation")
         else:
+            called = group.name or "a group without a name"
             lines.append(
-                f"* {group.name or 'a group without a name'}, {len(group.permutations)} elements: misfits that sampling "
-                f"noise explains (p = {group.p_value:.2g}, largest misfit {group.misfit:.4f})"
+                f"* {called}, {len(group.permutations)} elements: misfits that sampling noise explains "
+                f"(p = {group.p_value:.2g}, largest misfit {group.misfit:.4f})"
             )
         return "\n".join(lines)
 
