@@ -16,19 +16,21 @@ CONFIG = Path(__file__).with_name("config.json")
 COLOURS = {"planted": "#c1272d", "other": "#0b5394"}
 
 
-def named(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the moments say of every task and seed: the group, its probability, the misfits in order."""
+def named(config: dict[str, Any], count: int, side: int | None = None) -> list[dict[str, Any]]:
+    """What the moments of so many images say of every task and seed: the group, its probability, the misfits."""
     found = []
     for task, planted in config["tasks"].items():
         truth = bws.sharing.known_group(planted, config["kernel_size"], config["kernel_size"])
         elements = {tuple(p) for p in truth.permutations.tolist()}
         for seed in range(config["seeds"]):
-            images = bws.data.load("mnist", task=task, seed=seed, train_size=config["images"], test_size=1)
+            images = bws.data.load("mnist", task=task, seed=seed, train_size=count, test_size=1, side=side)
             began = time.perf_counter()
             seen = bws.candidates(images.train, config["kernel_size"])
             found.append(
                 {
                     "task": task,
+                    "images": count,
+                    "side": side or 28,
                     "seed": seed,
                     "planted": planted,
                     "named": seen.group.name,
@@ -111,6 +113,19 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+def tell(found: list[dict[str, Any]]) -> None:
+    """Print how often each data set was named rightly."""
+    for count, side, task in dict.fromkeys((r["images"], r["side"], r["task"]) for r in found):
+        mine = [r for r in found if (r["images"], r["side"], r["task"]) == (count, side, task)]
+        right = sum(r["named"] == r["planted"] for r in mine)
+        names = ", ".join(f"{number} {name}" for name, number in Counter(r["named"] for r in mine).most_common())
+        print(
+            f"{count:6} images of {side}×{side}, {task:12} named rightly in {right} of {len(mine)} seeds ({names}), "
+            f"slowest {max(r['seconds'] for r in mine):.1f} s",
+            flush=True,
+        )
+
+
 def main() -> int:
     """Run, print the tables, write results.json and misfits.png."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -124,13 +139,10 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     began = time.perf_counter()
-    result: dict[str, Any] = {"config": config, "candidates": named(config)}
-    for task in config["tasks"]:
-        mine = [r for r in result["candidates"] if r["task"] == task]
-        right = sum(r["named"] == r["planted"] for r in mine)
-        slowest = max(r["seconds"] for r in mine)
-        names = dict(Counter(r["named"] for r in mine))
-        print(f"{task:12} named rightly in {right} of {len(mine)} seeds {names}, slowest {slowest:.1f} s", flush=True)
+    result: dict[str, Any] = {"config": config, "candidates": named(config, config["images"])}
+    tell(result["candidates"])
+    result["fewer"] = [record for count, side in config["fewer"] for record in named(config, count, side)]
+    tell(result["fewer"])
     draw(result["candidates"], arguments.out / "misfits.png")
     if not arguments.skip_select:
         result["select"] = ranked(config, 0)
