@@ -90,8 +90,9 @@ class Cell:
                 **settings,
             )
         trial = asdict(Trial.of(result, images.train, images.test, self.task, self.seed, self.method))
-        shares = any(isinstance(m, WeightSharing) and m.shared is not None for m in result.model.modules())
-        groups = identify_groups(result) if shares else {}
+        sharing = [m for m in result.model.modules() if isinstance(m, WeightSharing) and m.shared is not None]
+        may_be_groups = bool(sharing) and all(m.stack.constraint == "doubly" for m in sharing)
+        groups = identify_groups(result) if may_be_groups else {}
         return trial | {
             "settings": self.settings,
             "parameters": sum(p.numel for _, p in named_pathways(result.model) if not p.of_prior_only),

@@ -57,4 +57,6 @@ def groups_of(records: Sequence[dict[str, Any]]) -> str:
 def layer_groups(record: dict[str, Any]) -> str:
     """The groups of a record's layers, one name where they agree."""
     names = [g["name"] or "no group" for g in record["groups"].values()]
+    if not names:
+        return "not doubly stochastic"
     return f"{names[0]} in all {len(names)}" if len(set(names)) == 1 else ", ".join(names)
