@@ -3,7 +3,7 @@
 from bayesws import data, layers, models, sharing
 from bayesws.analysis.comparison import Comparison, Trial
 from bayesws.analysis.groups import Identified, identify_group, identify_groups
-from bayesws.analysis.ranking import Candidate, Ranking
+from bayesws.analysis.ranking import Candidate, LayerRanking, Ranking
 from bayesws.candidates import candidates
 from bayesws.compare import compare
 from bayesws.evidence.curvature import Curvature
@@ -14,6 +14,7 @@ from bayesws.fit import Schedule, fit
 from bayesws.layers import harden, share
 from bayesws.result import FitResult
 from bayesws.select import select
+from bayesws.select_layers import select_layers
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ __all__ = [
     "FitResult",
     "Gaussian",
     "Identified",
+    "LayerRanking",
     "Ranking",
     "Schedule",
     "Trial",
@@ -41,6 +43,7 @@ __all__ = [
     "log_evidence",
     "models",
     "select",
+    "select_layers",
     "share",
     "sharing",
 ]

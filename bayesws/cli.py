@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +29,8 @@ from bayesws.evidence.curvature import Curvature
 from bayesws.files import check_writable, write_whole
 from bayesws.fit import OBJECTIVES, Schedule, fit
 from bayesws.progress import epoch_bar
-from bayesws.select import WIDTH, group_candidates, select
+from bayesws.select import WIDTH, group_candidates, group_network, select
+from bayesws.select_layers import select_layers
 from bayesws.study import Study, rows
 
 DEMO_TASKS = ("turned", "orientation", "upright")
@@ -135,7 +137,8 @@ def _parser() -> argparse.ArgumentParser:
         "held out. Writes ranking.json.",
         epilog="examples:\n  bayesws select --task turned\n"
         "  bayesws select --task flipped --groups none,flips,up-down-flips,klein-four-axes\n"
-        "  bayesws select --data mnist --train-size 1000 --task dihedral --layers 3 --epochs 40",
+        "  bayesws select --data mnist --train-size 1000 --task dihedral --layers 3 --epochs 40\n"
+        "  bayesws select --task orientation --by-layer",
     )
     _add_data(select_command)
     select_command.add_argument("--task", default="upright", metavar="TASK", help=_tasks())
@@ -144,6 +147,9 @@ def _parser() -> argparse.ArgumentParser:
         default=",".join(GROUPS),
         metavar="A,B,...",
         help=f"known groups of 3×3 kernels, or none (default {','.join(GROUPS)})",
+    )
+    select_command.add_argument(
+        "--by-layer", action="store_true", help="a group for every layer: also networks with different ones are tried"
     )
     select_command.add_argument(
         "--seeds", type=_positive, default=1, help="starts a group, the best counts (default 1)"
@@ -341,22 +347,29 @@ def _select(options: argparse.Namespace) -> None:
     _check_device(options.device)
     check_writable(options.out)
     images = data_sets.load(**_data_arguments(options), task=options.task, seed=0)
-    networks = group_candidates(images, options.groups.split(","), options.width, options.layers)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the fits' notes are shown at the end
-        ranking = select(
-            networks,
-            images.train,
-            seeds=options.seeds,
-            evidence_curvature=options.curvature,
-            epochs=options.epochs,
-            device=options.device,
-        )
+    groups = options.groups.split(",")
+    networks = group_candidates(images, groups, options.width, options.layers)
+    settings: dict[str, Any] = {
+        "seeds": options.seeds,
+        "evidence_curvature": options.curvature,
+        "epochs": options.epochs,
+        "device": options.device,
+    }
     network = {"width": options.width, "layers": options.layers}
     run = {"data": options.data, "task": options.task, **network, "versions": _versions(), "command": _command()}
-    ranking = replace(ranking, settings=ranking.settings | run)
-    ranking.save(options.out / "ranking.json")
     console = _console()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the fits' notes are shown at the end
+        if options.by_layer:
+            make = partial(group_network, images=images, width=options.width)
+            found = select_layers(make, groups, options.layers, images.train, **settings)
+            ranking = replace(found.ranking, settings=found.ranking.settings | run)
+            replace(found, ranking=ranking).save(options.out / "ranking.json")
+            console.print(found.table())
+        else:
+            ranking = select(networks, images.train, **settings)
+            ranking = replace(ranking, settings=ranking.settings | run)
+            ranking.save(options.out / "ranking.json")
     console.print(ranking.table())
     console.print(ranking.sharing_table())
     for row in ranking.rows:

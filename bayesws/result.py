@@ -363,10 +363,22 @@ def _network_record(model: nn.Module) -> dict[str, Any] | None:
     name = type(model).__name__
     if known_models().get(name) is not type(model):
         return None
-    settings = dict(model.settings)  # type: ignore[arg-type]
-    if isinstance(group := settings.get("group"), Group):
-        settings["group"] = {"name": group.name, "permutations": group.permutations.tolist()}
+    settings = {key: _as_json(value) for key, value in model.settings.items()}  # type: ignore[operator, union-attr]
     return {"name": name, "settings": settings}
+
+
+def _as_json(value: Any) -> Any:
+    """A network's argument as JSON has it."""
+    if isinstance(value, Group):
+        return {"name": value.name, "permutations": value.permutations.tolist()}
+    return [_as_json(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _from_json(value: Any) -> Any:
+    """What `_as_json` was given."""
+    if isinstance(value, dict):
+        return Group(value["name"], torch.tensor(value["permutations"]))
+    return tuple(_from_json(part) for part in value) if isinstance(value, list) else value
 
 
 def _network_from(record: dict[str, Any] | None, source: Path) -> nn.Module:
@@ -374,7 +386,5 @@ def _network_from(record: dict[str, Any] | None, source: Path) -> nn.Module:
         raise ValueError(f"{source} holds a network that is not of bayesws.models: pass one as model=")
     if record["name"] not in known_models():
         raise ValueError(f"{source} holds a {record['name']}: this bayesws knows {', '.join(known_models())}")
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}
-    if isinstance(group := settings.get("group"), dict):
-        settings["group"] = Group(group["name"], torch.tensor(group["permutations"]))
+    settings = {key: _from_json(value) for key, value in record["settings"].items()}
     return known_models()[record["name"]](**settings)

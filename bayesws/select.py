@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from bayesws.layers.base import declarations
 from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.models import WSCNN
 from bayesws.result import EvidenceSummary, FitResult
-from bayesws.sharing.groups import known_group
+from bayesws.sharing.groups import Group, known_group
 
 SAMPLED = Curvature("kron", samples=1)
 WHOLE_UP_TO = 2000  # parameters of a network whose whole Hessian is taken
@@ -70,7 +71,7 @@ def select(
     if reserved := next((name for name in ("objective", "seed") if name in settings), None):
         raise ValueError(f"{reserved}={settings[reserved]!r}: candidates train by the evidence from seeds 0, 1, ...")
     noise_model, steps = likelihood_named(likelihood), curvature_named(curvature)
-    nets = {name: _made(name, candidate, 0) for name, candidate in candidates.items()}
+    nets = {name: made(name, candidate, 0) for name, candidate in candidates.items()}
     asked = comparable_curvature(nets.values()) if evidence_curvature is None else curvature_named(evidence_curvature)
     x, y = as_tensors(data)
     common: dict[str, Any] = {"keep_posterior": False} | settings
@@ -79,7 +80,7 @@ def select(
         started = time.perf_counter()
         tried: list[tuple[FitResult, EvidenceSummary]] = []
         for seed in range(seeds):
-            net = nets[name] if seed == 0 else _made(name, candidate, seed)
+            net = nets[name] if seed == 0 else made(name, candidate, seed)
             try:
                 result = fit(net, data, noise_model, "evidence", steps, seed=seed, **common)
                 tried.append((result, _evidence(result, (x, y), asked)))
@@ -148,27 +149,45 @@ def group_candidates(images: ImageData, groups: list[str], width: int = WIDTH, l
     """
     found: dict[str, Any] = {}
     for name in groups:
-        group = known_group("trivial" if name == "none" else name, KERNEL, KERNEL)
+        _ = _known(name, width)  # fails here, not after the first fits
         if name in found:
             raise ValueError(f"group {name!r} is named twice: expected every candidate once")
-        if width % group.size:
-            raise ValueError(f"width={width} with {name!r}, {group.size} elements: expected a multiple of its size")
-        settings = {
-            "in_channels": images.train[0].shape[1],
-            "num_classes": images.num_classes,
-            "hidden_channels": width // group.size,
-            "group_size": group.size,
-            "kernel_size": KERNEL,
-            "layers": layers,
-            "group": group.name,
-            "pathways": ("shared",),
-        }
-        found[name] = lambda settings=settings: WSCNN(**settings)
+        found[name] = partial(group_network, (name,) * layers, images, width)
     return found
 
 
-def _made(name: str, candidate: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:
-    """The network itself, or what its function makes from a seed."""
+def group_network(groups: tuple[str, ...], images: ImageData, width: int = WIDTH) -> WSCNN:
+    """A `WSCNN` with a known group of its own for every layer, that shares over these and nothing else.
+
+    Args:
+        groups: for every layer the name of a known group on 3×3 kernels; "none" shares over nothing.
+        images: whose channels and classes the network takes.
+        width: feature maps of every layer: channels times group elements.
+
+    Raises:
+        ValueError: an unknown group, a width that its size does not divide.
+    """
+    return WSCNN(
+        in_channels=images.train[0].shape[1],
+        num_classes=images.num_classes,
+        hidden_channels=width,
+        group_size=1,
+        kernel_size=KERNEL,
+        layers=len(groups),
+        group=tuple(_known(name, width).name for name in groups),
+        pathways=("shared",),
+    )
+
+
+def _known(name: str, width: int) -> Group:
+    group = known_group("trivial" if name == "none" else name, KERNEL, KERNEL)
+    if width % group.size:
+        raise ValueError(f"width={width} with {name!r}, {group.size} elements: expected a multiple of its size")
+    return group
+
+
+def made(name: str, candidate: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:
+    """The network itself, or what its function makes from a seed; the candidate's name is for errors."""
     if isinstance(candidate, nn.Module):
         return candidate
     torch.manual_seed(seed)

@@ -107,7 +107,7 @@ class Cell:
 
 
 def _network(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if k in ("pathways", "widths") else v for k, v in arguments.items()}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,16 @@
 
 from bayesws.analysis.comparison import Comparison, Trial
 from bayesws.analysis.groups import Identified, Match, identify_group, identify_groups
-from bayesws.analysis.ranking import Candidate, Ranking
+from bayesws.analysis.ranking import Candidate, LayerRanking, Ranking
 
-__all__ = ["Candidate", "Comparison", "Identified", "Match", "Ranking", "Trial", "identify_group", "identify_groups"]
+__all__ = [
+    "Candidate",
+    "Comparison",
+    "Identified",
+    "LayerRanking",
+    "Match",
+    "Ranking",
+    "Trial",
+    "identify_group",
+    "identify_groups",
+]

@@ -66,8 +66,7 @@ class Ranking:
     @property
     def probabilities(self) -> dict[str, float]:
         """p(candidate | D) under equal prior odds, by name: the softmax of the log evidences."""
-        odds = {name: math.exp(factor) for name, factor in self.log_bayes_factors.items()}
-        return {name: odd / sum(odds.values()) for name, odd in odds.items()}
+        return _probabilities(self.log_bayes_factors)
 
     def table(self) -> Table:
         """Log evidence, log Bayes factor against the best and probability of every candidate."""
@@ -110,14 +109,17 @@ class Ranking:
 
     def save(self, path: str | Path) -> None:
         """Write everything but the fits as JSON, whole or not at all; factors and probabilities are written as well."""
-        record = {
+        text = json.dumps(self.record(), indent=1)
+        write_whole(Path(path), lambda draft: draft.write_text(text))
+
+    def record(self) -> dict[str, Any]:
+        """What `save` writes."""
+        return {
             "settings": self.settings,
             "log_bayes_factors": self.log_bayes_factors,
             "probabilities": self.probabilities,
             "candidates": [asdict(row) for row in self.rows],
         }
-        text = json.dumps(record, indent=1)
-        write_whole(Path(path), lambda draft: draft.write_text(text))
 
     @classmethod
     def load(cls, path: str | Path) -> "Ranking":
@@ -137,3 +139,69 @@ class Ranking:
             raise ValueError(f"cannot read {path}: {error.strerror}") from error
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a ranking written by bayesws") from error
+
+
+@dataclass(frozen=True)
+class LayerRanking:
+    """Which structure every layer wants, the other layers being as they are in the best network that was found.
+
+    Attributes:
+        chosen: the structure of every layer in that network.
+        log_evidences: for every layer, by structure: log evidence of the network with this structure in this layer,
+            nats, summed over the training data.
+        ranking: all networks that were tried, each named by its layers' structures; its best one is the chosen one.
+    """
+
+    chosen: tuple[str, ...]
+    log_evidences: list[dict[str, float]]
+    ranking: Ranking
+
+    @property
+    def log_bayes_factors(self) -> list[dict[str, float]]:
+        """For every layer, by structure: log evidence less that of the chosen network, nats; none is positive."""
+        best = self.ranking.best.log_evidence
+        return [{name: evidence - best for name, evidence in layer.items()} for layer in self.log_evidences]
+
+    @property
+    def probabilities(self) -> list[dict[str, float]]:
+        """For every layer: p(structure | D, other layers as chosen) under equal prior odds."""
+        return [_probabilities(factors) for factors in self.log_bayes_factors]
+
+    def table(self) -> Table:
+        """Log Bayes factors of every layer's structures against the chosen one."""
+        table = Table(
+            title="Log Bayes factors layer by layer, the others as chosen (nats)",
+            title_justify="left",
+            caption=(bound := self.ranking.settings.get("bound")) and f"({bound})",
+            caption_justify="left",
+        )
+        table.add_column("layer", justify="right")
+        for name in self.log_evidences[0]:
+            table.add_column(name, justify="right", no_wrap=True)
+        for place, (factors, chosen) in enumerate(zip(self.log_bayes_factors, self.chosen, strict=True), 1):
+            table.add_row(str(place), *("[b]chosen[/b]" if n == chosen else f"{f:.1f}" for n, f in factors.items()))
+        return table
+
+    def save(self, path: str | Path) -> None:
+        """Write what `Ranking.save` does, and beside it the layers: JSON, whole or not at all."""
+        layers = {"chosen": self.chosen, "log_evidences": self.log_evidences, "probabilities": self.probabilities}
+        text = json.dumps(self.ranking.record() | {"layers": layers}, indent=1)
+        write_whole(Path(path), lambda draft: draft.write_text(text))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LayerRanking":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: a file that is missing, is not a ranking, or is one of whole networks alone.
+        """
+        ranking = Ranking.load(path)
+        layers = json.loads(Path(path).read_text()).get("layers")
+        if layers is None:
+            raise ValueError(f"{path} ranks whole networks: expected a ranking by layers; use Ranking.load")
+        return cls(tuple(layers["chosen"]), layers["log_evidences"], ranking)
+
+
+def _probabilities(factors: dict[str, float]) -> dict[str, float]:
+    odds = {name: math.exp(factor) for name, factor in factors.items()}
+    return {name: odd / sum(odds.values()) for name, odd in odds.items()}

@@ -8,6 +8,7 @@ from bayesws.layers.flat import Flat
 from bayesws.layers.hardening import harden
 from bayesws.layers.linear import WSLinear
 from bayesws.layers.once import Deriving, computed_once
+from bayesws.layers.regroup import Regroup
 from bayesws.layers.stack import RepresentationStack
 from bayesws.layers.weight_sharing import WeightSharing
 
@@ -17,6 +18,7 @@ __all__ = [
     "Deriving",
     "Flat",
     "Pathway",
+    "Regroup",
     "RepresentationStack",
     "WSConv2d",
     "WSConv3d",

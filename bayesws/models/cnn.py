@@ -49,12 +49,12 @@ class ConvolutionalNet(nn.Module):
         """Class logits."""
         first, *others = self.convolutions()
         features = F.relu(self.norm(first(x)))
-        for convolution in others:
-            features = F.relu(self.norm(convolution(self._pooled(features))))
+        for index, convolution in enumerate(others):
+            features = F.relu(self.norm(convolution(self._between(index, features))))
         return self.head(features.mean(tuple(range(2, features.ndim))))
 
-    def _pooled(self, features: Tensor) -> Tensor:
-        """Halved, if at least `kernel_size` positions a side remain."""
+    def _between(self, index: int, features: Tensor) -> Tensor:
+        """What layer `index` + 1 sees of the features of the one before: halved, if still as wide as the kernel."""
         wide_enough = min(features.shape[-2:]) // 2 >= self.settings["kernel_size"]
         return halved(features) if self.settings["pooling"] and wide_enough else features
 

@@ -1,14 +1,17 @@
 """WSCNN: a small convolutional network of weight-sharing layers, invariant where it shares fully."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bayesws.layers.conv import WSConv2d, WSLiftConv2d
+from bayesws.layers.regroup import Regroup
 from bayesws.layers.weight_sharing import PATHWAYS
 from bayesws.models.cnn import PUBLISHED, ConvolutionalNet
-from bayesws.sharing.groups import Group
+from bayesws.sharing.groups import Group, generated, known_group
 
 
 class WSCNN(ConvolutionalNet):
@@ -26,7 +29,9 @@ class WSCNN(ConvolutionalNet):
         group_size: G.
         kernel_size: k.
         layers: number of sharing layers, the lifting one included.
-        stack, group, pathways, constraint: as for `WSConv2d`; a fixed stack of 4 elements is the quarter turns.
+        stack, group, pathways, constraint: as for `WSConv2d`; a fixed stack of 4 elements is the quarter turns. Of a
+            fixed stack `group` may also be a sequence, one group for every layer. All layers then have
+            hidden_channels · G feature maps, which each reads as channels on its own group's elements (see `Regroup`).
         norm: "layer" for parameter-free layer normalisation over channels, group and positions before every ReLU, or
             None. It makes the weights before it scale-invariant, and the evidence of their precisions meaningless
             (arXiv 2206.08900): for training on the task loss.
@@ -36,7 +41,8 @@ class WSCNN(ConvolutionalNet):
     Shapes: x (batch, in_channels, H, W) to logits (batch, num_classes).
 
     Raises:
-        ValueError: sizes below one, a group that does not fit; images that are too small for the layers.
+        ValueError: sizes below one, a group that does not fit, another number of groups than layers; images that
+            are too small for the layers.
     """
 
     def __init__(
@@ -49,7 +55,7 @@ class WSCNN(ConvolutionalNet):
         layers: int = 2,
         *,
         stack: str = "fixed",
-        group: str | Group | None = None,
+        group: str | Group | Sequence[str | Group] | None = None,
         pathways: tuple[str, ...] = PATHWAYS,
         constraint: str = "doubly",
         norm: str | None = None,
@@ -78,18 +84,46 @@ class WSCNN(ConvolutionalNet):
             }
         )
         new: dict[str, Any] = {"device": device, "dtype": dtype}
-        names = ("group_size", "stack", "group", "pathways", "constraint")
-        sharing: dict[str, Any] = {name: self.settings[name] for name in names}
         geometry: dict[str, Any] = {
             "kernel_size": kernel_size,
             "padding": padding,
             "padding_mode": padding_mode,
         }
-        self.lift = WSLiftConv2d(in_channels, hidden_channels, **geometry, **sharing, **new)
+        common: dict[str, Any] = {"stack": stack, "pathways": pathways, "constraint": constraint, **geometry, **new}
+        self.regroupings = nn.ModuleList()
+        if group is None or isinstance(group, str | Group):
+            sharing: list[dict[str, Any]] = [{"group_size": group_size, "group": group}] * layers
+        else:
+            groups = self._groups(group)
+            sharing = [{"group_size": g.size, "group": g} for g in groups]
+            for before, after in pairwise(groups):
+                same = torch.equal(before.permutations, after.permutations)
+                self.regroupings.append(nn.Identity() if same else Regroup(before, after, device))
+        channels = [hidden_channels * group_size // layer["group_size"] for layer in sharing]
+        self.lift = WSLiftConv2d(in_channels, channels[0], **sharing[0], **common)
         self.group_convs = nn.ModuleList(
-            WSConv2d(hidden_channels, hidden_channels, **geometry, **sharing, **new) for _ in range(layers - 1)
+            WSConv2d(c, c, **layer, **common) for c, layer in zip(channels[1:], sharing[1:], strict=True)
         )
-        self.head = nn.Linear(hidden_channels, num_classes, **new)
+        self.head = nn.Linear(channels[-1], num_classes, **new)
+
+    def _groups(self, groups: Sequence[str | Group]) -> list[Group]:
+        """One group for every layer, each of which can read all feature maps."""
+        layers, kernel_size = self.settings["layers"], self.settings["kernel_size"]
+        if len(groups) != layers:
+            raise ValueError(f"group with {len(groups)} groups: expected one, or one for each of {layers} layers")
+        found = [g if isinstance(g, Group) else known_group(g, kernel_size, kernel_size) for g in groups]
+        width = self.settings["hidden_channels"] * self.settings["group_size"]
+        for group in [*found, *(generated(*pair) for pair in pairwise(found))]:
+            if width % group.size:
+                raise ValueError(
+                    f"{width} feature maps (hidden_channels × group_size) with {group.name!r}, {group.size} elements: "
+                    "expected a multiple of its size"
+                )
+        return found
+
+    def _between(self, index: int, features: Tensor) -> Tensor:
+        features = super()._between(index, features)
+        return self.regroupings[index](features) if self.regroupings else features
 
     @classmethod
     def published(cls, **changes: Any) -> "WSCNN":

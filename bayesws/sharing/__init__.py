@@ -8,7 +8,7 @@ from bayesws.sharing.doubly_stochastic import (
     product_stack,
     sinkhorn,
 )
-from bayesws.sharing.groups import Group, known_group, known_groups
+from bayesws.sharing.groups import Group, generated, known_group, known_groups
 from bayesws.sharing.regularisers import mean_entropy, normaliser
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Group",
     "constrained",
     "dense_stack",
+    "generated",
     "known_group",
     "known_groups",
     "mean_entropy",

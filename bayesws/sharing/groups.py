@@ -82,6 +82,47 @@ class Group:
         both = axis.unsqueeze(2) * self.degree + self.permutations.unsqueeze(1)
         return Group(f"{self.name} on its features", both.flatten(1))
 
+    def cosets(self, subgroup: "Group") -> Int64[Tensor, "cosets subgroup"]:
+        """The right cosets H r of a subgroup H, (G / |H|, |H|): which elements of this group, each in the order of H.
+
+        On the group axis element h moves every coset within itself, as it moves the axis of H.
+
+        Raises:
+            ValueError: a group that is not a subgroup of this one.
+        """
+        index = {tuple(row): g for g, row in enumerate(self.permutations.tolist())}
+        members = [index.get(tuple(row)) for row in subgroup.permutations.tolist()]
+        if None in members:
+            raise ValueError(f"{subgroup.name!r} is no subgroup of {self.name!r}: an element of it is missing there")
+        found, left = [], set(range(self.size))
+        while left:
+            found.append([int(self.table[h, min(left)]) for h in members])
+            left -= set(found[-1])
+        return torch.tensor(found)
+
+
+def generated(*groups: Group) -> Group:
+    """The smallest group with all elements of several groups on the same positions: one of them, where it holds all.
+
+    Raises:
+        ValueError: groups on different numbers of positions.
+
+    >>> generated(known_group("flips", 3, 3), known_group("quarter-turns", 3, 3)).size
+    8
+    """
+    if len(degrees := {group.degree for group in groups}) > 1:
+        raise ValueError(f"groups on {' and '.join(map(str, sorted(degrees)))} positions: expected the same positions")
+    generators = torch.cat([group.permutations for group in groups])
+    found = [tuple(generators[0].tolist())]
+    known = set(found)
+    for element in found:  # grows while it is walked
+        for row in generators[:, list(element)].tolist():
+            if tuple(row) not in known:
+                known.add(tuple(row))
+                found.append(tuple(row))
+    whole = next((group for group in groups if group.size == len(found)), None)
+    return whole or Group(" with ".join(group.name for group in groups), torch.tensor(found))
+
 
 Move = Callable[[Tensor], Tensor]
 
