@@ -371,7 +371,7 @@ def _select(options: argparse.Namespace) -> None:
             ranking = replace(ranking, settings=ranking.settings | run)
             ranking.save(options.out / "ranking.json")
     console.print(ranking.table())
-    console.print(ranking.sharing_table())
+    console.print((replace(ranking, rows=ranking.rows[:1]) if options.by_layer else ranking).sharing_table())
     for row in ranking.rows:
         for note in row.notes:
             console.print(f"note: {row.name}: {note}")

@@ -84,6 +84,9 @@ def test_save_and_load_give_the_same_result(digits, tmp_path):
 SMALL = {"hidden_channels": 2, "kernel_size": 3}
 MODELS = {
     "WSCNN": lambda: bws.models.WSCNN(stack="product", pathways=("shared",), norm="layer", pooling=False, **SMALL),
+    "WSCNN, a group for every layer": lambda: bws.models.WSCNN(
+        hidden_channels=4, group=("dihedral", bws.sharing.known_group("flips", 3, 3)), pathways=("shared",)
+    ),
     "WSResNet": lambda: bws.models.WSResNet(1, widths=(1, 2, 1), head_features=4, group="quarter-turns", **SMALL),
     "CNN": lambda: bws.models.CNN(norm="layer", padding=1, **SMALL),
     "ResNet": lambda: bws.models.ResNet(1, widths=(2,), head_features=4, padding_mode="circular", **SMALL),

@@ -192,6 +192,52 @@ def test_saved_ranking_comes_back(run, tmp_path):
         bws.Ranking.load(tmp_path / "none.json")
 
 
+class Pair(torch.nn.Module):
+    """Two layers beside each other: each sees the input, and has outputs of its own."""
+
+    def __init__(self, structures):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(linear(*GROUPS[name]) for name in structures)
+
+    def forward(self, x):
+        return torch.cat([layer(x) for layer in self.layers], 1)
+
+
+@pytest.mark.parametrize("truth", [("shifts", "none"), ("triangle", "shifts")])
+def test_every_layer_takes_its_own_structure_and_no_network_is_better(truth):
+    (x, first), (_, second) = planted(truth[0]), planted(truth[1])
+    data, settings = (x, torch.cat([first, second], 1)), SETTINGS | {"epochs": 16, "warm_up": 4}
+    found = bws.select_layers(Pair, list(GROUPS), 2, data, "regression", **settings)
+    assert found.chosen == truth and found.ranking.best.name == " · ".join(truth)
+    every = {" · ".join((a, b)): (lambda s=(a, b): Pair(s)) for a in GROUPS for b in GROUPS}
+    gold = bws.select(every, data, "regression", evidence_curvature="full", **settings)
+    assert gold.best.name == found.ranking.best.name
+    evidences = {row.name: row.log_evidence for row in gold.rows}
+    for row in found.ranking.rows:
+        assert row.log_evidence == pytest.approx(evidences[row.name], rel=1e-10)
+    for place, layer in enumerate(found.log_evidences):
+        names = {name: " · ".join(name if i == place else t for i, t in enumerate(truth)) for name in GROUPS}
+        assert layer == pytest.approx({name: evidences[whole] for name, whole in names.items()}, rel=1e-10)
+        assert found.log_bayes_factors[place][truth[place]] == 0 < found.probabilities[place][truth[place]]
+        assert sum(found.probabilities[place].values()) == pytest.approx(1)
+    assert len(found.ranking.rows) < 9 and set(found.ranking.fits) == {row.name for row in found.ranking.rows}
+
+
+def test_select_command_by_layer(capsys, tmp_path):
+    arguments = ["select", "--by-layer", "--groups", "none,quarter-turns", "--train-size", "60", "--epochs", "2"]
+    assert main([*arguments, "--task", "orientation", "--width", "4", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "by layer" in printed and "chosen" in printed
+    found = bws.LayerRanking.load(tmp_path / "ranking.json")
+    assert " · ".join(found.chosen) == found.ranking.best.name and f"the data want {found.ranking.best.name}" in printed
+    assert found.ranking == bws.Ranking.load(tmp_path / "ranking.json")  # which reads both
+    found.save(tmp_path / "again.json")
+    assert bws.LayerRanking.load(tmp_path / "again.json") == found
+    found.ranking.save(tmp_path / "whole.json")
+    with pytest.raises(ValueError, match="whole networks"):
+        bws.LayerRanking.load(tmp_path / "whole.json")
+
+
 X, Y = torch.rand(6, 1, 8, 8), torch.arange(6) % 3
 NET = bws.models.WSCNN(num_classes=3, hidden_channels=1)
 IMAGES = bws.data.ImageData("six", (X, Y), (X, Y), 3)
@@ -205,6 +251,10 @@ BAD = {
     "another objective": (lambda: bws.select({"a": NET}, (X, Y), objective="task"), "objective='task'"),
     "a seed": (lambda: bws.select({"a": NET}, (X, Y), seed=3), "seed=3"),
     "unknown curvature": (lambda: bws.select({"a": NET}, (X, Y), evidence_curvature="kfac"), "kfac.*full"),
+    "no choices": (lambda: bws.select_layers(Pair, [], 2, (X, Y)), "choices="),
+    "a choice twice": (lambda: bws.select_layers(Pair, ["a", "a"], 2, (X, Y)), "choices=.*different"),
+    "no layers": (lambda: bws.select_layers(Pair, ["none"], 0, (X, Y)), "layers=0"),
+    "no network": (lambda: bws.select_layers(lambda _: 3, ["none"], 2, (X, Y)), "'none · none' of type int"),
     "unknown group": (lambda: group_candidates(IMAGES, ["turns"]), "'turns'.*expected one of"),
     "group twice": (lambda: group_candidates(IMAGES, ["none", "none"]), "'none' is named twice"),
     "width": (lambda: group_candidates(IMAGES, ["dihedral"], width=12), "width=12.*8 elements"),

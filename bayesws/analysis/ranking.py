@@ -104,7 +104,8 @@ class Ranking:
                     for text in (f"{row.effective.get(pathway, 0.0):.1f}", str(row.parameters.get(pathway, 0)))
                 ]
                 group = candidate.groups.get(row.name, "–")
-                table.add_row(candidate.name, row.name, group, f"{row.strength:.2f}", *numbers)
+                strength = "–" if group == "trivial" else f"{row.strength:.2f}"  # over one element nothing is shared
+                table.add_row(candidate.name, row.name, group, strength, *numbers)
         return table
 
     def save(self, path: str | Path) -> None:
@@ -168,9 +169,9 @@ class LayerRanking:
         return [_probabilities(factors) for factors in self.log_bayes_factors]
 
     def table(self) -> Table:
-        """Log Bayes factors of every layer's structures against the chosen one."""
+        """Log Bayes factors of every layer's structures against the chosen one, the other layers as chosen."""
         table = Table(
-            title="Log Bayes factors layer by layer, the others as chosen (nats)",
+            title="Log Bayes factors by layer, nats",
             title_justify="left",
             caption=(bound := self.ranking.settings.get("bound")) and f"({bound})",
             caption_justify="left",

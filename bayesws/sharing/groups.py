@@ -15,9 +15,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
-    """A finite group of permutations of d positions.
+    """A finite group of permutations of d positions; two are equal if their names and permutations are.
 
     Attributes:
         name: what people call it.
@@ -41,6 +41,14 @@ class Group:
         if len({tuple(row) for row in p.tolist()}) != len(p):
             raise ValueError(f"group {self.name!r}: two elements are equal; use a larger support or fewer elements")
         _ = self.table  # not closed: fails here, not later
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Group):
+            return NotImplemented
+        return self.name == other.name and torch.equal(self.permutations, other.permutations)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.permutations.shape))
 
     @property
     def size(self) -> int:

@@ -51,6 +51,7 @@ NETS = {
     "product, shared alone": lambda: wscnn(stack="product", pathways=("shared",)),
     "power, reflected": lambda: wscnn(stack="power", padding=1, padding_mode="reflect"),
     "one element": lambda: wscnn(group_size=1),
+    "a group for every layer": lambda: wscnn(group_size=4, group=("dihedral", "flips", "quarter-turns")),
     "one layer": lambda: wscnn(layers=1),
     "shared": lambda: bws.share(moved(plain_net())),
     "shared, fixed": lambda: bws.share(moved(plain_net()), stack="fixed"),

@@ -126,3 +126,47 @@ BAD = [
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         WSCNN(**arguments)
+
+
+BY_LAYER = [
+    (("dihedral", "quarter-turns", "half-turns"), ["half-turns"], ["quarter-turns", "flips"]),
+    (("quarter-turns", "dihedral", "dihedral"), ["quarter-turns"], ["flips"]),
+    (("dihedral", "flips", "dihedral"), ["flips"], ["half-turns"]),
+    (("dihedral", "dihedral", "trivial"), [], ["half-turns", "flips"]),
+]
+
+
+@pytest.mark.parametrize("groups, kept, lost", BY_LAYER)
+def test_invariant_to_what_the_groups_of_all_layers_have_in_common(groups, kept, lost):
+    net = WSCNN(2, 5, 4, 8, layers=3, group=groups, pathways=("shared",), dtype=torch.float64)
+    x = image_of(14)
+    y = net(x)
+    for name in kept + lost:
+        matrix = known_group(name, 14, 14).matrices()[1]
+        moved = net((x.flatten(-2) @ matrix.T).reshape(x.shape))
+        assert ((moved - y).abs().max() < 1e-10) == (name in kept), name
+
+
+@pytest.mark.parametrize("name, size", SYMMETRIC)
+def test_one_group_for_every_layer_is_the_network_over_that_group(name, size):
+    torch.manual_seed(0)
+    one = WSCNN(2, 5, 8 // size, size, layers=3, group=name)
+    torch.manual_seed(0)
+    every = WSCNN(2, 5, 8, 1, layers=3, group=(name, known_group(name, 3, 3), name))
+    assert {k: v.shape for k, v in one.state_dict().items()} == {k: v.shape for k, v in every.state_dict().items()}
+    x = image_of(14).float()
+    assert torch.equal(one(x), every(x))
+
+
+BAD_GROUPS = [
+    ({"group": ("flips", "trivial")}, "2 groups.*3 layers"),
+    ({"group": ("flips", "quarter-turns", "trivial")}, "4 feature maps.*8 elements"),
+    ({"group": ("flips", "turns", "trivial")}, "'turns'.*expected one of"),
+    ({"group": ("flips",) * 3, "stack": "dense"}, "stack='dense'"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", BAD_GROUPS)
+def test_groups_that_do_not_fit(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        WSCNN(hidden_channels=1, group_size=4, layers=3, **arguments)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bayesws.sharing import Group, known_group, known_groups
+from bayesws.sharing import Group, generated, known_group, known_groups
 
 # name, support, size
 KNOWN = [
@@ -225,3 +225,59 @@ BAD_SETS = [
 def test_sets_that_are_no_group(rows, message, without_type_checks):
     with pytest.raises(ValueError, match=f"group 'mine'.*{message}"):
         Group("mine", torch.tensor(rows))
+
+
+def test_groups_are_equal_by_name_and_permutations():
+    flips = known_group("flips", 3, 3)
+    assert flips == known_group("flips", 3, 3) and len({flips, known_group("flips", 3, 3)}) == 1
+    assert flips != known_group("half-turns", 3, 3) != Group("flips", known_group("half-turns", 3, 3).permutations)
+    assert flips != known_group("flips", 5, 5) and flips != "flips"
+
+
+SUBGROUPS = [
+    ("trivial", "dihedral"),
+    ("flips", "dihedral"),
+    ("diagonal-flips", "dihedral"),
+    ("quarter-turns", "dihedral"),
+    ("dihedral", "dihedral"),
+    ("half-turns", "quarter-turns"),
+    ("quarter-turns", "eighth-turns"),
+]
+
+
+@pytest.mark.parametrize("small, large", SUBGROUPS)
+def test_elements_move_every_coset_as_their_own_group(small, large):
+    """S_h of the large group, seen on a coset in its order, is S_h of the small one."""
+    subgroup, group = known_group(small, 3, 3), known_group(large, 3, 3)
+    cosets = group.cosets(subgroup)
+    assert cosets.flatten().sort().values.equal(torch.arange(group.size))
+    f = torch.randn(group.size, dtype=torch.float64)
+    rows = group.permutations.tolist()
+    for h, row in enumerate(subgroup.permutations.tolist()):
+        moved = group.on_group_axis().matrices()[rows.index(row)] @ f
+        for coset in cosets:
+            assert torch.equal(moved[coset], subgroup.on_group_axis().matrices()[h] @ f[coset])
+
+
+GENERATED = [
+    (("flips", "quarter-turns"), "dihedral"),
+    (("quarter-turns", "dihedral"), "dihedral"),
+    (("flips", "up-down-flips"), "klein-four-axes"),
+    (("diagonal-flips", "half-turns"), "klein-four-diagonals"),
+    (("vertical-translations", "horizontal-translations"), "translations"),
+    (("trivial", "flips", "diagonal-flips"), "dihedral"),
+]
+
+
+@pytest.mark.parametrize("parts, whole", GENERATED)
+def test_generated_group_is_the_smallest_that_holds_all(parts, whole):
+    found, expected = generated(*(known_group(name, 3, 3) for name in parts)), known_group(whole, 3, 3)
+    assert set(map(tuple, found.permutations.tolist())) == set(map(tuple, expected.permutations.tolist()))
+    assert (found.name == whole) == (whole in parts)
+
+
+def test_what_does_not_fit_is_said_in_one_line():
+    with pytest.raises(ValueError, match="'flips' is no subgroup of 'quarter-turns'"):
+        known_group("quarter-turns", 3, 3).cosets(known_group("flips", 3, 3))
+    with pytest.raises(ValueError, match="9 and 25 positions"):
+        generated(known_group("flips", 3, 3), known_group("flips", 5, 5))
