@@ -36,7 +36,8 @@ from bayesws.study import Study, rows
 DEMO_TASKS = ("turned", "orientation", "upright")
 QUICK_EPOCHS = 40
 GROUPS = ("none", "half-turns", "quarter-turns", "dihedral")
-SELECT_EPOCHS = 100
+SELECT_EPOCHS = 200
+SELECT_STEPS = 40  # on the precisions of every candidate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -353,6 +354,7 @@ def _select(options: argparse.Namespace) -> None:
         "seeds": options.seeds,
         "evidence_curvature": options.curvature,
         "epochs": options.epochs,
+        "every": max(1, options.epochs // SELECT_STEPS),
         "device": options.device,
     }
     network = {"width": options.width, "layers": options.layers}

@@ -43,7 +43,7 @@ def save_study_picture(cells: Cells, path: Path) -> None:
             (row[1], "test NLL (nats per datum)", lambda r: r["nll"]),
         ):
             for number, method in enumerate(methods):
-                mine = [(size, found) for t, size, m, found in cells if t == task and m == method]
+                mine = sorted((size, found) for t, size, m, found in cells if t == task and m == method)
                 summaries = [Summary.of([values(r) for r in found]) for _, found in mine]
                 style = {"color": COLOURS[number % 8], "marker": MARKERS[number % 8], "markersize": 5, "capsize": 2}
                 means, errors = [s.mean for s in summaries], [0 if s.error != s.error else s.error for s in summaries]
