@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,24 +26,39 @@ def candidates(data: Any, kernel_size: int = 3, keep: int = 64) -> Candidates:
         kernel_size: k, a patch has k positions a side.
         keep: how many permutations to list at most.
 
+    A misfit counts as sampling noise while its probability is at least 10⁻⁴ if the data is symmetric; with few images
+    the test has little power, and the largest group that fits may be too large.
+
     Raises:
-        ValueError: anything but images, images smaller than the kernel, fewer than two, values that are not finite.
+        ValueError: anything but images, images smaller than the kernel, fewer than two, values that are not finite or
+            all the same.
     """
+    if isinstance(data, np.ndarray):
+        raise ValueError(
+            "images as a numpy array: expected a tensor (torch.from_numpy), a pair of tensors or a Dataset"
+        )
     images = data if isinstance(data, Tensor) else as_tensors(data)[0]
     if not 3 <= images.ndim <= 5 or not images.is_floating_point():
         raise ValueError(
             f"images {tuple(images.shape)} of type {images.dtype}: expected floating (images, channels, height, width)"
         )
-    support = (kernel_size,) * (images.ndim - 2)
-    if kernel_size < 1 or min(images.shape[2:]) < kernel_size:
+    support = (kernel_size,) * (images.ndim - 2) if isinstance(kernel_size, int) else ()
+    if not isinstance(kernel_size, int) or kernel_size < 2 or min(images.shape[2:]) < kernel_size:
         raise ValueError(
-            f"kernel_size={kernel_size} on images of shape {tuple(images.shape[2:])}: expected at least 1, and no "
-            "larger than the images"
+            f"kernel_size={kernel_size} on images of shape {tuple(images.shape[2:])}: expected a whole number of at "
+            "least 2, and no larger than the images"
         )
+    if keep < 2:
+        raise ValueError(f"keep={keep}: expected at least 2")
     if len(images) < 2:
         raise ValueError(f"{len(images)} images: expected two or more, to tell a symmetry from noise")
     if not torch.isfinite(images).all():
         raise ValueError("images hold NaN or infinite values")
+    if not images.numel() or images.min() == images.max():
+        raise ValueError(
+            f"images {tuple(images.shape)} that are the same everywhere: expected some that show something"
+        )
+    images = images / images.abs().max()  # misfits have no scale, but squares and cubes may leave float32
     ones = (1,) * len(support)
     blocks = [
         moments(image_patches(part, support, ones, "valid", ones, "zeros").unflatten(1, (images.shape[1], -1)))

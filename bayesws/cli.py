@@ -134,8 +134,8 @@ def _parser() -> argparse.ArgumentParser:
         "select",
         formatter_class=plain,
         help="which group do the data want? networks over several, ranked by their evidence",
-        description="Train a network over each group, all of equal width, and rank them by their evidence; nothing is\n"
-        "held out. Writes ranking.json.",
+        description="Train a network over each group, all of equal width, and rank them by their\n"
+        "evidence; test images only add a column. Writes ranking.json.",
         epilog="examples:\n  bayesws select --task turned\n"
         "  bayesws select --task flipped --groups none,flips,up-down-flips,klein-four-axes\n"
         "  bayesws select --data mnist --train-size 1000 --task dihedral --layers 3 --epochs 40\n"
@@ -348,9 +348,10 @@ def _select(options: argparse.Namespace) -> None:
     _check_device(options.device)
     check_writable(options.out)
     images = data_sets.load(**_data_arguments(options), task=options.task, seed=0)
-    groups = options.groups.split(",")
+    groups = [name.strip() for name in options.groups.split(",")]
     networks = group_candidates(images, groups, options.width, options.layers)
     settings: dict[str, Any] = {
+        "test": images.test,
         "seeds": options.seeds,
         "evidence_curvature": options.curvature,
         "epochs": options.epochs,
@@ -377,6 +378,8 @@ def _select(options: argparse.Namespace) -> None:
     for row in ranking.rows:
         for note in row.notes:
             console.print(f"note: {row.name}: {note}")
+    if disagreement := ranking.disagreement():
+        console.print(f"note: {disagreement}")
     console.print(
         f"{images.name}: the data want {ranking.best.name}, p = {ranking.probabilities[ranking.best.name]:.3g}"
     )

@@ -15,7 +15,7 @@ from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
 from bayesws.evidence.objective import evaluating
 from bayesws.evidence.signals import check_declarations
-from bayesws.layers.base import declarations
+from bayesws.layers.base import declarations, structure
 from bayesws.layers.start import start_at_moments, start_at_random
 from bayesws.progress import epoch_bar
 from bayesws.result import EvidenceSummary, FitResult, Proposal
@@ -135,6 +135,8 @@ def fit(
         seconds=time.perf_counter() - started,
         training_seconds=time.perf_counter() - training,
     )
+    if start is not None and not structure(model):
+        result.notes.append(f"start={start!r} had nothing to start: no layer has a soft stack")
     if keep_posterior:
         try:
             result.posterior = run.final_posterior()

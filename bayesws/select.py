@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bayesws.analysis.groups import identify_groups
 from bayesws.analysis.ranking import Candidate, Ranking
@@ -36,6 +36,7 @@ def select(
     likelihood: str | Categorical | Gaussian = "classification",
     seeds: int = 1,
     *,
+    test: tuple[Tensor, Tensor] | None = None,
     curvature: str | Curvature = SAMPLED,
     evidence_curvature: str | Curvature | None = None,
     **settings: Any,
@@ -57,6 +58,7 @@ def select(
         data: a pair of tensors (x, y), a Dataset or a DataLoader; all of it is trained on.
         likelihood: as for `fit`, the same for all.
         seeds: starts for each candidate, 0 to seeds - 1.
+        test: held-out (x, y), for a column beside the evidence and for `Ranking.disagreement`; it chooses nothing.
         curvature: of the steps on the hyperparameters, as for `fit`.
         evidence_curvature: of the evidence that ranks; None chooses as above.
         settings: further arguments of `fit`, such as `epochs`.
@@ -64,6 +66,8 @@ def select(
     Raises:
         ValueError: no candidates, fewer than one seed; what `fit` raises, with the candidate's name before it.
     """
+    if not isinstance(candidates, Mapping):
+        raise ValueError(f"candidates of type {type(candidates).__name__}: expected a mapping of names to networks")
     if not candidates:
         raise ValueError("no candidates: expected a mapping of names to networks, or to functions that make one")
     if seeds < 1:
@@ -84,7 +88,7 @@ def select(
             try:
                 result = fit(net, data, noise_model, "evidence", steps, seed=seed, **common)
                 tried.append((result, _evidence(result, (x, y), asked)))
-            except (ValueError, FloatingPointError) as error:
+            except (ValueError, FloatingPointError, RuntimeError) as error:
                 raise type(error)(f"candidate {name!r}: {error}") from error
         by_seed = [evidence.log_evidence for _, evidence in tried]
         seed = max(range(seeds), key=by_seed.__getitem__)
@@ -101,6 +105,7 @@ def select(
                 groups=_groups(best.model),
                 seconds=time.perf_counter() - started,
                 notes=best.notes,
+                test_nll=None if test is None else best.nll(*test, kind="map"),
             )
         )
     rows.sort(key=lambda row: -row.log_evidence)

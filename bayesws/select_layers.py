@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bayesws.analysis.ranking import LayerRanking, Ranking
 from bayesws.evidence.curvature import Curvature
@@ -22,6 +22,7 @@ def select_layers(
     likelihood: str | Categorical | Gaussian = "classification",
     seeds: int = 1,
     *,
+    test: tuple[Tensor, Tensor] | None = None,
     curvature: str | Curvature = SAMPLED,
     evidence_curvature: str | Curvature | None = None,
     **settings: Any,
@@ -38,12 +39,14 @@ def select_layers(
         make: from a structure for every layer, each one of `choices`, to a network; called with torch's seed set.
         choices: names of structures, such as "none" and "quarter-turns".
         layers: n.
-        data, likelihood, seeds, curvature, evidence_curvature, settings: as for `select`. The evidence's curvature is
-            chosen from the networks with one structure throughout.
+        data, likelihood, seeds, test, curvature, evidence_curvature, settings: as for `select`. The curvature of the
+            evidence is chosen from the networks with one structure throughout.
 
     Raises:
         ValueError: no choices, one named twice, no layers; what `select` raises.
     """
+    if isinstance(make, nn.Module):
+        raise ValueError(f"make is a {type(make).__name__}: expected a function from structures to a network")
     if not choices or len(set(choices)) < len(choices):
         raise ValueError(f"choices={list(choices)}: expected different names, at least one")
     if layers < 1:
@@ -62,6 +65,7 @@ def select_layers(
                 data,
                 likelihood,
                 seeds,
+                test=test,
                 curvature=curvature,
                 evidence_curvature=evidence_curvature,
                 **settings,

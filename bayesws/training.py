@@ -231,7 +231,11 @@ class Run:
             for name, (residual, iterations) in self.unconverged.items()
         ]
         records = [r["log_evidence"] for r in self.history if "log_evidence" in r]
-        if len(records) > 1 and abs(records[-1] - records[-2]) > UNSETTLED * abs(records[-1]):
+        if self.objective == "evidence" and len(records) < FEW_STEPS:
+            notes.append(
+                f"only {len(records)} steps on the hyperparameters were taken: train for more epochs, or lower every="
+            )
+        elif len(records) > 1 and abs(records[-1] - records[-2]) > UNSETTLED * abs(records[-1]):
             notes.append(
                 f"the log evidence still moved from {records[-2]:.1f} to {records[-1]:.1f} nats in the last step on "
                 "the hyperparameters: train for more epochs"
@@ -240,6 +244,7 @@ class Run:
 
 
 PRIOR_STEP = 10.0  # a step may be at most this many prior standard deviations per unit of the learning rate
+FEW_STEPS = 3  # on the hyperparameters: with fewer nothing can be said of their convergence
 UNSETTLED = 0.05  # relative change of the log evidence in the last hyperparameter step that is worth a note
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from bayesws.layers.regroup import Regroup
 from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.result import FitResult
 from bayesws.sharing.groups import Group, known_groups
@@ -148,6 +149,11 @@ def identify_group(
         if stack.shared is None:
             raise ValueError("a layer without the shared pathway shares nothing: expected one with pathway 'shared'")
         support, axis, stack = stack.stack.support, stack.stack.axis, stack.representations()
+    if not isinstance(stack, Tensor):
+        raise ValueError(
+            f"a {type(stack).__name__}: expected a stack (G, d, d) as a tensor, or a weight-sharing layer; for a whole "
+            "network or a fit use identify_groups"
+        )
     r, axis = stack.detach().double().cpu(), axis if axis is not None else 1
     _check(r, support, axis)
     for name, threshold in (("closure", closure), ("softness", softness)):
@@ -191,8 +197,9 @@ def identify_groups(
 
     On group features `consistent` says whether the layer takes the positions of its group axis for the elements that
     the layer before made them: where element i of that one is P_i, S_g must send i to the j with P_j = P_g⁻¹ P_i. Only
-    then is the network as a whole equivariant. "The layer before" is the one before in the order of the modules, and
-    nothing is said after a layer that is no known group, or where this layer is none.
+    then is the network as a whole equivariant. "The layer before" is the one before in the order of the modules.
+    Nothing is said after a layer that is no known group, where this layer is none, or between layers over different
+    groups in a network with a `layers.Regroup` (which is equivariant to what both have in common).
 
     Args:
         model: a network, or a fit of one.
@@ -204,20 +211,23 @@ def identify_groups(
     net = model.model if isinstance(model, FitResult) else model
     found: dict[str, Identified] = {}
     before: Identified | None = None
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"a {type(model).__name__}: expected a network or a FitResult")
+    regroups = any(isinstance(module, Regroup) for module in net.modules())
     for name, layer in net.named_modules():
         if not isinstance(layer, WeightSharing):
             continue
         here = None
         if layer.shared is not None:
             here = identify_group(layer, closure=closure, softness=softness)
-            found[name] = here = replace(here, consistent=_is_consistent(before, here))
+            found[name] = here = replace(here, consistent=_is_consistent(before, here, regroups))
         before = here
     if not found:
         raise ValueError(f"{type(net).__name__} has no weight-sharing layer with the pathway 'shared': expected one")
     return found
 
 
-def _is_consistent(before: Identified | None, here: Identified) -> bool | None:
+def _is_consistent(before: Identified | None, here: Identified, regroups: bool) -> bool | None:
     """Whether i -> element of position i, by the layer before and by this one, differ by a right multiplication.
 
     S_g, g⁻¹ on the labels, is the same for labels l(i) and l(i) h. A known group of the same name on another support
@@ -226,7 +236,7 @@ def _is_consistent(before: Identified | None, here: Identified) -> bool | None:
     if here.axis == 1 or before is None or before.name is None or here.name is None:
         return None
     if before.name != here.name:
-        return False
+        return None if regroups else False
     given, taken = before.matches[0], here.matches[0]  # the nearest group is the one that it is
     table = taken.group.table
     if not torch.equal(given.group.table, table):

@@ -3,13 +3,19 @@
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from bayesws.files import write_whole
 from bayesws.result import FitResult, SharingRow
+
+WIDTH = 100  # of a printed table
+NARROWEST = 16  # columns for a candidate's name
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class Candidate:
         groups: the known group of every sharing layer by the layer's name, "no group" where it is none.
         seconds: wall time of all its fits and evidences.
         notes: what did not converge in the best start.
+        test_nll: negative log likelihood of held-out data at the MAP, nats per datum; None where none were given.
     """
 
     name: str
@@ -37,6 +44,7 @@ class Candidate:
     groups: dict[str, str]
     seconds: float
     notes: list[str]
+    test_nll: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,10 @@ class Ranking:
     rows: list[Candidate]
     settings: dict[str, Any] = field(default_factory=dict)
     fits: dict[str, FitResult] = field(default_factory=dict, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        """The table."""
+        return _as_text(self.table())
 
     @property
     def best(self) -> Candidate:
@@ -69,32 +81,61 @@ class Ranking:
         return _probabilities(self.log_bayes_factors)
 
     def table(self) -> Table:
-        """Log evidence, log Bayes factor against the best and probability of every candidate."""
+        """Log evidence, log Bayes factor against the best and probability of every candidate; held-out NLL if known."""
+        columns = {
+            "log evidence": [f"{row.log_evidence:.1f}" for row in self.rows],
+            "log BF": [f"{factor:.1f}" for factor in self.log_bayes_factors.values()],
+            "p": [f"{probability:.2g}" for probability in self.probabilities.values()],
+            "test NLL": ["–" if row.test_nll is None else f"{row.test_nll:.3f}" for row in self.rows],
+            "starts": [str(len(row.by_seed)) for row in self.rows],
+            "weights": [str(row.parameters) for row in self.rows],
+            "s": [f"{row.seconds:.0f}" for row in self.rows],
+        }
+        if all(row.test_nll is None for row in self.rows):
+            del columns["test NLL"]
         title = "By evidence, nats summed over the training data"
         caption = self.settings.get("bound")
-        table = Table(title=title, title_justify="left", caption=caption and f"({caption})", caption_justify="left")
-        table.add_column("candidate")
-        for name in ("log evidence", "log Bayes factor", "probability", "of starts", "parameters", "seconds"):
+        table = Table(
+            title=title,
+            title_justify="left",
+            caption=caption and f"({caption})",
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        table.add_column("candidate", min_width=NARROWEST, overflow="fold")
+        for name in columns:
             table.add_column(name, justify="right", no_wrap=True)
-        factors, probabilities = self.log_bayes_factors, self.probabilities
-        for row in self.rows:
-            table.add_row(
-                row.name,
-                f"{row.log_evidence:.1f}",
-                f"{factors[row.name]:.1f}",
-                f"{probabilities[row.name]:.3g}",
-                str(len(row.by_seed)),
-                str(row.parameters),
-                f"{row.seconds:.0f}",
-            )
+        for row, numbers in zip(self.rows, zip(*columns.values(), strict=True), strict=True):
+            table.add_row(row.name, *numbers)
         return table
+
+    def disagreement(self) -> str | None:
+        """One line where held-out data prefer another candidate than the evidence does; None where they agree.
+
+        Both may be right: the evidence can disagree with generalisation (arXiv 2202.11678).
+        """
+        known = {row.name: row.test_nll for row in self.rows if row.test_nll is not None}
+        if self.best.name not in known or known[self.best.name] <= min(known.values()):
+            return None
+        other = min(known, key=known.__getitem__)
+        return (
+            f"the evidence prefers {self.best.name} (test NLL {known[self.best.name]:.3f}), held-out data {other} "
+            f"({known[other]:.3f} nats per datum)"
+        )
 
     def sharing_table(self) -> Table:
         """Group, sharing strength and effective parameters of every weight-sharing layer."""
-        table = Table(title="What is shared, layer by layer", title_justify="left")
-        for name in ("candidate", "layer", "group"):
-            table.add_column(name)
-        for name in ("ρ", "γ shared", "of shared", "γ free", "of free"):
+        table = Table(
+            title="What is shared, layer by layer; effective parameters γ",
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        table.add_column("candidate", min_width=NARROWEST, overflow="fold")
+        for name in ("layer", "group"):
+            table.add_column(name, overflow="fold")
+        for name in ("ρ", "γ shared", "of", "γ free", "of"):
             table.add_column(name, justify="right", no_wrap=True)
         for candidate in self.rows:
             for row in candidate.sharing:
@@ -157,6 +198,10 @@ class LayerRanking:
     log_evidences: list[dict[str, float]]
     ranking: Ranking
 
+    def __str__(self) -> str:
+        """The table of the layers, and that of the networks."""
+        return f"{_as_text(self.table())}\n{_as_text(self.ranking.table())}"
+
     @property
     def log_bayes_factors(self) -> list[dict[str, float]]:
         """For every layer, by structure: log evidence less that of the chosen network, nats; none is positive."""
@@ -173,6 +218,8 @@ class LayerRanking:
         table = Table(
             title="Log Bayes factors by layer, nats",
             title_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
             caption=(bound := self.ranking.settings.get("bound")) and f"({bound})",
             caption_justify="left",
         )
@@ -201,6 +248,13 @@ class LayerRanking:
         if layers is None:
             raise ValueError(f"{path} ranks whole networks: expected a ranking by layers; use Ranking.load")
         return cls(tuple(layers["chosen"]), layers["log_evidences"], ranking)
+
+
+def _as_text(table: Table) -> str:
+    console = Console(width=WIDTH, file=StringIO(), highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip("\n")
 
 
 def _probabilities(factors: dict[str, float]) -> dict[str, float]:

@@ -64,6 +64,7 @@ class Candidates:
             misfit below this one is missing from the list.
         groups: every group among the permutations.
         examples: how many data the moments were taken of.
+        level: probability under which a misfit is no longer taken for sampling noise.
     """
 
     support: tuple[int, ...]
@@ -74,6 +75,7 @@ class Candidates:
     complete_below: float
     groups: tuple[CandidateGroup, ...]
     examples: int
+    level: float = LEVEL
 
     @property
     def group(self) -> CandidateGroup:
@@ -91,20 +93,25 @@ class Candidates:
         return max(sized, key=lambda g: (g.fits, g.p_value if g.fits else -g.misfit), default=None)
 
     def __str__(self) -> str:
-        """The permutations by their misfit, as far as the gap and a little beyond, and the group that fits."""
+        """The permutations by their misfit, to the gap and a little beyond, and all of the group that fits."""
         fitting = {tuple(p) for p in self.group.permutations.tolist()}
-        shown = min(len(self.misfits), _first_beyond_gap(self.misfits) + SHOWN_ABOVE_GAP)
-        names = [self.name_of(p) for p in self.permutations[:shown]]
-        width = max(map(len, names))
+        gap = _first_beyond_gap(self.misfits)
+        marked = {i: tuple(p) in fitting for i, p in enumerate(self.permutations.tolist())}
+        shown = [i for i, is_in in marked.items() if is_in or i < gap + SHOWN_ABOVE_GAP]
+        names = {i: self.name_of(self.permutations[i]) for i in shown}
+        width = max(map(len, ["permutation", *names.values()]))
         lines = [f"{'permutation':<{width}}  misfit  2nd moment  3rd moment"]
-        for i, name in enumerate(names):
+        for i, name in names.items():
             second, third = self.by_order[i].tolist()
-            mark = "  *" if tuple(self.permutations[i].tolist()) in fitting else ""
+            if i == gap:
+                lines.append(f"{'- widest gap ':-<{width}}  {'-' * 30}")
+            mark = "  *" if marked[i] else ""
             lines.append(f"{name:<{width}}  {self.misfits[i]:6.4f}  {second:10.4f}  {third:10.4f}{mark}")
         place = "×".join(map(str, self.support)) + (f" positions, group axis of {self.axis}" if self.axis > 1 else "")
         group = self.group
         lines.append(
-            f"{self.examples} data, kernel {place}; none with a misfit below {self.complete_below:.4f} is missing"
+            f"{self.examples} data, kernel {place}; {len(shown)} of {len(self.misfits)} permutations shown, "
+            f"all below a misfit of {self.complete_below:.4f} were found"
         )
         if len(group.permutations) == 1:
             lines.append("* no symmetry: noise explains the misfit of no permutation")
@@ -112,7 +119,7 @@ class Candidates:
             called = group.name or "a group without a name"
             lines.append(
                 f"* {called}, {len(group.permutations)} elements: misfits that sampling noise explains "
-                f"(p = {group.p_value:.2g}, largest misfit {group.misfit:.4f})"
+                f"(largest {group.misfit:.4f}, p = {group.p_value:.2g}; rejected below {self.level:g})"
             )
         return "\n".join(lines)
 
@@ -167,7 +174,7 @@ def candidates_of(
         for indices, (least, fit) in fits.items()
     )
     count = len(blocks) if examples is None else examples
-    return Candidates(support, axis, permutations, _rms(by_order), by_order, found.complete_below, groups, count)
+    return Candidates(support, axis, permutations, _rms(by_order), by_order, found.complete_below, groups, count, level)
 
 
 def factors(permutation: Int64[Tensor, " d"], axis: int) -> tuple[Int64[Tensor, " axis"], Int64[Tensor, " s"]]:

@@ -272,6 +272,16 @@ def test_next_layer_may_follow_any_order_of_the_layer_before():
         assert identify_groups(net)["group_convs.0"].consistent
 
 
+MIXED = [("dihedral", "quarter-turns"), ("quarter-turns", "dihedral"), ("dihedral", "flips", "flips")]
+
+
+@pytest.mark.parametrize("groups", MIXED)
+def test_between_groups_of_their_own_nothing_is_said(groups):
+    net = bws.models.WSCNN(hidden_channels=8, group_size=1, layers=len(groups), group=groups)
+    said = [f.consistent for f in identify_groups(net).values()]
+    assert said == [None, None, True][: len(groups)]
+
+
 def test_another_group_than_the_layer_before_is_not_consistent():
     net = bws.models.WSCNN(hidden_channels=1, group_size=2, group="flips")
     net.group_convs[0].stack.matrices.copy_(known_group("half-turns", 3, 3).on_features().matrices())
@@ -322,6 +332,8 @@ BAD = {
         "shares nothing",
     ),
     "threshold": (lambda: identify_group(TURNS.matrices(), closure=2.0), "closure=2.0"),
+    "a network": (lambda: identify_group(bws.models.WSCNN()), "WSCNN.*identify_groups"),
+    "no network": (lambda: identify_groups("WSCNN"), "a str: expected a network"),
     "no sharing layer": (lambda: identify_groups(torch.nn.Linear(2, 2)), "Linear has no weight-sharing layer"),
 }
 

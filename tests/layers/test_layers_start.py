@@ -1,5 +1,6 @@
 """Where stacks start: at what the moments of every layer's input propose."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -104,6 +105,29 @@ def test_random_start_of_a_fit_is_its_seeds():
     assert torch.equal(fits[0].model.lift.representations(), fits[1].model.lift.representations())
 
 
+def test_misfits_have_no_scale():
+    x = bws.data.load("digits", task="turned", seed=0, train_size=300).train[0]
+    small, large = bws.candidates(x), bws.candidates(x * 1e15)
+    assert torch.equal(small.permutations, large.permutations)
+    torch.testing.assert_close(small.misfits, large.misfits, rtol=1e-4, atol=1e-6)
+
+
+def test_a_start_with_nothing_to_start_is_noted():
+    x, y = bws.data.load("digits", seed=0, train_size=50).train
+    with pytest.warns(UserWarning):
+        fit = bws.fit(bws.models.WSCNN(hidden_channels=1), (x, y), epochs=1, start="moments", progress=False)
+    assert any("nothing to start" in note for note in fit.notes)
+    assert any("steps on the hyperparameters" in note for note in fit.notes)  # nor can one epoch converge
+
+
+def test_all_of_a_group_is_printed_and_the_gap_is_marked():
+    text = str(bws.candidates(bws.data.load("digits", task="turned", seed=0, train_size=1700).train))
+    rows = text.splitlines()
+    assert sum(row.endswith("  *") for row in rows) == 4 and "rejected below 0.0001" in rows[-1]
+    gap = next(i for i, row in enumerate(rows) if "widest gap" in row)
+    assert rows[gap - 1].startswith("flip") and rows[gap + 1][0].isdigit()
+
+
 BAD = [
     (lambda: bws.candidates(torch.zeros(3, 3)), "expected floating"),
     (lambda: bws.candidates(torch.zeros(9, 1, 8, 8, dtype=torch.uint8)), "expected floating"),
@@ -112,6 +136,13 @@ BAD = [
     (lambda: bws.candidates(torch.zeros(1, 1, 8, 8)), "expected two or more"),
     (lambda: bws.candidates(torch.full((9, 1, 8, 8), float("nan"))), "NaN or infinite"),
     (lambda: bws.candidates("digits"), "expected a pair of tensors"),
+    (lambda: bws.candidates(np.zeros((9, 1, 8, 8))), "torch.from_numpy"),
+    (lambda: bws.candidates(torch.zeros(9, 1, 8, 8)), "the same everywhere"),
+    (lambda: bws.candidates(torch.ones(9, 1, 8, 8)), "the same everywhere"),
+    (lambda: bws.candidates(torch.zeros(9, 0, 8, 8)), "9, 0, 8, 8"),
+    (lambda: bws.candidates(torch.rand(9, 1, 8, 8), kernel_size=(3, 3)), "kernel_size=\\(3, 3\\)"),
+    (lambda: bws.candidates(torch.rand(9, 1, 8, 8), kernel_size=1), "kernel_size=1.*at least 2"),
+    (lambda: bws.candidates(torch.rand(9, 1, 8, 8), keep=1), "keep=1"),
     (
         lambda: bws.layers.RepresentationStack("fixed", 4, (3, 3), False).start_at(torch.zeros(4, 9).long()),
         "a fixed stack",
