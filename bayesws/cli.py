@@ -21,7 +21,7 @@ from bayesws import data as data_sets
 from bayesws.analysis.comparison import STRUCTURES, Comparison
 from bayesws.analysis.plots import save_picture
 from bayesws.analysis.study_picture import save_study_picture
-from bayesws.analysis.study_table import study_table
+from bayesws.analysis.study_table import study_groups_table, study_table
 from bayesws.candidates import candidates
 from bayesws.compare import SAMPLED, Job, network_for, run_jobs
 from bayesws.evidence.curvature import STRUCTURES as CURVATURES
@@ -366,6 +366,8 @@ def _study(options: argparse.Namespace) -> None:
     cells = list(rows(records))
     save_study_picture(cells, options.out / "study.png")
     console.print(study_table(cells))
+    if (groups := study_groups_table(cells)).row_count:
+        console.print("", groups, sep="\n")
     console.print(f"written: {options.out / 'study.json'}, {options.out / 'study.png'}")
 
 

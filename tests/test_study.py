@@ -1,5 +1,6 @@
 """A study: every trial once, kept whole, told apart from trials with other settings."""
 
+import io
 import json
 import os
 import signal
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
-from bayesws.analysis.study_table import layer_groups, study_table
+from bayesws.analysis.study_table import layer_groups, study_groups_table, study_table
 from bayesws.cli import main
 from bayesws.data import load, moving
 from bayesws.study import Study, rows
@@ -100,10 +102,29 @@ def test_table_has_a_row_for_every_method(finished):
         (60, "evidence", 2),
         (60, "plain", 1),
     ]
-    assert study_table(cells).row_count == 3
+    assert study_table(cells).row_count == 3 + 2  # and a heading for each number of images
+    assert study_groups_table(cells).row_count == 2 + 2
+    one = study_table(cells[:1])
+    assert one.row_count == 1 and "turned, 40 images" in str(one.title)
     names = {"a": {"name": "flips"}, "b": {"name": None}}
     assert layer_groups({"groups": names}) == "flips, no group"
     assert layer_groups({"groups": {"a": names["a"], "c": names["a"]}}) == "flips in all 2"
+
+
+def test_tables_fit_into_80_columns():
+    group = {"name": "quarter-turns"}
+    record = {"accuracy": 0.95, "nll": 0.1, "seconds": 1234.0, "stack_parameters": 1}
+    record["groups"] = {"a": group, "b": {"name": None}, "c": group}
+    seeds = [record | {"log_evidence": -1e5 * s} for s in (1, 2)]
+    many = "task loss, random, no projection [/x] and a long name"
+    cells = [(task, 10_000, many, seeds) for task in ("rotated:0:360", "turned")]
+    console = Console(width=80, file=io.StringIO())
+    console.print(study_table(cells), study_groups_table(cells), sep="\n")
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80 and "…" not in console.file.getvalue()
+    (row,) = [line for line in lines if line.startswith("task loss") and "95.00 ± 0.00" in line][:1]
+    assert row.split()[-1] == "1234"  # the numbers of a row are on one line
+    assert "[/x]" in console.file.getvalue()
 
 
 def method(**changes):
