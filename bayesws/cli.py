@@ -21,7 +21,7 @@ from bayesws import data as data_sets
 from bayesws.analysis.comparison import STRUCTURES, Comparison
 from bayesws.analysis.plots import save_picture
 from bayesws.analysis.study_picture import save_study_picture
-from bayesws.analysis.study_table import study_table
+from bayesws.analysis.study_table import study_groups_table, study_table
 from bayesws.candidates import candidates
 from bayesws.compare import SAMPLED, Job, network_for, run_jobs
 from bayesws.evidence.curvature import STRUCTURES as CURVATURES
@@ -36,6 +36,27 @@ from bayesws.study import Study, rows
 DEMO_TASKS = ("turned", "orientation", "upright")
 QUICK_EPOCHS = 40
 GROUPS = ("none", "half-turns", "quarter-turns", "dihedral")
+STUDY_HELP = """a study, with all that it must have:
+  {"data": {"name": "digits"},
+   "tasks": ["turned"],
+   "train_sizes": [100, 300],
+   "seeds": 2,
+   "epochs": 30,
+   "methods": {
+     "evidence": {"model": "WSCNN", "network": {"stack": "dense"}},
+     "task loss": {"model": "WSCNN", "fit": {"objective": "task"}}}}
+
+data: arguments of bayesws.data.load, such as root, side and test_size; in its
+  name a $VARIABLE is filled in; "fresh": true draws motions anew every epoch.
+epochs: one number, or one for every train size: {"100": 60, "300": 30}.
+methods: each has a name and a model (WSCNN, WSResNet, CNN or ResNet); may have
+  network    arguments of the model, but channels and classes
+  fit        arguments of bayesws.fit and fields of its Schedule
+  curvature  fields of bayesws.Curvature; without, one sampled Kronecker column
+  seeds, train_sizes  of its own; train_sizes among those of the study
+
+example:
+  bayesws study experiments/turned_mnist/curve.json --out runs/turned_mnist"""
 SELECT_EPOCHS = 200
 SELECT_STEPS = 40  # on the precisions of every candidate
 
@@ -49,8 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, FloatingPointError) as error:
         print(f"bayesws {options.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"bayesws {options.command}: interrupted, nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        left = str(stop) or "nothing was written"
+        print(f"bayesws {options.command}: interrupted, {left}", file=sys.stderr)
         return 130
     return 0
 
@@ -172,12 +194,12 @@ def _parser() -> argparse.ArgumentParser:
         "study",
         formatter_class=plain,
         help="a table of methods from a JSON file; what was finished before is kept",
-        description="Run every method of a study on every task, number of images and seed, and print the table.\n"
-        "Finished trials are kept in OUT/trials: an interrupted study goes on where it stopped. Writes study.json\n"
-        "and study.png.",
-        epilog="example:\n  bayesws study experiments/turned_mnist/study.json --out runs/turned_mnist",
+        description="Run every method of a study on every task, number of images and seed, and print\n"
+        "the table. Finished trials are kept in OUT/trials: an interrupted study goes on\n"
+        "where it stopped. Writes study.json and study.png.",
+        epilog=STUDY_HELP,
     )
-    study.add_argument("plan", type=Path, help="the study, see bayesws.study.Study.read")
+    study.add_argument("plan", type=Path, help="the study, a JSON file, see below")
     study.add_argument("--seeds", type=_positive, default=None, help="instead of those in the study")
     study.add_argument("--jobs", type=_positive, default=os.cpu_count(), help="processes (default: all cores)")
     _add_place(study, "runs/study")
@@ -328,14 +350,24 @@ def _study(options: argparse.Namespace) -> None:
     check_writable(options.out)
     study = Study.read(options.plan, options.device, options.seeds)
     processes = options.jobs if options.device == "cpu" else 1
-    with epoch_bar(len(study.cells), "trials") as advance:
-        records = study.run(options.out, processes, advance)
+    try:
+        with epoch_bar(len(study.cells), "trials") as advance:
+            records = study.run(options.out, processes, advance)
+    except KeyboardInterrupt as stop:
+        if not (kept := study.kept(options.out)):
+            raise
+        place = options.out / "trials"
+        raise KeyboardInterrupt(
+            f"{kept} of {len(study.cells)} trials are kept in {place}: the same command goes on from there"
+        ) from stop
     summary = {"versions": _versions(), "command": _command(), "trials": records}
     write_whole(options.out / "study.json", lambda path: path.write_text(json.dumps(summary) + "\n"))
     console = _console()
     cells = list(rows(records))
     save_study_picture(cells, options.out / "study.png")
     console.print(study_table(cells))
+    if (groups := study_groups_table(cells)).row_count:
+        console.print("", groups, sep="\n")
     console.print(f"written: {options.out / 'study.json'}, {options.out / 'study.png'}")
 
 

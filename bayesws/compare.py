@@ -1,8 +1,11 @@
 """Running a comparison: the same network, data and schedule under several objectives and structures, paired by seed."""
 
 import multiprocessing
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -123,8 +126,22 @@ def in_processes(jobs: Sequence[Any], processes: int) -> Iterator[tuple[int, Any
     if not jobs:
         return
     context = multiprocessing.get_context("spawn")
-    with context.Pool(min(processes, len(jobs)), initializer=_one_thread) as pool:
+    with _interrupts_ignored():  # as the processes then do from their start: Ctrl-C is this one's alone to tell of
+        pool = context.Pool(min(processes, len(jobs)), initializer=_one_thread)
+    with pool:
         yield from pool.imap_unordered(_run_numbered, list(enumerate(jobs)))
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _run_numbered(numbered: tuple[int, Any]) -> tuple[int, Any]:

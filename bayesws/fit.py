@@ -1,7 +1,6 @@
 """fit: a copy of a network is started, trained by the evidence or the task loss, and handed back with its numbers."""
 
 import copy
-import math
 import time
 import warnings
 from dataclasses import asdict, replace
@@ -19,7 +18,7 @@ from bayesws.layers.base import declarations, structure
 from bayesws.layers.start import start_at_moments, start_at_random
 from bayesws.progress import epoch_bar
 from bayesws.result import EvidenceSummary, FitResult, Proposal
-from bayesws.schedule import Penalties, Schedule, with_changes
+from bayesws.schedule import Penalties, Schedule, check_weight_decays, with_changes
 from bayesws.training import Run
 
 OBJECTIVES = ("evidence", "task")
@@ -163,8 +162,7 @@ def _choose_weight_decay(
     progress: bool | None,
 ) -> float:
     """The λ of the grid with the smallest held-out negative log likelihood."""
-    if not grid or not all(math.isfinite(w) and w >= 0 for w in grid):
-        raise ValueError(f"weight_decays={grid!r}: expected one or more numbers, none negative")
+    check_weight_decays(grid)
     if len(grid) == 1:
         return grid[0]
     kept, held = data.split(held_out, torch.Generator().manual_seed(seed))

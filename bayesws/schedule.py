@@ -1,6 +1,7 @@
 """How long and how fast to train, and what the task loss is penalised with: plain values, checked once."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,6 +77,12 @@ class Penalties:
             weight = getattr(self, name)
             if not (weight >= 0 and math.isfinite(weight)):
                 raise ValueError(f"{name}={weight}: expected a weight of at least 0")
+
+
+def check_weight_decays(grid: Sequence[float]) -> None:
+    """Raise ValueError for a grid that no weight decay can be chosen from."""
+    if not grid or not all(math.isfinite(w) and w >= 0 for w in grid):
+        raise ValueError(f"weight_decays={grid!r}: expected one or more numbers, none negative")
 
 
 def with_changes(plan: Schedule, changes: dict[str, Any]) -> Schedule:

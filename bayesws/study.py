@@ -22,9 +22,10 @@ from bayesws.fit import fit
 from bayesws.layers.base import named_pathways, structure
 from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.models import known_models
+from bayesws.study_plan import network_arguments, read_plan
 
-FIELDS = {"data", "tasks", "train_sizes", "seeds", "epochs", "methods"}
-METHOD_FIELDS = {"model", "network", "fit", "curvature", "seeds", "train_sizes"}
+OF_RECORD = {"settings", "accuracy", "nll", "log_evidence", "seconds", "stack_parameters", "groups"}
+LONGEST = 200  # bytes of a trial's name: with what a draft adds it must fit into a file's, 255
 
 
 @dataclass(frozen=True)
@@ -61,19 +62,33 @@ class Cell:
         return json.loads(json.dumps({k: v for k, v in asdict(self).items() if k != "device"}))
 
     def run(self) -> dict[str, Any]:
-        """Load the data, build the network, fit, test: a record for the trial's file."""
-        arguments = dict(self.data)
-        fresh = arguments.pop("fresh", False)
-        arguments["name"] = os.path.expandvars(arguments["name"])
-        images = data_sets.load(**arguments, task=self.task, seed=self.seed, train_size=self.train_size)
+        """Load the data, build the network, fit, test: a record for the trial's file.
+
+        Raises:
+            ValueError, FloatingPointError: what went wrong, and in which trial.
+        """
+        try:
+            return self._run()
+        except FloatingPointError as error:
+            raise FloatingPointError(f"trial {self.name}: {error}") from error
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(f"trial {self.name}: {error}") from error
+
+    def images(self, **changes: Any) -> data_sets.ImageData:
+        """The trial's images, or with other arguments of `data.load`."""
+        given = {k: v for k, v in self.data.items() if k != "fresh"}
+        given |= {"name": os.path.expandvars(given["name"]), "task": self.task, "seed": self.seed}
+        return data_sets.load(**given | {"train_size": self.train_size} | changes)
+
+    def _run(self) -> dict[str, Any]:
+        images = self.images()
         train: Any = images.train
         settings = dict(self.fit)
-        if fresh:
-            upright = data_sets.load(**arguments, seed=self.seed, train_size=self.train_size)
-            train = data_sets.moving(upright, self.task, settings.get("batch_size", 100), self.seed)
+        if self.data.get("fresh", False):
+            train = data_sets.moving(self.images(task="upright"), self.task, settings.get("batch_size", 100), self.seed)
         torch.manual_seed(self.seed)
         channels, classes = images.image_shape[0], images.num_classes
-        net = known_models()[self.model](in_channels=channels, num_classes=classes, **_network(self.network))
+        net = known_models()[self.model](in_channels=channels, num_classes=classes, **network_arguments(self.network))
         curvature = SAMPLED if self.curvature is None else Curvature(**self.curvature)
         if "weight_decays" in settings:
             settings["weight_decays"] = tuple(settings["weight_decays"])
@@ -106,10 +121,6 @@ class Cell:
         }
 
 
-def _network(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
-
-
 @dataclass(frozen=True)
 class Study:
     """What is to be run.
@@ -139,29 +150,20 @@ class Study:
             seeds: how many, instead of those of the file.
 
         Raises:
-            ValueError: a file that cannot be read, unknown or missing fields, an unknown model.
+            ValueError: a file that cannot be read, anything in it that no trial could be run with, and names of methods
+                that make one file of two trials.
         """
-        try:
-            plan = json.loads(path.read_text())
-        except OSError as error:
-            raise ValueError(f"study {path} cannot be read: {error.strerror}") from error
-        except json.JSONDecodeError as error:
-            raise ValueError(f"study {path} is not JSON: {error}") from error
-        _check_fields(plan, FIELDS, f"study {path}")
+        plan = read_plan(path)
         cells = []
         for task in plan["tasks"]:
             for size in plan["train_sizes"]:
-                epochs = plan["epochs"] if isinstance(plan["epochs"], int) else plan["epochs"].get(str(size))
-                if epochs is None:
-                    raise ValueError(f"study {path}: no epochs for {size} training images")
                 for name, method in plan["methods"].items():
-                    _check_fields(method, METHOD_FIELDS, f"study {path}, method {name!r}", required={"model"})
-                    if method["model"] not in known_models():
-                        known = ", ".join(known_models())
-                        raise ValueError(f"method {name!r}: model {method['model']!r}: expected one of {known}")
                     if size not in method.get("train_sizes", [size]):
                         continue
-                    settings = {"epochs": epochs} | method.get("fit", {})
+                    settings = dict(method.get("fit", {}))
+                    if "epochs" not in settings:
+                        epochs = plan["epochs"]
+                        settings = {"epochs": epochs[str(size)] if isinstance(epochs, dict) else epochs} | settings
                     cells += [
                         Cell(
                             task,
@@ -177,7 +179,12 @@ class Study:
                         )
                         for seed in range(seeds or method.get("seeds", plan["seeds"]))
                     ]
+        _check_files(cells, path)
         return cls(cells)
+
+    def kept(self, folder: Path) -> int:
+        """How many of its trials `folder` holds."""
+        return sum(_file(folder, cell).exists() for cell in self.cells)
 
     def run(self, folder: Path, processes: int, advance: Callable[[], object] = lambda: None) -> list[dict[str, Any]]:
         """Run what `folder` does not hold yet, longest first, and return all records in the order of the cells.
@@ -185,15 +192,17 @@ class Study:
         Every finished trial is a file of its own, so an interrupted study goes on where it stopped.
 
         Raises:
-            ValueError: a trial in the folder that was run with other settings.
+            ValueError: a trial in the folder that is damaged or was run with other settings, data that cannot be
+                loaded, and what `Cell.run` raises.
         """
         found = {cell.name: record for cell in self.cells if (record := _kept(folder, cell)) is not None}
         for _ in found:
             advance()
         left = sorted((c for c in self.cells if c.name not in found), key=_cost, reverse=True)
+        _check_data(left)
         for index, record in in_processes(left, processes):
             name = left[index].name
-            write_whole(folder / "trials" / f"{name}.json", partial(_write, json.dumps(record) + "\n"))
+            write_whole(_file(folder, left[index]), partial(_write, json.dumps(record) + "\n"))
             found[name] = record
             advance()
         return [found[cell.name] for cell in self.cells]
@@ -209,14 +218,51 @@ def rows(records: Sequence[dict[str, Any]]) -> Iterator[tuple[str, int, str, lis
         yield task, size, method, found
 
 
+def _file(folder: Path, cell: Cell) -> Path:
+    return folder / "trials" / f"{cell.name}.json"
+
+
 def _kept(folder: Path, cell: Cell) -> dict[str, Any] | None:
-    path = folder / "trials" / f"{cell.name}.json"
+    path = _file(folder, cell)
     if not path.exists():
         return None
-    record = json.loads(path.read_text())
+    try:
+        record = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not set(record) >= OF_RECORD:
+        raise ValueError(f"{path} is damaged: remove it, and the trial is run again")
     if record["settings"] != cell.settings:
         raise ValueError(f"{path} was run with other settings: choose another --out, or remove it")
     return record
+
+
+def _check_files(cells: Sequence[Cell], path: Path) -> None:
+    """Raise ValueError where two trials would be one file, or one has no name that a file may have."""
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        other = seen.setdefault(cell.name, cell)
+        if other is not cell:
+            raise ValueError(
+                f"study {path}: methods {other.method!r} and {cell.method!r} would both be kept in {cell.name}.json: "
+                "rename one"
+            )
+        if len(cell.name.encode()) > LONGEST:
+            raise ValueError(
+                f"study {path}: method {cell.method!r}: a name of {len(cell.method)} characters is too long for a "
+                "file's: shorten it"
+            )
+
+
+def _check_data(cells: Sequence[Cell]) -> None:
+    """Raise ValueError, before any training, where the data of some task cannot be loaded."""
+    for cell in {cell.task: cell for cell in sorted(cells, key=lambda cell: cell.train_size)}.values():
+        try:
+            cell.images()
+        except ValueError as error:
+            raise ValueError(f"trial {cell.name}: {error}") from error
 
 
 def _write(text: str, path: Path) -> None:
@@ -227,12 +273,3 @@ def _cost(cell: Cell) -> float:
     """Roughly how long a trial takes: images seen, the choice of a weight decay included."""
     trainings = 1 + len(cell.fit.get("weight_decays", range(6))) * (cell.fit.get("objective") == "task")
     return cell.train_size * cell.fit["epochs"] * trainings * math.sqrt(1 + ("start" in cell.fit))
-
-
-def _check_fields(given: Any, known: set[str], what: str, required: set[str] | None = None) -> None:
-    if not isinstance(given, dict):
-        raise ValueError(f"{what}: expected an object with {', '.join(sorted(known))}")
-    if unknown := sorted(set(given) - known):
-        raise ValueError(f"{what}: unknown {', '.join(unknown)}; expected {', '.join(sorted(known))}")
-    if missing := sorted((known if required is None else required) - set(given)):
-        raise ValueError(f"{what}: {', '.join(missing)} missing")

@@ -50,6 +50,7 @@ PYTHON = {
         "dihedral.*8 elements",
     ),
     "group size without a known group": (lambda: net(group_size=5), "group_size=5"),
+    "network over no elements": (lambda: net(group_size=0), "group_size=0: expected at least 1"),
     "unknown group": (lambda: net(group="quarter-turn"), "did you mean 'quarter-turns'"),
     "unknown stack": (lambda: net(stack="soft"), "soft.*fixed, dense, product, power"),
     "unknown pathway": (lambda: net(pathways=("shared", "extra")), "extra"),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bayesws.layers.conv import WSConv2d, WSLiftConv2d
 from bayesws.layers.regroup import Regroup
-from bayesws.layers.weight_sharing import PATHWAYS
+from bayesws.layers.weight_sharing import PATHWAYS, check_sizes
 from bayesws.models.cnn import PUBLISHED, ConvolutionalNet
 from bayesws.sharing.groups import Group, generated, known_group
 
@@ -83,6 +83,7 @@ class WSCNN(ConvolutionalNet):
                 "padding_mode": padding_mode,
             }
         )
+        check_sizes(in_channels=in_channels, hidden_channels=hidden_channels, group_size=group_size)
         new: dict[str, Any] = {"device": device, "dtype": dtype}
         geometry: dict[str, Any] = {
             "kernel_size": kernel_size,
