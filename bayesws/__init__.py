@@ -4,6 +4,7 @@ from bayesws import data, layers, models, sharing
 from bayesws.analysis.comparison import Comparison, Trial
 from bayesws.analysis.groups import Identified, identify_group, identify_groups
 from bayesws.analysis.ranking import Candidate, LayerRanking, Ranking
+from bayesws.analysis.strength import SharingStrength, sharing_strength
 from bayesws.candidates import candidates
 from bayesws.compare import compare
 from bayesws.evidence.curvature import Curvature
@@ -30,6 +31,7 @@ __all__ = [
     "LayerRanking",
     "Ranking",
     "Schedule",
+    "SharingStrength",
     "Trial",
     "candidates",
     "compare",
@@ -46,4 +48,5 @@ __all__ = [
     "select_layers",
     "share",
     "sharing",
+    "sharing_strength",
 ]

@@ -133,7 +133,8 @@ class FitResult:
         seconds: wall time of the fit.
         training_seconds: that of its last training alone, without the choice of a weight decay.
         posterior: the curvature at the end of the fit, from which `predict` takes the weights' posterior (see
-            `evidence.laplace.restored`); empty where it was not kept.
+            `evidence.laplace.restored`), and the log likelihood's gradient, "gradient." by pathway; empty where it was
+            not kept.
     """
 
     model: nn.Module
@@ -248,6 +249,7 @@ class FitResult:
             "format": FORMAT,
             "network": _network_record(self.model),
             "likelihood": self.likelihood.name,
+            "learns_noise": bool(self.likelihood.hyperparameters()),
             "objective": self.objective,
             "curvature": asdict(self.curvature),
             "seed": self.seed,
@@ -262,9 +264,8 @@ class FitResult:
         }
         tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
         tensors |= {f"prior.{k}": v.detach().cpu().clone() for k, v in self.prior.items()}
-        tensors |= {
-            f"likelihood.{i}": p.detach().cpu().clone() for i, p in enumerate(self.likelihood.hyperparameters())
-        }
+        if isinstance(self.likelihood, Gaussian):
+            tensors["likelihood.0"] = self.likelihood.log_noise.detach().cpu().clone()
         tensors |= {f"posterior.{k}": v.detach().cpu().contiguous() for k, v in self.posterior.items()}
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -310,8 +311,9 @@ class FitResult:
         except RuntimeError as error:
             raise ValueError(f"{source} does not fit this network: {str(error).splitlines()[-1]}") from error
         likelihood = likelihood_named(record["likelihood"])
-        for parameter, saved in zip(likelihood.hyperparameters(), _under("likelihood.", tensors).values(), strict=True):
-            parameter.data = saved
+        if isinstance(likelihood, Gaussian):
+            likelihood.log_noise.data = tensors["likelihood.0"]
+            likelihood.log_noise.requires_grad_(record.get("learns_noise", True))
         saved_prior = _under("prior.", tensors)
         prior = {
             name: saved_prior[name] if pathway.log_precision is None else pathway.log_precision

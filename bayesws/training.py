@@ -15,6 +15,7 @@ from bayesws.evidence.gradient import gradient_in
 from bayesws.evidence.likelihood import Categorical, Gaussian
 from bayesws.evidence.objective import Evidence, LaplacePass, assemble, laplace_pass
 from bayesws.evidence.precision import ascend_precisions, update_noise, update_precisions
+from bayesws.evidence.surface import log_likelihood_gradient
 from bayesws.layers.base import declarations, named_pathways, starting_log_precisions, structure
 from bayesws.layers.once import computed_once
 from bayesws.schedule import Penalties, Schedule
@@ -215,13 +216,16 @@ class Run:
         return evidence
 
     def final_posterior(self) -> dict[str, Tensor]:
-        """The curvature at the weights the run ended with, from which the posterior predictive is taken."""
+        """Curvature and gradient at the weights the run ended with: what the posterior predictive and the evidence at
+        other precisions follow from.
+        """
         from bayesws.evidence import laplace  # takes two seconds: `import bayesws` should not
 
         with torch.no_grad():
             curvature = laplace.as_held(self.curvature)
             fitted = laplace.posterior(self.net, self.data, self.likelihood, curvature, self.log_precisions)
-            return laplace.curvature_tensors(fitted)
+            gradient = log_likelihood_gradient(self.net, self.data, self.likelihood)
+        return laplace.curvature_tensors(fitted) | {f"gradient.{name}": g for name, g in gradient.items()}
 
     def notes(self) -> list[str]:
         """What did not converge, a line each."""

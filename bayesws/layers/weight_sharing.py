@@ -178,9 +178,10 @@ class WeightSharing(Deriving):
         rho = torch.ones_like(log_alpha)
         if "free" in self.pathway_names:
             rho = torch.sigmoid(self.log_precisions["free"] - log_alpha)
-        return rho * self._overlap()
+        return rho * self.stack_overlap()
 
-    def _overlap(self) -> Tensor:
+    def stack_overlap(self) -> Tensor:
+        """Mean of ‖R_g R_hᵀ‖²_F / (c_g c_h d) over pairs g ≠ h, in [0, 1]: 1 for permutations."""
         r = self.representations()
         if not self.stack.is_soft or self.group_size == 1:
             return torch.ones((), dtype=r.dtype, device=r.device)

@@ -1,0 +1,286 @@
+"""How strongly does each layer share, and how sure is that? The posterior of all precisions, sampled."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from rich.table import Table
+from scipy.optimize import minimize
+from torch import Tensor
+
+from bayesws.evidence.precision import LOG_BOUNDS
+from bayesws.evidence.surface import Separate, Surface
+from bayesws.layers.base import named_pathways
+from bayesws.layers.weight_sharing import WeightSharing
+from bayesws.result import FitResult
+
+SPREAD = 3.0  # standard deviation of log δ under the hyperprior
+LARGEST_RHAT = 1.01  # arXiv 1903.08008
+FEWEST = 400  # effective samples, by the same
+LOWER_MODE = 10.0  # nats below the highest: a mode this far down has no weight
+GRID = 4001
+
+
+@dataclass(frozen=True)
+class LayerStrength:
+    """The posterior of one layer's sharing strength.
+
+    Attributes:
+        name: the layer's path in the network.
+        mean: of ρ.
+        interval: central 95 % credible interval of ρ.
+        fitted: ρ at the fitted precisions.
+        r_hat: of ρ's samples, rank-normalised and split (arXiv 1903.08008); None for a quadrature.
+        effective_samples: of the bulk of ρ's samples; None for a quadrature.
+    """
+
+    name: str
+    mean: float
+    interval: tuple[float, float]
+    fitted: float
+    r_hat: float | None
+    effective_samples: float | None
+
+
+@dataclass(frozen=True)
+class SharingStrength:
+    """The sharing strength of every layer that has both a shared and a free pathway.
+
+    Attributes:
+        layers: one row each.
+        method: "NUTS", or "quadrature" where the evidence has several modes.
+        settings: hyperprior, chains, draws and seed.
+        notes: what did not converge, or is to be known; one line each.
+        samples: ρ by layer, (chains, draws).
+    """
+
+    layers: list[LayerStrength]
+    method: str
+    settings: dict[str, float]
+    notes: list[str]
+    samples: dict[str, Tensor] = field(repr=False, compare=False)
+
+    def table(self) -> Table:
+        """Mean, interval and diagnostics of every layer."""
+        table = Table(title="Sharing strength ρ, posterior", title_justify="left")
+        table.add_column("layer")
+        for name in ("fitted", "mean", "95 % interval", "R-hat", "effective samples"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in self.layers:
+            low, high = row.interval
+            diagnostics = ("–", "–")
+            if row.r_hat is not None and row.effective_samples is not None:
+                diagnostics = (f"{row.r_hat:.3f}", f"{row.effective_samples:.0f}")
+            table.add_row(row.name, f"{row.fitted:.3f}", f"{row.mean:.3f}", f"{low:.3f} to {high:.3f}", *diagnostics)
+        return table
+
+    def record(self) -> dict[str, object]:
+        """Everything but the samples, for JSON."""
+        layers = [asdict(row) for row in self.layers]
+        return {"layers": layers, "method": self.method, "settings": self.settings, "notes": self.notes}
+
+
+def sharing_strength(
+    fit: FitResult, chains: int = 4, draws: int = 500, warmup: int = 300, seed: int = 0, spread: float = SPREAD
+) -> SharingStrength:
+    """The posterior of every layer's sharing strength ρ = β / (α + β), with 95 % intervals.
+
+    p(log α, log β, ... | D) ∝ p(D | α, β, ...) Π N(log δ; 0, spread²), with the evidence as a function of all
+    precisions near the fitted weights (see `evidence.surface`): exact for linear networks with Gaussian noise, else as
+    good as the Laplace approximation and the curvature of the fit. The noise, and a soft stack, are held as fitted; a
+    soft stack lowers ρ by its softness. A precision that the data do not bound (of a dead free pathway) is bounded by
+    the hyperprior.
+
+    Sampled by NUTS (Pyro), chains from dispersed starts, diagnosed by rank-normalised R-hat and effective sample size
+    (arviz). Where the evidence has several modes, which chains would not cross, the precisions are integrated on a grid
+    instead, if they are independent given the data (curvature "kron" or "diag").
+
+    Args:
+        fit: with its posterior kept (`fit.posterior`).
+        chains, draws, warmup: of NUTS.
+        seed: of its random numbers.
+        spread: standard deviation of every log δ under the hyperprior.
+
+    Raises:
+        ValueError: a fit without a posterior, or without a layer that has a shared and a free pathway; fewer than one
+            chain, than four draws.
+
+    References: MacKay (1992); arXiv 1111.4246 (NUTS); arXiv 1903.08008 (diagnostics).
+    """
+    for name, value, least in (("chains", chains, 1), ("draws", draws, 4), ("warmup", warmup, 1)):
+        if value < least:
+            raise ValueError(f"{name}={value}: expected at least {least}")
+    if not spread > 0:
+        raise ValueError(f"spread={spread}: expected a positive standard deviation")
+    layers = _sharing_layers(fit)
+    target = _Posterior.of(fit, layers, spread)
+    modes = target.modes()
+    notes = []
+    if len(modes) > 1:
+        notes.append(f"the evidence has {len(modes)} modes in the precisions")
+        warnings.warn(notes[-1], stacklevel=2)
+    by_grid = len(modes) > 1 and isinstance(target.surface, Separate)
+    if by_grid:
+        samples = target.integrated(chains * draws, seed).unflatten(0, (chains, draws))
+    else:
+        samples = _sampled(target, modes, chains, draws, warmup, seed)
+    rows, by_layer = [], {}
+    for name, layer in layers.items():
+        rho = target.strengths(name, layer, samples)
+        by_layer[name] = rho
+        diagnostics = (None, None) if by_grid else _diagnosed(name, rho, notes)
+        low, high = rho.flatten().quantile(torch.tensor([0.025, 0.975], dtype=rho.dtype)).tolist()
+        rows.append(
+            LayerStrength(name, float(rho.mean()), (low, high), float(layer.sharing_strength().detach()), *diagnostics)
+        )
+    settings = {"spread": spread, "chains": chains, "draws": draws, "warmup": warmup, "seed": seed}
+    return SharingStrength(rows, "quadrature" if by_grid else "NUTS", settings, notes, by_layer)
+
+
+def _sharing_layers(fit: FitResult) -> dict[str, WeightSharing]:
+    found = {
+        name: layer
+        for name, layer in fit.model.named_modules()
+        if isinstance(layer, WeightSharing) and {"shared", "free"} <= {p.name for p in layer.pathways()}
+    }
+    if not found:
+        raise ValueError("no layer with a shared and a free pathway: expected pathways=('shared', 'free') in a layer")
+    return found
+
+
+@dataclass(frozen=True)
+class _Posterior:
+    """log p(precisions | D), a function of a vector: one entry a precision that bears on a sharing layer.
+
+    Attributes:
+        surface: the evidence.
+        groups: for every entry, the pathways of that precision.
+        fitted: the entries as fitted.
+        spread: of the hyperprior.
+    """
+
+    surface: Surface
+    groups: list[list[str]]
+    fitted: Tensor
+    spread: float
+
+    @classmethod
+    def of(cls, fit: FitResult, layers: Mapping[str, WeightSharing], spread: float) -> "_Posterior":
+        from bayesws.evidence import laplace  # takes two seconds to import
+
+        if not any(name.startswith("gradient.") for name in fit.posterior):
+            raise ValueError("this fit was kept without a posterior: fit again, with keep_posterior=True")
+        la = laplace.restored(fit.model, fit.posterior, fit.likelihood, laplace.as_held(fit.curvature), fit.prior)
+        gradient = {
+            name.removeprefix("gradient."): g for name, g in fit.posterior.items() if name.startswith("gradient.")
+        }
+        surface = laplace.surface(la, fit.model, gradient)
+        names = [name for name, _ in named_pathways(fit.model)]
+        if isinstance(surface, Separate):  # the other layers' precisions are independent of theirs
+            within = tuple(f"{layer}." if layer else "" for layer in layers)
+            names = [name for name in names if name.startswith(within)]
+            surface = Separate({n: surface.eigenvalues[n] for n in names}, {n: surface.pulls[n] for n in names})
+        tensors = {id(fit.prior[name]): fit.prior[name] for name in names}
+        groups = [[name for name in names if id(fit.prior[name]) == key] for key in tensors]
+        fitted = torch.stack([t.detach().double().cpu() for t in tensors.values()])
+        return cls(surface, groups, fitted, spread)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Log density at log precisions z, up to a constant."""
+        by_name = {name: z[i] for i, names in enumerate(self.groups) for name in names}
+        return self.surface(by_name) - 0.5 * (z / self.spread).square().sum()
+
+    def strengths(self, name: str, layer: WeightSharing, z: Tensor) -> Tensor:
+        """ρ of a layer for log precisions z (..., entries)."""
+        before = f"{name}." if name else ""
+        place = {pathway: i for i, names in enumerate(self.groups) for pathway in names}
+        alpha, beta = z[..., place[f"{before}shared"]], z[..., place[f"{before}free"]]
+        return torch.sigmoid(beta - alpha) * float(layer.stack_overlap())
+
+    def modes(self) -> list[Tensor]:
+        """Local maxima within LOWER_MODE of the highest, the highest first: those that ascents from a lattice reach."""
+        size = len(self.fitted)
+        corners = torch.eye(size, dtype=torch.float64)
+        starts = [self.fitted] + [self.fitted + shift * corner for corner in corners for shift in (-5, 5)]
+        found: list[tuple[float, Tensor]] = []
+        for start in starts:
+            beginning = start.clamp(*LOG_BOUNDS).numpy()
+            ascent = minimize(self._descent, beginning, jac=True, method="L-BFGS-B", bounds=[LOG_BOUNDS] * size)
+            found.append((-float(ascent.fun), torch.from_numpy(ascent.x)))
+        found.sort(key=lambda pair: -pair[0])
+        modes: list[Tensor] = []
+        for value, z in found:
+            if value > found[0][0] - LOWER_MODE and all((z - other).abs().max() > 0.5 for other in modes):
+                modes.append(z)
+        return modes
+
+    def _descent(self, z: np.ndarray) -> tuple[float, np.ndarray]:
+        """Minus the log density and its gradient."""
+        point = torch.from_numpy(z).requires_grad_()
+        value = -self(point)
+        (gradient,) = torch.autograd.grad(value, point)
+        return float(value.detach()), gradient.numpy()
+
+    def integrated(self, count: int, seed: int) -> Tensor:
+        """Independent draws (count, entries) by the inverse of each precision's distribution function on a grid."""
+        assert isinstance(self.surface, Separate)
+        generator = torch.Generator().manual_seed(seed)
+        grid = torch.linspace(-6 * self.spread, 6 * self.spread, GRID, dtype=torch.float64)
+        columns = []
+        for names in self.groups:
+            logs = sum(torch.cat([self.surface.of(name, part) for part in grid.split(64)]) for name in names)
+            weights = (logs - 0.5 * (grid / self.spread).square()).softmax(0)
+            uniform = torch.rand(count, generator=generator, dtype=torch.float64)
+            places = torch.searchsorted(weights.cumsum(0), uniform).clamp(max=GRID - 1)
+            jitter = torch.rand(count, generator=generator, dtype=torch.float64) - 0.5
+            columns.append(grid[places] + jitter * (grid[1] - grid[0]))
+        return torch.stack(columns, -1)
+
+
+def _sampled(target: _Posterior, modes: list[Tensor], chains: int, draws: int, warmup: int, seed: int) -> Tensor:
+    """(chains, draws, entries) by NUTS; chain c starts beside mode c, c modulo their number."""
+    import pyro
+    from pyro import distributions as dist
+    from pyro.infer import MCMC, NUTS
+    from pyro.infer.autoguide.initialization import init_to_value
+
+    size = len(target.fitted)
+    prior = dist.Normal(torch.zeros(size, dtype=torch.float64), target.spread).to_event(1)
+
+    def model() -> None:
+        z = pyro.sample("log_precisions", prior)
+        pyro.factor("evidence", target(z) + 0.5 * (z / target.spread).square().sum())
+
+    found = []
+    random = pyro.util.get_rng_state()
+    try:
+        for chain in range(chains):
+            pyro.set_rng_seed(seed * 1000 + chain)
+            start = modes[chain % len(modes)] + torch.randn(size, dtype=torch.float64)
+            init = init_to_value(values={"log_precisions": start})
+            kernel = NUTS(model, init_strategy=init, jit_compile=True, ignore_jit_warnings=True)
+            run = MCMC(kernel, num_samples=draws, warmup_steps=warmup, disable_progbar=True)
+            run.run()
+            found.append(run.get_samples()["log_precisions"])
+    finally:
+        pyro.util.set_rng_state(random)
+    return torch.stack(found)
+
+
+def _diagnosed(name: str, rho: Tensor, notes: list[str]) -> tuple[float, float]:
+    """R-hat and effective sample size of ρ; what is amiss is added to the notes."""
+    import arviz
+
+    if float(rho.std()) < 1e-12:
+        return 1.0, float(rho.numel())  # nothing varies, as where ρ is 1 to the last digit
+    values = rho.numpy()
+    r_hat, size = float(arviz.rhat(values)) if len(rho) > 1 else math.nan, float(arviz.ess(values))
+    if r_hat > LARGEST_RHAT or size < FEWEST:
+        notes.append(
+            f"layer {name!r}: R-hat {r_hat:.3f}, {size:.0f} effective samples (wanted: at most {LARGEST_RHAT}, at "
+            f"least {FEWEST}); take more draws"
+        )
+    return r_hat, size

@@ -1,0 +1,103 @@
+"""The evidence as a function of all precisions at once, near fitted weights: exact where the likelihood is quadratic.
+
+Around weights θ₀ let the log likelihood be quadratic, with gradient g and Hessian -H. Then, up to a constant,
+
+    log p(D | Λ) = ½ bᵀ (H + Λ)⁻¹ b - ½ log det(I + Λ⁻¹ H),   b = g + H θ₀
+
+for every Λ: the weights' MAP moves with it, (H + Λ)⁻¹ b, and needs no new fit. For linear networks with Gaussian noise
+this is exact, wherever θ₀ is. Holding the weights instead would make every precision look better determined than it is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bayesws.evidence.batches import Batches
+from bayesws.evidence.hessian import sum_tensors
+from bayesws.evidence.likelihood import Categorical, Gaussian
+from bayesws.evidence.objective import evaluating
+from bayesws.layers.base import named_pathways
+
+
+class Surface(Protocol):
+    """log p(D | Λ) up to a constant, nats; a part of the network's weights."""
+
+    def __call__(self, log_precisions: Mapping[str, Tensor]) -> Tensor:
+        """At log precisions by pathway; differentiable."""
+        ...
+
+
+@dataclass(frozen=True)
+class Separate:
+    """Weights that are independent in the eigenbasis of H: one sum a pathway.
+
+    Attributes:
+        eigenvalues: λ_i by pathway.
+        pulls: b_i by pathway, in the same basis.
+    """
+
+    eigenvalues: dict[str, Tensor]
+    pulls: dict[str, Tensor]
+
+    @classmethod
+    def at(cls, eigenvalues: dict[str, Tensor], weights: dict[str, Tensor], gradient: dict[str, Tensor]) -> "Separate":
+        """From θ₀ and g in the eigenbasis, by pathway."""
+        pulls = {name: gradient[name] + values * weights[name] for name, values in eigenvalues.items()}
+        return cls(eigenvalues, pulls)
+
+    def __call__(self, log_precisions: Mapping[str, Tensor]) -> Tensor:
+        """½ Σ b_i² / (λ_i + δ) - ½ Σ log(1 + λ_i / δ)."""
+        return sum_tensors(self.of(name, log_precisions[name]) for name in self.eigenvalues)
+
+    def of(self, name: str, log_precision: Tensor) -> Tensor:
+        """One pathway's sum, for any number of log precisions at once, (...)."""
+        delta, values = log_precision.exp().unsqueeze(-1), self.eigenvalues[name]
+        fit = self.pulls[name].square() / (values + delta)
+        return 0.5 * (fit - torch.log1p(values / delta)).sum(-1)
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """A dense H of several pathways.
+
+    Attributes:
+        matrix: H (P, P).
+        pull: b (P,).
+        sizes: number of weights by pathway, in the order of the rows.
+    """
+
+    matrix: Tensor
+    pull: Tensor
+    sizes: dict[str, int]
+
+    @classmethod
+    def at(cls, matrix: Tensor, weights: Tensor, gradient: Tensor, sizes: dict[str, int]) -> "Coupled":
+        """From θ₀ and g."""
+        return cls(matrix, gradient + matrix @ weights, sizes)
+
+    def __call__(self, log_precisions: Mapping[str, Tensor]) -> Tensor:
+        """½ bᵀ (H + Λ)⁻¹ b - ½ log det(H + Λ) + ½ log det Λ."""
+        logs = _diagonal(self.sizes, log_precisions)
+        root, _ = torch.linalg.cholesky_ex(self.matrix + torch.diag(logs.exp()))  # NaN far out, where it is singular
+        half = torch.linalg.solve_triangular(root, self.pull[:, None], upper=False)
+        return 0.5 * half.square().sum() - root.diagonal().log().sum() + 0.5 * logs.sum()
+
+
+def log_likelihood_gradient(net: nn.Module, data: Batches, likelihood: Categorical | Gaussian) -> dict[str, Tensor]:
+    """g, the gradient of the log likelihood summed over the data, by pathway, in the parameters' shapes."""
+    pathways = dict(named_pathways(net))
+    parameters = [p.parameter for p in pathways.values()]
+    total = [torch.zeros_like(p) for p in parameters]
+    with evaluating(net), torch.enable_grad():
+        for x, y in data:
+            found = torch.autograd.grad(likelihood.log_prob(net(x), y), parameters, allow_unused=True)
+            for part, gradient in zip(total, found, strict=True):
+                part.add_(0 if gradient is None else gradient)
+    return dict(zip(pathways, total, strict=True))
+
+
+def _diagonal(sizes: Mapping[str, int], log_precisions: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([log_precisions[name].expand(size) for name, size in sizes.items()])

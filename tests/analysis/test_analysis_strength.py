@@ -1,0 +1,194 @@
+"""The posterior of the sharing strength: its surface is the closed-form evidence, its samples are those of a grid."""
+
+import json
+import math
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from oracles import linear_features, linear_gaussian_log_evidence
+
+import bayesws as bws
+from bayesws.analysis.strength import _Posterior, _sampled
+from bayesws.evidence import laplace
+from bayesws.evidence.batches import Batches
+from bayesws.evidence.surface import Separate, log_likelihood_gradient
+from bayesws.layers import WSLinear
+from bayesws.sharing import known_group
+
+SHIFTS = known_group("cyclic-shifts-by-2", 4)
+PATHWAYS = ("shared", "free")
+NOISE = 0.5
+
+
+def planted(rho, examples=20, outputs=3, pathways=PATHWAYS, seed=0):
+    """y_g = (R_g w + v_g) · x + noise, every weight of variance one, copies of correlation ρ."""
+    generator = torch.Generator().manual_seed(seed)
+    new = {"dtype": torch.float64, "generator": generator}
+    net = WSLinear(
+        4, outputs, bias=False, group_size=2, stack="fixed", group=SHIFTS, pathways=pathways, dtype=torch.float64
+    )
+    kernel = (1 - rho) ** 0.5 * torch.randn(outputs, 2, 1, 4, **new)
+    kernel += rho**0.5 * torch.einsum("gnm,oim->ogin", SHIFTS.matrices(), torch.randn(outputs, 1, 4, **new))
+    x = torch.randn(examples, 4, **new)
+    f = torch.einsum("ogin,bn->bog", kernel, x)
+    return net, x, f + NOISE * torch.randn(f.shape, **new)
+
+
+CASES = [(PATHWAYS, "full"), (("free",), "full"), (("free",), "kron"), (("free",), "diag"), (("shared",), "kron")]
+
+
+@pytest.mark.parametrize("pathways, structure", CASES)
+def test_surface_is_the_closed_form_at_every_precision(pathways, structure):
+    """A quadratic likelihood, and curvatures that are exact here (one Kronecker product; orthogonal inputs)."""
+    net, x, y = planted(0.7, pathways=pathways)
+    if structure == "diag":
+        x = torch.eye(4, dtype=torch.float64).repeat(5, 1)
+    phi = linear_features(net, x, pathways)
+    sizes = [getattr(net, name).numel() for name in pathways]
+
+    def precisions(log_precisions):
+        logs = zip(log_precisions.values(), sizes, strict=True)
+        return torch.cat([log.exp().expand(size) for log, size in logs])
+
+    def dense(log_precisions):
+        return linear_gaussian_log_evidence(phi, y, precisions(log_precisions), NOISE)
+
+    prior = {name: torch.tensor(0.4 * i - 0.3, dtype=torch.float64) for i, name in enumerate(pathways)}
+    likelihood = bws.Gaussian(NOISE, learn=False, dtype=torch.float64)
+    la = laplace.posterior(net, (x, y), likelihood, structure, prior)
+    gradient = log_likelihood_gradient(net, Batches((x, y), 7), likelihood)
+    surface = laplace.surface(la, net, gradient)
+    reference = dict.fromkeys(pathways, torch.zeros((), dtype=torch.float64))
+    for a in (-4.0, 0.0, 1.0, 6.0):
+        for b in (-4.0, 0.0, 1.0, 6.0):
+            logs = dict(zip(pathways, torch.tensor([a, b], dtype=torch.float64), strict=False))
+            got = float(surface(logs) - surface(reference))
+            assert got == pytest.approx(dense(logs) - dense(reference), rel=1e-9, abs=1e-9)
+
+
+def posterior(rho=0.6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    values = {name: 30 * torch.rand(60, dtype=torch.float64, generator=generator) for name in PATHWAYS}
+    variances = {"shared": rho, "free": 1 - rho}
+    # b ~ N(0, λ + λ² / δ): the distribution that b has where weights are drawn with precision δ
+    pulls = {
+        name: (v + v.square() * variances[name]).sqrt() * torch.randn(60, dtype=torch.float64, generator=generator)
+        for name, v in values.items()
+    }
+    return _Posterior(Separate(values, pulls), [["shared"], ["free"]], torch.zeros(2, dtype=torch.float64), 3.0)
+
+
+def test_sampling_agrees_with_the_grid():
+    """800 draws of NUTS beside 20 000 of the grid: means and quantiles within four standard errors."""
+    target = posterior()
+    modes = target.modes()
+    assert len(modes) == 1
+    by_grid = target.integrated(20_000, 0)
+    samples = _sampled(target, modes, 2, 400, 200, 0)
+    assert samples.shape == (2, 400, 2)
+    for i in range(2):
+        error = by_grid[:, i].std() / math.sqrt(200)  # at least so many effective draws
+        assert abs(samples[..., i].mean() - by_grid[:, i].mean()) < 4 * error
+        assert samples[..., i].std() == pytest.approx(float(by_grid[:, i].std()), rel=0.2)
+
+
+def test_grid_is_the_integral():
+    target = posterior(seed=1)
+    draws = target.integrated(100_000, 0)
+    z = torch.linspace(-15, 15, 3001, dtype=torch.float64)
+    for i, name in enumerate(PATHWAYS):
+        log_density = target.surface.of(name, z) - 0.5 * (z / 3).square()
+        mean = (log_density.softmax(0) * z).sum()
+        assert draws[:, i].mean() == pytest.approx(float(mean), abs=5 * float(draws[:, i].std()) / 300)
+
+
+def two_modes():
+    """A few weights that are small for sure, and a few that are seen badly and would have to be large."""
+    values = torch.tensor([1e4, 1e4, math.exp(-4), math.exp(-4)], dtype=torch.float64)
+    pulls = torch.tensor([300, 300, 4 * math.exp(-2), 4 * math.exp(-2)], dtype=torch.float64)
+    target = posterior()
+    surface = Separate(target.surface.eigenvalues | {"free": values}, target.surface.pulls | {"free": pulls})
+    return _Posterior(surface, target.groups, target.fitted, 3.0)
+
+
+def test_several_modes_are_found_and_integrated():
+    target = two_modes()
+    z = torch.linspace(-15, 15, 30_001, dtype=torch.float64)
+    density = target.surface.of("free", z) - 0.5 * (z / 3).square()
+    peaks = ((density[1:-1] > density[:-2]) & (density[1:-1] > density[2:])).nonzero().flatten() + 1
+    assert len(peaks) == 2
+    assert sorted(float(mode[1]) for mode in target.modes()) == pytest.approx(sorted(z[peaks].tolist()), abs=0.01)
+    draws = target.integrated(100_000, 0)[:, 1]
+    assert (draws > 0).double().mean() == pytest.approx(float(density.softmax(0)[z > 0].sum()), abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    net, x, y = planted(0.7, examples=60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return bws.fit(
+            net,
+            (x, y),
+            bws.Gaussian(NOISE, learn=False, dtype=torch.float64),
+            curvature="full",
+            epochs=150,
+            batch_size=60,
+            progress=False,
+        )
+
+
+def test_strength_of_a_fit(fitted, tmp_path):
+    state = torch.get_rng_state()
+    found = bws.sharing_strength(fitted, chains=2, draws=100, warmup=60)
+    assert torch.equal(torch.get_rng_state(), state)
+    (row,) = found.layers
+    assert found.method == "NUTS" and row.interval[0] < row.mean < row.interval[1]
+    assert row.fitted == fitted.sharing[0].strength and row.interval[0] < row.fitted < row.interval[1]
+    assert row.r_hat < 1.1 and 20 < row.effective_samples
+    assert found.samples[""].shape == (2, 100) and found.table().row_count == 1
+    assert any("effective samples" in note for note in found.notes)  # so few draws are said to be too few
+    fitted.save(tmp_path / "fit")
+    again = bws.sharing_strength(bws.FitResult.load(tmp_path / "fit", planted(0.7)[0]), 2, 100, 60)
+    assert again.layers == found.layers  # to the last bit
+    assert json.loads(json.dumps(found.record()))["layers"][0]["mean"] == row.mean
+
+
+def test_several_modes_are_told_and_the_grid_is_taken(fitted, monkeypatch):
+    monkeypatch.setattr(_Posterior, "of", classmethod(lambda *_: two_modes()))
+    with pytest.warns(UserWarning, match="2 modes"):
+        found = bws.sharing_strength(fitted)
+    (row,) = found.layers
+    assert found.method == "quadrature" and row.r_hat is None and "2 modes" in found.notes[0]
+    assert row.interval[0] < 0.1 < 0.9 < row.interval[1]  # both of them
+
+
+def test_a_soft_stack_lowers_the_strength_by_its_overlap():
+    net = WSLinear(4, 3, bias=False, group_size=2, stack="dense", dtype=torch.float64)
+    target = posterior()
+    z = torch.randn(5, 2, dtype=torch.float64)
+    expected = (z[:, 1] - z[:, 0]).sigmoid() * float(net.stack_overlap())
+    assert torch.allclose(target.strengths("", net, z), expected) and float(net.stack_overlap()) < 1
+
+
+BAD = {
+    "no chains": ({"chains": 0}, "chains=0"),
+    "few draws": ({"draws": 3}, "draws=3.*at least 4"),
+    "spread": ({"spread": 0.0}, "spread=0.0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_settings(name, fitted):
+    arguments, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        bws.sharing_strength(fitted, **arguments)
+
+
+def test_fits_that_have_no_strength(fitted):
+    with pytest.raises(ValueError, match="without a posterior"):
+        bws.sharing_strength(replace(fitted, posterior={}))
+    with pytest.raises(ValueError, match="shared and a free pathway"):
+        bws.sharing_strength(replace(fitted, model=planted(0.5, pathways=("shared",))[0]))
