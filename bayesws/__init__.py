@@ -2,6 +2,7 @@
 
 from bayesws import data, layers, models, sharing
 from bayesws.analysis.comparison import Comparison, Trial
+from bayesws.analysis.equivariance import EquivarianceError, equivariance_error, equivariance_errors
 from bayesws.analysis.groups import Identified, identify_group, identify_groups
 from bayesws.analysis.ranking import Candidate, LayerRanking, Ranking
 from bayesws.analysis.strength import SharingStrength, sharing_strength
@@ -24,6 +25,7 @@ __all__ = [
     "Categorical",
     "Comparison",
     "Curvature",
+    "EquivarianceError",
     "Evidence",
     "FitResult",
     "Gaussian",
@@ -36,6 +38,8 @@ __all__ = [
     "candidates",
     "compare",
     "data",
+    "equivariance_error",
+    "equivariance_errors",
     "evidence_gradient",
     "fit",
     "harden",

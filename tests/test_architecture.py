@@ -75,7 +75,7 @@ ARROWS = [
     ("result", ["sharing", "layers", "models", "evidence", "files"]),
     ("compare", ["data", "models", "layers.base", "evidence", "fit", "result", "analysis", "files", "progress"]),
     ("select", ["data", "models", "sharing.groups", "layers", "evidence", "fit", "result", "analysis"]),
-    ("analysis", ["sharing", "layers", "evidence", "result", "analysis", "files"]),
+    ("analysis", ["sharing", "layers", "evidence", "result", "analysis", "files", "data.geometry"]),
     ("progress", []),
     ("files", []),
 ]
