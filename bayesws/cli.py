@@ -19,7 +19,9 @@ from rich.console import Console
 from bayesws import __version__
 from bayesws import data as data_sets
 from bayesws.analysis.comparison import STRUCTURES, Comparison
+from bayesws.analysis.equivariance import EXACT, RESAMPLED, equivariance_errors, error_table
 from bayesws.analysis.plots import save_picture
+from bayesws.analysis.strength import sharing_strength
 from bayesws.analysis.study_picture import save_study_picture
 from bayesws.analysis.study_table import study_groups_table, study_table
 from bayesws.candidates import candidates
@@ -28,10 +30,13 @@ from bayesws.evidence.curvature import STRUCTURES as CURVATURES
 from bayesws.evidence.curvature import Curvature
 from bayesws.files import check_writable, write_whole
 from bayesws.fit import OBJECTIVES, Schedule, fit
+from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.progress import epoch_bar
+from bayesws.result import FitResult
 from bayesws.select import WIDTH, group_candidates, group_network, select
 from bayesws.select_layers import select_layers
 from bayesws.study import Study, rows
+from bayesws.trained import seen_by, trained_network
 
 DEMO_TASKS = ("turned", "orientation", "upright")
 QUICK_EPOCHS = 40
@@ -57,6 +62,7 @@ methods: each has a name and a model (WSCNN, WSResNet, CNN or ResNet); may have
 
 example:
   bayesws study experiments/turned_mnist/curve.json --out runs/turned_mnist"""
+MOTIONS = ("quarter-turn", "half-turn", "flip", "shift:0.25", "scale:0.8")
 SELECT_EPOCHS = 200
 SELECT_STEPS = 40  # on the precisions of every candidate
 
@@ -189,6 +195,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_place(select_command, "runs/select")
     select_command.set_defaults(run=_select)
+
+    strength = commands.add_parser(
+        "strength",
+        formatter_class=plain,
+        help="how symmetric is each layer of a network, with intervals",
+        description="Measure how far every layer of a trained network is from moving its outputs as\n"
+        "its inputs are moved (0: equivariant, 1: unrelated), with 95 % intervals. Of a\n"
+        "saved fit also the posterior of every layer's sharing strength. Writes\n"
+        "strength.json.",
+        epilog="MODEL is a folder written by FitResult.save or `bayesws fit`, a torch.export\n"
+        "program FILE.pt2, package.module:function that makes a network, or a torchvision\n"
+        "name; the latter two with --weights FILE.safetensors or FILE.pt.\n\n"
+        "examples:\n  bayesws strength runs/fit --task turned\n"
+        "  bayesws strength resnet18 --weights resnet18.safetensors --data cifar10\n"
+        "  bayesws strength my.nets:make --weights net.pt --motions flip,rotate:30 --json",
+    )
+    strength.add_argument("model", metavar="MODEL", help="see below")
+    strength.add_argument("--weights", help="state dict: FILE.safetensors or FILE.pt (tensors alone)")
+    _add_data(strength)
+    strength.add_argument("--task", default="upright", metavar="TASK", help=_tasks())
+    strength.add_argument(
+        "--motions",
+        default=",".join(MOTIONS),
+        metavar="A,B,...",
+        help=f"of {', '.join([*EXACT, *RESAMPLED])} (default {','.join(MOTIONS)})",
+    )
+    strength.add_argument("--seed", type=_count, default=0, help="default 0")
+    strength.add_argument("--json", action="store_true", help="print JSON, not tables")
+    _add_place(strength, "runs/strength")
+    strength.set_defaults(run=_strength)
 
     study = commands.add_parser(
         "study",
@@ -416,6 +452,52 @@ def _select(options: argparse.Namespace) -> None:
         f"{images.name}: the data want {ranking.best.name}, p = {ranking.probabilities[ranking.best.name]:.3g}"
     )
     console.print(f"written: {options.out / 'ranking.json'}")
+
+
+def _strength(options: argparse.Namespace) -> None:
+    _check_device(options.device)
+    check_writable(options.out)
+    fit = FitResult.load(options.model) if Path(options.model).is_dir() else None
+    if fit is not None and options.weights:
+        raise ValueError(f"--weights {options.weights} beside a saved fit: it has its own")
+    net = trained_network(options.model, options.weights) if fit is None else fit.model
+    images = data_sets.load(**_data_arguments(options), task=options.task, seed=options.seed)
+    x = seen_by(net, images.test[0]).to(options.device)
+    motions = [name.strip() for name in options.motions.split(",")]
+    errors = {
+        name: equivariance_errors(net.to(options.device), x, name, [""] if options.model.endswith(".pt2") else None)
+        for name in motions
+    }
+    record: dict[str, Any] = {
+        "model": options.model,
+        "data": images.name,
+        "images": len(x),
+        "errors": {motion: {name: asdict(row) for name, row in rows.items()} for motion, rows in errors.items()},
+        "versions": _versions(),
+        "command": _command(),
+    }
+    found = None
+    if fit is not None and fit.posterior and any(_is_shared_and_free(m) for m in fit.model.modules()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its notes are shown
+            found = sharing_strength(fit, seed=options.seed)
+        record["sharing"] = found.record()
+    text = json.dumps(record, indent=1)
+    write_whole(options.out / "strength.json", lambda path: path.write_text(text + "\n"))
+    if options.json:
+        print(text)
+        return
+    console = _console()
+    console.print(error_table(errors))
+    if found is not None:
+        console.print(found.table())
+        for note in found.notes:
+            console.print(f"note: {note}")
+    console.print(f"written: {options.out / 'strength.json'}")
+
+
+def _is_shared_and_free(module: Any) -> bool:
+    return isinstance(module, WeightSharing) and {"shared", "free"} <= {p.name for p in module.pathways()}
 
 
 def _versions() -> dict[str, str]:

@@ -76,6 +76,7 @@ ARROWS = [
     ("compare", ["data", "models", "layers.base", "evidence", "fit", "result", "analysis", "files", "progress"]),
     ("select", ["data", "models", "sharing.groups", "layers", "evidence", "fit", "result", "analysis"]),
     ("analysis", ["sharing", "layers", "evidence", "result", "analysis", "files", "data.geometry"]),
+    ("trained", []),
     ("progress", []),
     ("files", []),
 ]

@@ -1,12 +1,14 @@
 """How far is a layer, or a network up to a layer, from moving its outputs as its inputs are moved? Measured on data."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
@@ -98,8 +100,8 @@ def equivariance_errors(
 
     Args:
         net: the network.
-        layers: names of modules, "" for the network itself; None takes every module that has parameters of its own and
-            is called.
+        layers: names of modules, "" for the network itself; None takes every module that is called and has a matrix or
+            a kernel of its own (no normalisation).
         x, transform, channels, resamples, seed, batch_size: as for `equivariance_error`.
 
     Raises:
@@ -113,7 +115,7 @@ def equivariance_errors(
         raise ValueError(f"images hold {int((~torch.isfinite(x)).sum())} NaN or infinite values")
     modules = dict(net.named_modules())
     if layers is None:
-        own = [name for name, module in modules.items() if any(True for _ in module.parameters(recurse=False))]
+        own = [name for name, m in modules.items() if any(p.ndim > 1 for p in m.parameters(recurse=False))]
         called = _outputs(net, modules, own, x[:1])
         layers = [name for name in own if name in called]
     if unknown := next((name for name in layers if name not in modules), None):
@@ -135,6 +137,34 @@ def equivariance_errors(
             for comparison in sums.values():
                 comparison.match()
     return {name: comparison.result(label, resamples, seed) for name, comparison in sums.items()}
+
+
+def error_table(errors: Mapping[str, Mapping[str, EquivarianceError]]) -> Table:
+    """Every layer's error and interval, a column a motion.
+
+    Args:
+        errors: by motion and layer.
+    """
+    table = Table(
+        title="Equivariance error: 0 moves as its input, 1 is unrelated; 95 % interval",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("layer", min_width=12, overflow="fold")
+    for motion in errors:
+        table.add_column(motion, justify="right")
+    for layer in next(iter(errors.values())):
+        cells = (rows[layer] for rows in errors.values())
+        table.add_row(layer or "(network)", *(_shown(cell) for cell in cells))
+    return table
+
+
+def _shown(row: EquivarianceError) -> str:
+    if math.isnan(row.error):
+        return "–"
+    low, high = (f"{bound:.2f}".removeprefix("0") for bound in row.interval)
+    return f"{row.error:.2f} {low}–{high}"
 
 
 def _named(transform: str) -> tuple[Move, str]:
@@ -167,7 +197,8 @@ def _shifted(x: Tensor, pixels: float) -> Tensor:
 @contextmanager
 def _evaluating(net: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in net.modules()}
-    net.eval()
+    for module in modes:
+        module.training = False  # what eval() does, and may not be called on an exported program
     try:
         yield
     finally:

@@ -23,7 +23,7 @@ import bayesws as bws
 from bayesws.layers import WSLinear
 
 CONFIG = Path(__file__).with_name("config.json")
-FLOAT = {"dtype": torch.float64}
+FLOAT: dict[str, Any] = {"dtype": torch.float64}
 
 
 def interval(strength: float, outputs: int, examples: int, seed: int, config: dict[str, Any]) -> dict[str, Any]:
