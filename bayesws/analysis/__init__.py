@@ -1,17 +1,26 @@
 """Reading results: comparison tables, groups, rankings and pictures. Never trains."""
 
 from bayesws.analysis.comparison import Comparison, Trial
+from bayesws.analysis.equivariance import EquivarianceError, equivariance_error, equivariance_errors, error_table
 from bayesws.analysis.groups import Identified, Match, identify_group, identify_groups
 from bayesws.analysis.ranking import Candidate, LayerRanking, Ranking
+from bayesws.analysis.strength import LayerStrength, SharingStrength, sharing_strength
 
 __all__ = [
     "Candidate",
     "Comparison",
+    "EquivarianceError",
     "Identified",
     "LayerRanking",
+    "LayerStrength",
     "Match",
     "Ranking",
+    "SharingStrength",
     "Trial",
+    "equivariance_error",
+    "equivariance_errors",
+    "error_table",
     "identify_group",
     "identify_groups",
+    "sharing_strength",
 ]

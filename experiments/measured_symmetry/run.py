@@ -1,0 +1,73 @@
+"""How symmetric are networks that were trained elsewhere? Equivariance errors, layer by layer, with intervals.
+
+Trains three networks on digits, takes a torchvision ResNet as it is made, and measures all of them as `bayesws strength`
+does. The command is in the README beside it.
+"""
+
+import argparse
+import json
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+import bayesws as bws
+from bayesws.analysis import error_table
+
+MOTIONS = ("quarter-turn", "half-turn", "flip")
+TRAIN, TEST, EPOCHS, SEED = 1000, 700, 60, 0
+
+
+def digits(task: str) -> bws.data.ImageData:
+    """Bundled digits moved as the task says."""
+    return bws.data.load("digits", task=task, seed=SEED, train_size=TRAIN, test_size=TEST)
+
+
+def trained(net: nn.Module, task: str) -> tuple[nn.Module, Tensor, float]:
+    """The network after training on the task, its test images and its accuracy there."""
+    data = digits(task)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit = bws.fit(
+            net, data.train, objective="task", epochs=EPOCHS, weight_decays=(1e-3,), seed=SEED, progress=False
+        )
+    x, y = data.test
+    return fit.model, x, float((fit.predict(x, kind="map").argmax(-1) == y).double().mean())
+
+
+def main() -> None:
+    """Train, measure, print, write results.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/measured_symmetry"))
+    options = parser.parse_args()
+    torch.manual_seed(SEED)
+    nets = {
+        "p4 network, turned digits": trained(bws.models.WSCNN(pathways=("shared",)), "turned"),
+        "plain CNN, turned digits": trained(bws.models.CNN(hidden_channels=32), "turned"),
+        "plain CNN, upright digits": trained(bws.models.CNN(hidden_channels=32), "upright"),
+        "ResNet-18, random weights": (resnet18(num_classes=10).eval(), _colour(digits("upright").test[0]), 0.1),
+    }
+    console, record = Console(width=100), {}
+    for name, (net, x, accuracy) in nets.items():
+        errors = {motion: bws.equivariance_errors(net, x, motion) for motion in MOTIONS}
+        shown = {m: {k: v for k, v in rows.items() if not k.startswith("layer")} for m, rows in errors.items()}
+        console.print(f"{name} (accuracy {100 * accuracy:.1f} %)")
+        console.print(error_table(shown))
+        record[name] = {
+            "accuracy": accuracy,
+            "errors": {m: {layer: asdict(row) for layer, row in rows.items()} for m, rows in errors.items()},
+        }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _colour(x: Tensor) -> Tensor:
+    return nn.functional.interpolate(x, scale_factor=4).expand(-1, 3, -1, -1)
+
+
+if __name__ == "__main__":
+    main()
