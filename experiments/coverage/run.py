@@ -11,7 +11,6 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -99,45 +98,6 @@ def told(records: list[dict[str, Any]], config: dict[str, Any]) -> list[str]:
     return lines
 
 
-def jobs(config: dict[str, Any]) -> Iterable[tuple[str, float, int, int, int]]:
-    """Part, strength, outputs, examples, seed."""
-    for strength in config["strengths"]:
-        for seed in range(config["data_sets"]):
-            yield "coverage", strength, config["outputs"], config["examples"], seed
-    widths = config["widths"]
-    for seed in range(1000, 1000 + widths["data_sets"]):
-        for outputs in widths["outputs"]:
-            yield "outputs", widths["strength"], outputs, config["examples"], seed
-        for examples in widths["examples"]:
-            yield "examples", widths["strength"], config["outputs"], examples, seed
-
-
-def main() -> None:
-    """Run, print the tables, write results.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/coverage"))
-    parser.add_argument("--workers", type=int, default=2, help="processes, one thread each (default 2)")
-    parser.add_argument("--data-sets", type=int, help="a strength, instead of those of config.json")
-    options = parser.parse_args()
-    config = json.loads(CONFIG.read_text())
-    if options.data_sets:
-        config["data_sets"] = config["widths"]["data_sets"] = options.data_sets
-    options.out.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    records: list[dict[str, Any]] = []
-    wanted = list(jobs(config))
-    with ProcessPoolExecutor(options.workers) as pool:
-        found = pool.map(Problem(config), wanted)
-        for done, (job, record) in enumerate(zip(wanted, found, strict=True), 1):
-            records.append({"part": job[0]} | record)
-            print(f"\r{done} of {len(wanted)}", end="", file=sys.stderr, flush=True)
-    minutes = (time.perf_counter() - began) / 60
-    lines = told(records, config)
-    print("\n".join(["", *lines, f"{minutes:.1f} minutes"]))
-    result = {"config": config, "minutes": minutes, "records": records}
-    (options.out / "results.json").write_text(json.dumps(result) + "\n")
-
-
 class Problem:
     """A job as the pool's processes take it."""
 
@@ -148,6 +108,58 @@ class Problem:
         """Fit and interval."""
         _, strength, outputs, examples, seed = job
         return interval(strength, outputs, examples, seed, self.config)
+
+
+def blocks(config: dict[str, Any]) -> dict[str, list[tuple[str, float, int, int, int]]]:
+    """By name of a file: problems, each a part, strength, outputs, examples and seed."""
+    found = {
+        f"coverage-{strength}": [
+            ("coverage", strength, config["outputs"], config["examples"], seed) for seed in range(config["data_sets"])
+        ]
+        for strength in config["strengths"]
+    }
+    widths = config["widths"]
+    strength, seeds = widths["strength"], range(1000, 1000 + widths["data_sets"])
+    found["outputs"] = [
+        ("outputs", strength, count, config["examples"], seed) for count in widths["outputs"] for seed in seeds
+    ]
+    found["examples"] = [
+        ("examples", strength, config["outputs"], count, seed) for count in widths["examples"] for seed in seeds
+    ]
+    return found
+
+
+def main() -> None:
+    """Run what the folder does not hold yet, print the tables, write results.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/coverage"))
+    parser.add_argument("--workers", type=int, default=2, help="processes, one thread each (default 2)")
+    parser.add_argument("--data-sets", type=int, help="a strength, instead of those of config.json")
+    options = parser.parse_args()
+    config = json.loads(CONFIG.read_text())
+    if options.data_sets:
+        config["data_sets"] = config["widths"]["data_sets"] = options.data_sets
+    options.out.mkdir(parents=True, exist_ok=True)
+    finished = []
+    with ProcessPoolExecutor(options.workers) as pool:
+        for name, problems in blocks(config).items():
+            path = options.out / f"{name}.json"
+            if path.exists() and (kept := json.loads(path.read_text()))["config"] == config:
+                finished.append(kept)
+                continue
+            began = time.perf_counter()
+            records = []
+            for record in pool.map(Problem(config), problems):
+                records.append({"part": problems[0][0]} | record)
+                print(f"\r{name}: {len(records)} of {len(problems)} ", end="", file=sys.stderr, flush=True)
+            minutes = (time.perf_counter() - began) / 60
+            finished.append({"config": config, "minutes": minutes, "records": records})
+            path.write_text(json.dumps(finished[-1]) + "\n")
+    records = [record for block in finished for record in block["records"]]
+    minutes = sum(block["minutes"] for block in finished)
+    print("\n".join(["", *told(records, config), f"{minutes:.1f} minutes"]))
+    result = {"config": config, "minutes": minutes, "records": records}
+    (options.out / "results.json").write_text(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

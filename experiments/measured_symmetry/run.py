@@ -1,7 +1,7 @@
 """How symmetric are networks that were trained elsewhere? Equivariance errors, layer by layer, with intervals.
 
-Trains three networks on digits, takes a torchvision ResNet as it is made, and measures all of them as `bayesws strength`
-does. The command is in the README beside it.
+Trains three networks on digits, takes a torchvision ResNet as it is made, and measures all of them as the command
+`bayesws strength` does. How to run it is in the README beside it.
 """
 
 import argparse
