@@ -3,18 +3,16 @@
 import json
 import math
 from dataclasses import asdict, dataclass, field
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from bayesws.analysis.tables import as_text
 from bayesws.files import write_whole
 from bayesws.result import FitResult, SharingRow
 
-WIDTH = 100  # of a printed table
 NARROWEST = 16  # columns for a candidate's name
 
 
@@ -63,7 +61,7 @@ class Ranking:
 
     def __str__(self) -> str:
         """The table."""
-        return _as_text(self.table())
+        return as_text(self.table())
 
     @property
     def best(self) -> Candidate:
@@ -200,7 +198,7 @@ class LayerRanking:
 
     def __str__(self) -> str:
         """The table of the layers, and that of the networks."""
-        return f"{_as_text(self.table())}\n{_as_text(self.ranking.table())}"
+        return f"{as_text(self.table())}\n{as_text(self.ranking.table())}"
 
     @property
     def log_bayes_factors(self) -> list[dict[str, float]]:
@@ -248,13 +246,6 @@ class LayerRanking:
         if layers is None:
             raise ValueError(f"{path} ranks whole networks: expected a ranking by layers; use Ranking.load")
         return cls(tuple(layers["chosen"]), layers["log_evidences"], ranking)
-
-
-def _as_text(table: Table) -> str:
-    console = Console(width=WIDTH, file=StringIO(), highlight=False)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get().rstrip("\n")
 
 
 def _probabilities(factors: dict[str, float]) -> dict[str, float]:

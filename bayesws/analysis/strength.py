@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from scipy.optimize import minimize
 from torch import Tensor
 
+from bayesws.analysis.tables import as_text
 from bayesws.evidence.precision import LOG_BOUNDS
 from bayesws.evidence.surface import Separate, Surface
 from bayesws.layers.base import named_pathways
@@ -63,10 +65,16 @@ class SharingStrength:
     notes: list[str]
     samples: dict[str, Tensor] = field(repr=False, compare=False)
 
+    def __str__(self) -> str:
+        """The table, and the notes."""
+        return "\n".join([as_text(self.table()), *(f"note: {note}" for note in self.notes)])
+
     def table(self) -> Table:
         """Mean, interval and diagnostics of every layer."""
-        table = Table(title="Sharing strength ρ, posterior", title_justify="left")
-        table.add_column("layer")
+        table = Table(
+            title="Sharing strength ρ, posterior", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
+        table.add_column("layer", overflow="fold")
         for name in ("fitted", "mean", "95 % interval", "R-hat", "effective samples"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.layers:
