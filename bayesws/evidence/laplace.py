@@ -456,7 +456,7 @@ JACOBIAN_ENTRIES = 2**24  # 64 MiB in float32
 
 @torch.no_grad()
 def surface(la: ParametricLaplace, net: nn.Module, gradient: Mapping[str, Tensor]) -> Surface:
-    """The evidence in all precisions, from the curvature of a fitted or restored posterior; in float64.
+    """The evidence in all precisions, from the curvature of a fitted or restored posterior; in float64, on the CPU.
 
     Args:
         la: the posterior.
@@ -466,25 +466,30 @@ def surface(la: ParametricLaplace, net: nn.Module, gradient: Mapping[str, Tensor
     names = {id(p.parameter): name for name, p in named_pathways(net)}
     sizes = {names[id(p)]: p.numel() for p in la.params}
     scale = 1 / float(la.sigma_noise) ** 2  # laplace-torch keeps H of the squared error
-    weights = cast(Tensor, la.mean).double()
+    weights = _plain(cast(Tensor, la.mean))
     slopes = torch.cat([gradient[name].flatten().to(weights) for name in sizes])
     if not isinstance(la.H, PathwayKronDecomposed):
-        curvature = scale * cast(Tensor, la.H).double()
+        curvature = scale * _plain(cast(Tensor, la.H))
         if curvature.ndim == 2:
             return Coupled.at(curvature, weights, slopes, sizes)
         parts = [v.split(list(sizes.values())) for v in (curvature, weights, slopes)]
         return Separate.at(*(dict(zip(sizes, part, strict=True)) for part in parts))
     owners, start = list(sizes), 0
     found: dict[str, list[list[Tensor]]] = {name: [[], [], []] for name in sizes}
-    both = torch.stack([weights, slopes])[:, la.H.order]
+    both = torch.stack([weights, slopes])[:, la.H.order.cpu()]
     for vectors, spectra, owner in zip(la.H.eigenvectors, la.H.eigenvalues, la.H.owners.tolist(), strict=True):
-        spectrum = scale * spectra[0].double()[:, None] * (spectra[1].double() if len(spectra) > 1 else 1)
-        block = vectors[0].double().mT @ both[:, start : start + spectrum.numel()].unflatten(1, spectrum.shape)
-        block = block @ vectors[1].double() if len(vectors) > 1 else block
+        spectrum = scale * _plain(spectra[0])[:, None] * (_plain(spectra[1]) if len(spectra) > 1 else 1)
+        block = _plain(vectors[0]).mT @ both[:, start : start + spectrum.numel()].unflatten(1, spectrum.shape)
+        block = block @ _plain(vectors[1]) if len(vectors) > 1 else block
         for some, values in zip(found[owners[owner]], (spectrum, *block), strict=True):
             some.append(values.flatten())
         start += spectrum.numel()
     return Separate.at(*({name: torch.cat(some[i]) for name, some in found.items()} for i in range(3)))
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """In float64 on the CPU."""
+    return tensor.detach().double().cpu()
 
 
 def _unfitted(

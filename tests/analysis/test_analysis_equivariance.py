@@ -127,6 +127,15 @@ def test_a_map_of_one_position_has_nothing_inside():
     assert math.isnan(bws.equivariance_error(net, images(), "shift:0.5").error)
 
 
+def test_on_every_device(device):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 3)).double(), images()
+    for transform in ("quarter-turn", "rotate:30", "shift:0.3"):
+        there = bws.equivariance_error(net.to(device), x.to(device), transform)
+        here = bws.equivariance_error(net.to("cpu"), x, transform)
+        assert there.error == pytest.approx(here.error, rel=1e-9)
+
+
 def test_the_network_is_left_in_its_mode():
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Dropout()).double().train()
     before = net[1].running_mean.clone()

@@ -156,6 +156,16 @@ def test_strength_of_a_fit(fitted, tmp_path):
     assert json.loads(json.dumps(found.record()))["layers"][0]["mean"] == row.mean
 
 
+def test_on_every_device(device):
+    data = bws.data.load("digits", task="turned", seed=0, train_size=100, test_size=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit = bws.fit(bws.models.WSCNN(hidden_channels=1), data.train, epochs=3, device=device, progress=False)
+    found = bws.sharing_strength(fit, 1, 20, 20)
+    assert [row.name for row in found.layers] == ["lift", "group_convs.0"]
+    assert all(0 <= row.interval[0] <= row.interval[1] <= 1 for row in found.layers)
+
+
 def test_several_modes_are_told_and_the_grid_is_taken(fitted, monkeypatch):
     monkeypatch.setattr(_Posterior, "of", classmethod(lambda *_: two_modes()))
     with pytest.warns(UserWarning, match="2 modes"):
