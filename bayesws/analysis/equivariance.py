@@ -153,7 +153,7 @@ def error_table(errors: Mapping[str, Mapping[str, EquivarianceError]]) -> Table:
     )
     table.add_column("layer", min_width=12, overflow="fold")
     for motion in errors:
-        table.add_column(motion, justify="right")
+        table.add_column(motion, justify="right", overflow="fold")
     for layer in next(iter(errors.values())):
         cells = (rows[layer] for rows in errors.values())
         table.add_row(layer or "(network)", *(_shown(cell) for cell in cells))

@@ -24,6 +24,7 @@ LARGEST_RHAT = 1.01  # arXiv 1903.08008
 FEWEST = 400  # effective samples, by the same
 LOWER_MODE = 10.0  # nats below the highest: a mode this far down has no weight
 GRID = 4001
+OUTSIDE = 0.01  # of an interval, that is worth a note
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,13 @@ def sharing_strength(
         by_layer[name] = rho
         diagnostics = (None, None) if by_grid else _diagnosed(name, rho, notes)
         low, high = rho.flatten().quantile(torch.tensor([0.025, 0.975], dtype=rho.dtype)).tolist()
-        rows.append(
-            LayerStrength(name, float(rho.mean()), (low, high), float(layer.sharing_strength().detach()), *diagnostics)
-        )
+        fitted = float(layer.sharing_strength().detach())
+        if not low - OUTSIDE <= fitted <= high + OUTSIDE:
+            notes.append(
+                f"layer {name!r}: the fitted strength {fitted:.3f} is outside its interval: the precisions had not "
+                "converged; train for more epochs"
+            )
+        rows.append(LayerStrength(name, float(rho.mean()), (low, high), fitted, *diagnostics))
     settings = {"spread": spread, "chains": chains, "draws": draws, "warmup": warmup, "seed": seed}
     return SharingStrength(rows, "quadrature" if by_grid else "NUTS", settings, notes, by_layer)
 

@@ -1,5 +1,6 @@
 """The posterior of the sharing strength: its surface is the closed-form evidence, its samples are those of a grid."""
 
+import copy
 import json
 import math
 import warnings
@@ -164,6 +165,17 @@ def test_on_every_device(device):
     found = bws.sharing_strength(fit, 1, 20, 20)
     assert [row.name for row in found.layers] == ["lift", "group_convs.0"]
     assert all(0 <= row.interval[0] <= row.interval[1] <= 1 for row in found.layers)
+
+
+def test_precisions_that_had_not_converged_are_noted(fitted):
+    moved = copy.deepcopy(fitted)
+    moved.prior = {name: dict(moved.model.log_precisions)[name] for name in PATHWAYS}
+    with torch.no_grad():
+        moved.prior["free"].fill_(-6.0)
+    found = bws.sharing_strength(moved, 1, 60, 60)
+    assert any("had not converged" in note for note in found.notes) and found.layers[0].fitted < 0.01
+    (untouched,) = bws.sharing_strength(fitted, 1, 60, 60).layers
+    assert found.layers[0].mean == pytest.approx(untouched.mean, abs=0.1)  # the posterior does not care
 
 
 def test_several_modes_are_told_and_the_grid_is_taken(fitted, monkeypatch):
