@@ -274,7 +274,7 @@ def _sampled(target: _Posterior, modes: list[Tensor], chains: int, draws: int, w
             pyro.set_rng_seed(seed * 1000 + chain)
             start = modes[chain % len(modes)] + torch.randn(size, dtype=torch.float64)
             init = init_to_value(values={"log_precisions": start})
-            kernel = NUTS(model, init_strategy=init, jit_compile=True, ignore_jit_warnings=True)
+            kernel = NUTS(model, init_strategy=init)
             run = MCMC(kernel, num_samples=draws, warmup_steps=warmup, disable_progbar=True)
             run.run()
             found.append(run.get_samples()["log_precisions"])
