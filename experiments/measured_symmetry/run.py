@@ -11,12 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
 import bayesws as bws
-from bayesws.analysis import error_table
 
 MOTIONS = ("quarter-turn", "half-turn", "flip")
 TRAIN, TEST, EPOCHS, SEED = 1000, 700, 60, 0
@@ -51,12 +49,14 @@ def main() -> None:
         "plain CNN, upright digits": trained(bws.models.CNN(hidden_channels=32), "upright"),
         "ResNet-18, random weights": (resnet18(num_classes=10).eval(), _colour(digits("upright").test[0]), 0.1),
     }
-    console, record = Console(width=100), {}
+    record = {}
     for name, (net, x, accuracy) in nets.items():
         errors = {motion: bws.equivariance_errors(net, x, motion) for motion in MOTIONS}
-        shown = {m: {k: v for k, v in rows.items() if not k.startswith("layer")} for m, rows in errors.items()}
-        console.print(f"{name} (accuracy {100 * accuracy:.1f} %)")
-        console.print(error_table(shown))
+        print(f"\n{name} (accuracy {100 * accuracy:.1f} %)\n{'layer':26}" + "".join(f"{m:>20}" for m in MOTIONS))
+        for layer in errors[MOTIONS[0]]:
+            cells = [errors[motion][layer] for motion in MOTIONS]
+            texts = [f"{c.error:.2f} ({c.interval[0]:.2f} to {c.interval[1]:.2f})" for c in cells]
+            print(f"{layer:26}" + "".join(f"{text:>20}" for text in texts))
         record[name] = {
             "accuracy": accuracy,
             "errors": {m: {layer: asdict(row) for layer, row in rows.items()} for m, rows in errors.items()},
