@@ -467,8 +467,8 @@ every_example = settings(
 
 
 @given(problems())
-@settings(every_example, max_examples=40)
-def test_forty_random_networks(problem):
+@settings(every_example, max_examples=20)
+def test_twenty_random_networks(problem):
     check(problem, Seen())
 
 
