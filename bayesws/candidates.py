@@ -42,12 +42,12 @@ def candidates(data: Any, kernel_size: int = 3, keep: int = 64) -> Candidates:
         raise ValueError(
             f"images {tuple(images.shape)} of type {images.dtype}: expected floating (images, channels, height, width)"
         )
-    support = (kernel_size,) * (images.ndim - 2) if isinstance(kernel_size, int) else ()
     if not isinstance(kernel_size, int) or kernel_size < 2 or min(images.shape[2:]) < kernel_size:
         raise ValueError(
             f"kernel_size={kernel_size} on images of shape {tuple(images.shape[2:])}: expected a whole number of at "
             "least 2, and no larger than the images"
         )
+    support = (kernel_size,) * (images.ndim - 2)
     if keep < 2:
         raise ValueError(f"keep={keep}: expected at least 2")
     if len(images) < 2:

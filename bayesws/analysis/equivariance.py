@@ -1,8 +1,7 @@
 """How far is a layer, or a network up to a layer, from moving its outputs as its inputs are moved? Measured on data."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from bayesws.data.geometry import rescale, rotate, shift
+from bayesws.evidence.objective import evaluating
 
 Move = Callable[[Tensor], Tensor]
 INSIDE = 0.999  # of a moved image of ones: what has not come in from outside
@@ -194,18 +194,6 @@ def _shifted(x: Tensor, pixels: float) -> Tensor:
     return (1 - part) * shift(x, down, right) + part * shift(x, down, right + 1)
 
 
-@contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in net.modules()}
-    for module in modes:
-        module.training = False  # what eval() does, and may not be called on an exported program
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 @torch.no_grad()
 def _outputs(net: nn.Module, modules: dict[str, nn.Module], layers: Sequence[str], x: Tensor) -> dict[str, Tensor]:
     """What every layer gives out for x; of a module that is called several times the last."""
@@ -216,8 +204,11 @@ def _outputs(net: nn.Module, modules: dict[str, nn.Module], layers: Sequence[str
 
     handles = [modules[name].register_forward_hook(keep(name)) for name in layers]
     try:
-        with _evaluating(net):
+        with evaluating(net):
             net(x)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the network does not take images of shape {tuple(x.shape)}: {reason}") from error
     finally:
         for handle in handles:
             handle.remove()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bayesws.analysis.tables import as_text
 from bayesws.evidence.precision import LOG_BOUNDS
-from bayesws.evidence.surface import Separate, Surface
+from bayesws.evidence.surface import Separate, Surface, surface
 from bayesws.layers.base import named_pathways
 from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.result import FitResult
@@ -182,24 +182,18 @@ class _Posterior:
 
     @classmethod
     def of(cls, fit: FitResult, layers: Mapping[str, WeightSharing], spread: float) -> "_Posterior":
-        from bayesws.evidence import laplace  # takes two seconds to import
-
         if not any(name.startswith("gradient.") for name in fit.posterior):
             raise ValueError("this fit was kept without a posterior: fit again, with keep_posterior=True")
-        la = laplace.restored(fit.model, fit.posterior, fit.likelihood, laplace.as_held(fit.curvature), fit.prior)
-        gradient = {
-            name.removeprefix("gradient."): g for name, g in fit.posterior.items() if name.startswith("gradient.")
-        }
-        surface = laplace.surface(la, fit.model, gradient)
+        found = surface(fit.model, fit.posterior, fit.likelihood)
         names = [name for name, _ in named_pathways(fit.model)]
-        if isinstance(surface, Separate):  # the other layers' precisions are independent of theirs
+        if isinstance(found, Separate):  # the other layers' precisions are independent of theirs
             within = tuple(f"{layer}." if layer else "" for layer in layers)
             names = [name for name in names if name.startswith(within)]
-            surface = Separate({n: surface.eigenvalues[n] for n in names}, {n: surface.pulls[n] for n in names})
+            found = Separate({n: found.eigenvalues[n] for n in names}, {n: found.pulls[n] for n in names})
         tensors = {id(fit.prior[name]): fit.prior[name] for name in names}
         groups = [[name for name in names if id(fit.prior[name]) == key] for key in tensors]
         fitted = torch.stack([t.detach().double().cpu() for t in tensors.values()])
-        return cls(surface, groups, fitted, spread)
+        return cls(found, groups, fitted, spread)
 
     def __call__(self, z: Tensor) -> Tensor:
         """Log density at log precisions z, up to a constant."""

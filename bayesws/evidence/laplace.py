@@ -26,7 +26,6 @@ from bayesws.evidence.by_batch import Probes, batch_factors, batch_jacobians
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
 from bayesws.evidence.objective import resolve_prior
-from bayesws.evidence.surface import Coupled, Separate, Surface
 from bayesws.layers.base import (
     Factors,
     declarations,
@@ -452,44 +451,6 @@ def output_moments(la: ParametricLaplace, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 JACOBIAN_ENTRIES = 2**24  # 64 MiB in float32
-
-
-@torch.no_grad()
-def surface(la: ParametricLaplace, net: nn.Module, gradient: Mapping[str, Tensor]) -> Surface:
-    """The evidence in all precisions, from the curvature of a fitted or restored posterior; in float64, on the CPU.
-
-    Args:
-        la: the posterior.
-        net: its network, at the posterior's mean.
-        gradient: of the log likelihood there, by pathway (see `log_likelihood_gradient`).
-    """
-    names = {id(p.parameter): name for name, p in named_pathways(net)}
-    sizes = {names[id(p)]: p.numel() for p in la.params}
-    scale = 1 / float(la.sigma_noise) ** 2  # laplace-torch keeps H of the squared error
-    weights = _plain(cast(Tensor, la.mean))
-    slopes = torch.cat([gradient[name].flatten().to(weights) for name in sizes])
-    if not isinstance(la.H, PathwayKronDecomposed):
-        curvature = scale * _plain(cast(Tensor, la.H))
-        if curvature.ndim == 2:
-            return Coupled.at(curvature, weights, slopes, sizes)
-        parts = [v.split(list(sizes.values())) for v in (curvature, weights, slopes)]
-        return Separate.at(*(dict(zip(sizes, part, strict=True)) for part in parts))
-    owners, start = list(sizes), 0
-    found: dict[str, list[list[Tensor]]] = {name: [[], [], []] for name in sizes}
-    both = torch.stack([weights, slopes])[:, la.H.order.cpu()]
-    for vectors, spectra, owner in zip(la.H.eigenvectors, la.H.eigenvalues, la.H.owners.tolist(), strict=True):
-        spectrum = scale * _plain(spectra[0])[:, None] * (_plain(spectra[1]) if len(spectra) > 1 else 1)
-        block = _plain(vectors[0]).mT @ both[:, start : start + spectrum.numel()].unflatten(1, spectrum.shape)
-        block = block @ _plain(vectors[1]) if len(vectors) > 1 else block
-        for some, values in zip(found[owners[owner]], (spectrum, *block), strict=True):
-            some.append(values.flatten())
-        start += spectrum.numel()
-    return Separate.at(*({name: torch.cat(some[i]) for name, some in found.items()} for i in range(3)))
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """In float64 on the CPU."""
-    return tensor.detach().double().cpu()
 
 
 def _unfitted(

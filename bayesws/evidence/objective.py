@@ -328,7 +328,8 @@ class _Within(nn.Module):
 def evaluating(net: nn.Module) -> Iterator[None]:
     """The network in eval mode; afterwards every module is in the mode that it was in."""
     modes = {module: module.training for module in net.modules()}
-    net.eval()
+    for module in modes:
+        module.training = False  # what eval() does, and may not be called on an exported program
     try:
         yield
     finally:

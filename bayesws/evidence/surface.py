@@ -8,6 +8,7 @@ for every Λ: the weights' MAP moves with it, (H + Λ)⁻¹ b, and needs no new 
 this is exact, wherever θ₀ is. Holding the weights instead would make every precision look better determined than it is.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -84,6 +85,48 @@ class Coupled:
         root, _ = torch.linalg.cholesky_ex(self.matrix + torch.diag(logs.exp()))  # NaN far out, where it is singular
         half = torch.linalg.solve_triangular(root, self.pull[:, None], upper=False)
         return 0.5 * half.square().sum() - root.diagonal().log().sum() + 0.5 * logs.sum()
+
+
+@torch.no_grad()
+def surface(net: nn.Module, curvature: Mapping[str, Tensor], likelihood: Categorical | Gaussian) -> Surface:
+    """The evidence in all precisions near a network's present weights; in float64, on the CPU.
+
+    Args:
+        net: the network.
+        curvature: "H", or Kronecker factors "0.0", "0.1", ... by weight tensor, of the likelihood's own Hessian with
+            σ = 1, as `laplace.curvature_tensors` gives them; and `log_likelihood_gradient`, "gradient." by pathway.
+        likelihood: for its noise.
+    """
+    names = {id(p.parameter): name for name, p in named_pathways(net)}
+    parameters = {names[id(p)]: _plain(p) for p in net.parameters() if id(p) in names}
+    gradients = {name: _plain(curvature[f"gradient.{name}"]) for name in parameters}
+    scale = math.exp(-2 * float(likelihood.log_noise)) if isinstance(likelihood, Gaussian) else 1.0
+    if "H" in curvature:
+        sizes = {name: p.numel() for name, p in parameters.items()}
+        h = scale * _plain(curvature["H"])
+        weights, slopes = (torch.cat([t.flatten() for t in found.values()]) for found in (parameters, gradients))
+        if h.ndim == 2:
+            return Coupled.at(h, weights, slopes, sizes)
+        parts = [v.split(list(sizes.values())) for v in (h, weights, slopes)]
+        return Separate.at(*(dict(zip(sizes, part, strict=True)) for part in parts))
+    values: dict[str, Tensor] = {}
+    weights_in: dict[str, Tensor] = {}
+    slopes_in: dict[str, Tensor] = {}
+    for i, (name, parameter) in enumerate(parameters.items()):
+        # H ≈ B ⊗ A, or one such block for every index of the parameter's second dimension: stacked, (K, ·, ·)
+        b = _plain(curvature[f"{i}.0"])
+        a = _plain(curvature[f"{i}.1"]) if f"{i}.1" in curvature else torch.ones(1, 1, dtype=b.dtype)
+        b, a = (f if f.ndim == 3 else f[None] for f in (b, a))
+        (rows, out_basis), (columns, in_basis) = torch.linalg.eigh(b), torch.linalg.eigh(a)
+        values[name] = scale * (rows.clamp(min=0)[:, :, None] * columns.clamp(min=0)[:, None]).flatten()
+        for found, tensor in ((weights_in, parameter), (slopes_in, gradients[name])):
+            blocks = tensor.reshape(b.shape[1], len(b), a.shape[1]).transpose(0, 1)
+            found[name] = (out_basis.mT @ blocks @ in_basis).flatten()
+    return Separate.at(values, weights_in, slopes_in)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().double().cpu()
 
 
 def log_likelihood_gradient(net: nn.Module, data: Batches, likelihood: Categorical | Gaussian) -> dict[str, Tensor]:

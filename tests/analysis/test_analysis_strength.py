@@ -14,8 +14,8 @@ import bayesws as bws
 from bayesws.analysis.strength import _Posterior, _sampled
 from bayesws.evidence import laplace
 from bayesws.evidence.batches import Batches
-from bayesws.evidence.surface import Separate, log_likelihood_gradient
-from bayesws.layers import WSLinear
+from bayesws.evidence.surface import Separate, log_likelihood_gradient, surface
+from bayesws.layers import WSLinear, named_pathways
 from bayesws.sharing import known_group
 
 SHIFTS = known_group("cyclic-shifts-by-2", 4)
@@ -60,13 +60,38 @@ def test_surface_is_the_closed_form_at_every_precision(pathways, structure):
     likelihood = bws.Gaussian(NOISE, learn=False, dtype=torch.float64)
     la = laplace.posterior(net, (x, y), likelihood, structure, prior)
     gradient = log_likelihood_gradient(net, Batches((x, y), 7), likelihood)
-    surface = laplace.surface(la, net, gradient)
+    kept = laplace.curvature_tensors(la) | {f"gradient.{name}": g for name, g in gradient.items()}
+    found = surface(net, kept, likelihood)
     reference = dict.fromkeys(pathways, torch.zeros((), dtype=torch.float64))
     for a in (-4.0, 0.0, 1.0, 6.0):
         for b in (-4.0, 0.0, 1.0, 6.0):
             logs = dict(zip(pathways, torch.tensor([a, b], dtype=torch.float64), strict=False))
-            got = float(surface(logs) - surface(reference))
+            got = float(found(logs) - found(reference))
             assert got == pytest.approx(dense(logs) - dense(reference), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("stack", ["fixed", "dense"])
+def test_surface_of_kronecker_blocks_is_that_of_their_matrix(stack):
+    """½ bᵀ (H + Λ)⁻¹ b - ½ log det(I + Λ⁻¹ H) with the dense H that the blocks stand for, at any weights."""
+    torch.manual_seed(0)
+    net = bws.models.WSCNN(num_classes=3, hidden_channels=1, group_size=2, group=None, stack=stack).double()
+    if stack == "fixed":
+        net = bws.models.WSCNN(num_classes=3, hidden_channels=1, group_size=2, group="flips").double()
+    x, y = torch.randn(12, 1, 7, 7, dtype=torch.float64), torch.arange(12) % 3
+    likelihood = bws.Categorical()
+    la = laplace.posterior(net, (x, y), likelihood, "kron")
+    gradient = log_likelihood_gradient(net, Batches((x, y), 5), likelihood)
+    found = surface(net, laplace.curvature_tensors(la) | {f"gradient.{n}": g for n, g in gradient.items()}, likelihood)
+    names = {id(p.parameter): name for name, p in named_pathways(net)}
+    owners = [names[id(p)] for p in la.params]
+    h, slopes = la.H.to_matrix(), torch.cat([gradient[name].flatten() for name in owners])
+    b = slopes + h @ la.mean
+    logs = {name: torch.tensor(0.3 * i - 1, dtype=torch.float64) for i, name in enumerate(owners)}
+    deltas = torch.cat([logs[n].exp().expand(p.numel()) for n, p in zip(owners, la.params, strict=True)])
+    wanted = 0.5 * b @ torch.linalg.solve(h + deltas.diag(), b) - 0.5 * torch.logdet(
+        torch.eye(len(b), dtype=torch.float64) + h / deltas[:, None]
+    )
+    assert float(found(logs)) == pytest.approx(float(wanted), rel=1e-9)
 
 
 def posterior(rho=0.6, seed=0):
