@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -433,6 +434,8 @@ def _select(options: argparse.Namespace) -> None:
         warnings.simplefilter("ignore")  # the fits' notes are shown at the end
         if options.by_layer:
             make = partial(group_network, images=images, width=options.width)
+            for pair in product(groups, repeat=2):  # every two that may follow each other: fails here, not after fits
+                make(pair)
             found = select_layers(make, groups, options.layers, images.train, **settings)
             ranking = replace(found.ranking, settings=found.ranking.settings | run)
             replace(found, ranking=ranking).save(options.out / "ranking.json")

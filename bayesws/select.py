@@ -89,7 +89,8 @@ def select(
                 result = fit(net, data, noise_model, "evidence", steps, seed=seed, **common)
                 tried.append((result, _evidence(result, (x, y), asked)))
             except (ValueError, FloatingPointError, RuntimeError) as error:
-                raise type(error)(f"candidate {name!r}: {error}") from error
+                kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
+                raise kind(f"candidate {name!r}: {error}") from error
         by_seed = [evidence.log_evidence for _, evidence in tried]
         seed = max(range(seeds), key=by_seed.__getitem__)
         best, evidence = tried[seed]

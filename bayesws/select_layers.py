@@ -4,12 +4,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from bayesws.analysis.ranking import LayerRanking, Ranking
 from bayesws.evidence.curvature import Curvature
-from bayesws.evidence.likelihood import Categorical, Gaussian
-from bayesws.select import SAMPLED, comparable_curvature, made, select
+from bayesws.select import comparable_curvature, made, select
 
 Structure = tuple[str, ...]
 
@@ -19,11 +18,7 @@ def select_layers(
     choices: Sequence[str],
     layers: int,
     data: Any,
-    likelihood: str | Categorical | Gaussian = "classification",
-    seeds: int = 1,
     *,
-    test: tuple[Tensor, Tensor] | None = None,
-    curvature: str | Curvature = SAMPLED,
     evidence_curvature: str | Curvature | None = None,
     **settings: Any,
 ) -> LayerRanking:
@@ -39,8 +34,9 @@ def select_layers(
         make: from a structure for every layer, each one of `choices`, to a network; called with torch's seed set.
         choices: names of structures, such as "none" and "quarter-turns".
         layers: n.
-        data, likelihood, seeds, test, curvature, evidence_curvature, settings: as for `select`. The curvature of the
-            evidence is chosen from the networks with one structure throughout.
+        data: as for `select`.
+        evidence_curvature: as for `select`; chosen from the networks with one structure throughout.
+        settings: further arguments of `select`, and so of `fit`, such as `likelihood`, `seeds`, `test` and `epochs`.
 
     Raises:
         ValueError: no choices, one named twice, no layers; what `select` raises.
@@ -60,16 +56,7 @@ def select_layers(
     def evidence_of(structure: Structure) -> float:
         if structure not in tried:
             candidate = {_label(structure): partial(make, structure)}
-            tried[structure] = select(
-                candidate,
-                data,
-                likelihood,
-                seeds,
-                test=test,
-                curvature=curvature,
-                evidence_curvature=evidence_curvature,
-                **settings,
-            )
+            tried[structure] = select(candidate, data, evidence_curvature=evidence_curvature, **settings)
         return tried[structure].best.log_evidence
 
     best = max(((choice,) * layers for choice in choices), key=evidence_of)

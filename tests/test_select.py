@@ -208,7 +208,7 @@ class Pair(torch.nn.Module):
 def test_every_layer_takes_its_own_structure_and_no_network_is_better(truth):
     (x, first), (_, second) = planted(truth[0]), planted(truth[1])
     data, settings = (x, torch.cat([first, second], 1)), SETTINGS | {"epochs": 16, "warm_up": 4}
-    found = bws.select_layers(Pair, list(GROUPS), 2, data, "regression", **settings)
+    found = bws.select_layers(Pair, list(GROUPS), 2, data, likelihood="regression", **settings)
     assert found.chosen == truth and found.ranking.best.name == " · ".join(truth)
     every = {" · ".join((a, b)): (lambda s=(a, b): Pair(s)) for a in GROUPS for b in GROUPS}
     gold = bws.select(every, data, "regression", evidence_curvature="full", **settings)
@@ -286,6 +286,6 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line(name):
     call, pattern = BAD[name]
-    with pytest.raises((ValueError, RuntimeError), match=pattern) as error:
+    with pytest.raises(ValueError, match=pattern) as error:
         call()
     assert "\n" not in str(error.value)

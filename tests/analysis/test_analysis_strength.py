@@ -74,9 +74,8 @@ def test_surface_is_the_closed_form_at_every_precision(pathways, structure):
 def test_surface_of_kronecker_blocks_is_that_of_their_matrix(stack):
     """½ bᵀ (H + Λ)⁻¹ b - ½ log det(I + Λ⁻¹ H) with the dense H that the blocks stand for, at any weights."""
     torch.manual_seed(0)
-    net = bws.models.WSCNN(num_classes=3, hidden_channels=1, group_size=2, group=None, stack=stack).double()
-    if stack == "fixed":
-        net = bws.models.WSCNN(num_classes=3, hidden_channels=1, group_size=2, group="flips").double()
+    group = "flips" if stack == "fixed" else None
+    net = bws.models.WSCNN(num_classes=3, hidden_channels=1, group_size=2, group=group, stack=stack).double()
     x, y = torch.randn(12, 1, 7, 7, dtype=torch.float64), torch.arange(12) % 3
     likelihood = bws.Categorical()
     la = laplace.posterior(net, (x, y), likelihood, "kron")
