@@ -22,8 +22,9 @@ from bayesws.commands.terminal import wide_console
 from bayesws.compare import SAMPLED, Job, run_jobs
 from bayesws.evidence.curvature import Curvature
 from bayesws.files import check_writable
-from bayesws.fit import OBJECTIVES, Schedule
+from bayesws.fit import Schedule
 from bayesws.progress import epoch_bar
+from bayesws.rivals import OBJECTIVES
 
 DEMO_TASKS = ("turned", "orientation", "upright")
 QUICK_EPOCHS = 40

@@ -10,7 +10,8 @@ from bayesws.commands.arguments import Parser, add_data, add_network, check_devi
 from bayesws.commands.terminal import wide_console
 from bayesws.compare import network_for
 from bayesws.files import check_writable
-from bayesws.fit import OBJECTIVES, Schedule, fit
+from bayesws.fit import Schedule, fit
+from bayesws.rivals import OBJECTIVES
 
 
 def add(commands: "argparse._SubParsersAction[Parser]") -> None:
