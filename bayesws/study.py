@@ -4,7 +4,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -206,16 +206,6 @@ class Study:
             found[name] = record
             advance()
         return [found[cell.name] for cell in self.cells]
-
-
-def rows(records: Sequence[dict[str, Any]]) -> Iterator[tuple[str, int, str, list[dict[str, Any]]]]:
-    """Records by task, number of training images and method: (task, size, method, one record a seed)."""
-    cells: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
-    for record in records:
-        settings = record["settings"]
-        cells.setdefault((settings["task"], settings["train_size"], settings["method"]), []).append(record)
-    for (task, size, method), found in cells.items():
-        yield task, size, method, found
 
 
 def _file(folder: Path, cell: Cell) -> Path:

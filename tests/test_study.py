@@ -13,10 +13,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from bayesws.analysis.study_table import layer_groups, study_groups_table, study_table
+from bayesws.analysis.study_table import layer_groups, rows, study_groups_table, study_table
 from bayesws.cli import main
 from bayesws.data import load, moving
-from bayesws.study import Study, rows
+from bayesws.study import Study
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 PLAN = {

@@ -18,7 +18,7 @@ def save_study_picture(cells: Cells, path: Path) -> None:
     Several numbers of training images make curves, one makes a row of points a method.
 
     Args:
-        cells: (task, size, method, records), as `study.rows` gives them.
+        cells: (task, size, method, records), as `study_table.rows` gives them.
         path: a .png file.
     """
     import matplotlib

@@ -13,13 +13,23 @@ from bayesws.analysis.comparison import Summary
 Cells = Sequence[tuple[str, int, str, list[dict[str, Any]]]]
 
 
+def rows(records: Sequence[dict[str, Any]]) -> Iterator[tuple[str, int, str, list[dict[str, Any]]]]:
+    """Records by task, number of training images and method: (task, size, method, one record a seed)."""
+    cells: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    for record in records:
+        settings = record["settings"]
+        cells.setdefault((settings["task"], settings["train_size"], settings["method"]), []).append(record)
+    for (task, size, method), found in cells.items():
+        yield task, size, method, found
+
+
 def study_table(cells: Cells) -> Table:
     """A row for each task, number of training images and method; mean ± standard error over seeds.
 
     It fits into 80 columns: task and number of images stand once, above the rows that have them in common.
 
     Args:
-        cells: (task, size, method, records), as `study.rows` gives them.
+        cells: (task, size, method, records), as `rows` gives them.
     """
     table = _table("mean ± standard error over seeds", cells)
     table.add_column("method")

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 from bayesws.analysis.study_picture import save_study_picture
-from bayesws.analysis.study_table import study_groups_table, study_table
+from bayesws.analysis.study_table import rows, study_groups_table, study_table
 from bayesws.commands.arguments import Parser, add_place, check_device, positive
 from bayesws.commands.provenance import command, versions
 from bayesws.commands.terminal import wide_console
 from bayesws.files import check_writable, write_whole
 from bayesws.progress import epoch_bar
-from bayesws.study import Study, rows
+from bayesws.study import Study
 
 STUDY_HELP = """a study, with all that it must have:
   {"data": {"name": "digits"},
