@@ -26,17 +26,17 @@ def fit_section(fit: FitResult, name: str, within: str = "") -> Section:
     """
     start = f"{within}-{name}" if within else name
     posterior = posterior_of(fit)
-    known = {row.name: row for row in posterior.layers} if posterior is not None else {}
+    known = _by_layer(posterior)
     evidence, rows = fit.evidence, fit.sharing
     examples = max(evidence.examples, 1)
     summary = [
         f"{type(fit.model).__name__} trained by {WORDS.get(fit.objective, fit.objective)} on {examples} data: "
-        f"log evidence {signed(evidence.log_evidence, 1)} nats, {signed(evidence.log_evidence / examples, 3)} per datum.",
+        f"log evidence {signed(evidence.log_evidence, 1)} nats, {signed(evidence.log_evidence / examples, 3)} a datum.",
         *(_sentence(row, known.get(row.name), group_of(fit, row.name)) for row in rows),
     ]
     figures = [("log evidence", signed(evidence.log_evidence, 1), "nats")]
     figures += [(f"ρ, {row.name}", of_rho(row.strength), _interval(known.get(row.name))) for row in rows[:3]]
-    blocks = [_layers_block(fit, rows, known, posterior, start)] if rows else []
+    blocks = [_layers_block(fit, posterior, start)] if rows else []
     blocks += [layer_block(name, layer, start) for name, layer in sharing_layers(fit)]
     blocks.append(_training_block(fit, start))
     if fit.notes or (posterior is not None and posterior.notes):
@@ -67,18 +67,17 @@ def posterior_of(fit: FitResult) -> SharingStrength | None:
         return sharing_strength(fit, **SAMPLING)
 
 
+def _by_layer(posterior: SharingStrength | None) -> dict[str, LayerStrength]:
+    return {} if posterior is None else {row.name: row for row in posterior.layers}
+
+
 def strength_marks(rows: list[tuple[str, float, tuple[float, float] | None]]) -> list[Mark]:
     """A row a layer: ρ as fitted, with its interval."""
     return [Mark(name, value, of_rho(value), interval) for name, value, interval in rows]
 
 
-def _layers_block(
-    fit: FitResult,
-    rows: list[SharingRow],
-    known: dict[str, LayerStrength],
-    posterior: SharingStrength | None,
-    start: str,
-) -> Block:
+def _layers_block(fit: FitResult, posterior: SharingStrength | None, start: str) -> Block:
+    rows, known = fit.sharing, _by_layer(posterior)
     strengths = [(r.name, r.strength, known[r.name].interval if r.name in known else None) for r in rows]
     used = [
         Mark(
