@@ -5,6 +5,7 @@ from bayesws.analysis.comparison import Comparison, Trial
 from bayesws.analysis.equivariance import EquivarianceError, equivariance_error, equivariance_errors
 from bayesws.analysis.groups import Identified, identify_group, identify_groups
 from bayesws.analysis.ranking import Candidate, LayerRanking, Ranking
+from bayesws.analysis.report import write_report
 from bayesws.analysis.strength import SharingStrength, sharing_strength
 from bayesws.candidates import candidates
 from bayesws.compare import compare
@@ -54,4 +55,5 @@ __all__ = [
     "share",
     "sharing",
     "sharing_strength",
+    "write_report",
 ]

@@ -4,6 +4,7 @@ from bayesws.analysis.comparison import Comparison, Trial
 from bayesws.analysis.equivariance import EquivarianceError, equivariance_error, equivariance_errors, error_table
 from bayesws.analysis.groups import Identified, Match, identify_group, identify_groups
 from bayesws.analysis.ranking import Candidate, LayerRanking, Ranking
+from bayesws.analysis.report import write_report
 from bayesws.analysis.strength import LayerStrength, SharingStrength, sharing_strength
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "identify_group",
     "identify_groups",
     "sharing_strength",
+    "write_report",
 ]

@@ -7,6 +7,7 @@ import torch
 from bayesws import data as data_sets
 from bayesws.analysis.comparison import STRUCTURES
 from bayesws.commands.arguments import Parser, add_data, add_network, check_device, data_arguments, known_tasks
+from bayesws.commands.provenance import command, versions
 from bayesws.commands.terminal import wide_console
 from bayesws.compare import network_for
 from bayesws.files import check_writable
@@ -50,6 +51,7 @@ def run(options: argparse.Namespace) -> None:
         device=options.device,
         epochs=options.epochs or Schedule().epochs,
     )
+    result.settings |= {"data": options.data, "task": options.task, "versions": versions(), "command": command()}
     result.save(options.out)
     x, y = images.test
     console = wide_console()

@@ -69,7 +69,7 @@ def dot_chart(
     axes.locator_params(axis="x", nbins=4)
     axes.set_xlabel(xlabel)
     if title:
-        axes.set_title(title, fontweight="bold")
+        axes.set_title(title, fontweight="bold", fontsize=9.5)
     return figure
 
 

@@ -9,7 +9,7 @@ from bayesws.analysis.report.drawing import Drawing
 from bayesws.analysis.report.grid import Grid, as_words
 from bayesws.analysis.report.layer_block import group_of, layer_block, sharing_layers
 from bayesws.analysis.report.section import WORDS, Block, Origin, Section, of_rho, signed
-from bayesws.analysis.strength import LayerStrength, SharingStrength, sharing_strength
+from bayesws.analysis.strength import OUTSIDE, LayerStrength, SharingStrength, sharing_strength
 from bayesws.result import FitResult, SharingRow
 
 SAMPLING = {"chains": 2, "draws": 400, "warmup": 200}
@@ -53,7 +53,8 @@ def fit_section(fit: FitResult, name: str, within: str = "") -> Section:
     }
     of_data = {k: v for k, v in fit.settings.items() if k in ("command", "versions", "data", "task", "device")}
     schedule = {k: v for k, v in fit.settings.items() if k not in of_data}
-    blocks.append(Origin(of_data).block(**made, schedule=schedule))
+    origin = Origin(of_data, f"those of {within}" if within else "not recorded")
+    blocks.append(origin.block(**made, schedule=schedule))
     return Section("Fit", name, summary, blocks, figures, within)
 
 
@@ -171,6 +172,8 @@ def _sentence(row: SharingRow, sure: LayerStrength | None, group: str) -> str:
         return f"{row.name} shares by construction{over}."
     words = next((words for least, words in DEGREES if row.strength >= least), "shares nothing")
     within = "" if sure is None else f" (95 % interval {_interval(sure)})"
+    if sure is not None and not sure.interval[0] - OUTSIDE <= row.strength <= sure.interval[1] + OUTSIDE:
+        within = f" (outside of its 95 % interval, {_interval(sure)}: the precisions had not converged)"
     return f"{row.name} {words}: ρ = {of_rho(row.strength)}{within}{over}."
 
 

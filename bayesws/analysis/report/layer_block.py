@@ -146,8 +146,8 @@ def _as_image(values: Tensor, support: Sequence[int]) -> Tensor:
 
 def _permutations(found: Identified) -> Grid:
     rows = [[f"{g + 1}", _as_product(p, found.axis)] for g, p in enumerate(found.permutations)]
-    title = "Nearest permutations, in cycles of positions counted from 1"
-    return Grid(title, [("element", False), ("permutation", False)], rows)
+    caption = "Cycles of positions, counted from 1 row by row."
+    return Grid("Nearest permutations", [("element", False), ("permutation", False)], rows, caption)
 
 
 def _as_product(permutation: Tensor, axis: int) -> str:

@@ -1,6 +1,7 @@
 """What a report is made of: sections of blocks, in words, figures and tables."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ OTHER_TONES = ("cool", "warm", "plum")
 
 @dataclass(frozen=True)
 class Block:
-    """Under one heading: words, figures side by side, tables, composition tables, notes."""
+    """Under one heading: words, a command, figures side by side, a composition table, tables, notes."""
 
     heading: str
     words: Sequence[str] = ()
@@ -22,6 +23,7 @@ class Block:
     products: Products | None = None
     grids: Sequence[Grid] = ()
     notes: Sequence[str] = ()
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,25 @@ class Section:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a run's numbers come from, as far as it was recorded."""
+    """Where a run's numbers come from, as far as it was recorded.
+
+    Attributes:
+        settings: the run's own record of them.
+        missing: what to say of a command and of versions that it does not hold.
+    """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
+    missing: str = "not recorded"
 
     def block(self, **more: Any) -> Block:
         """Command, seed, versions and settings; what was not recorded is said to be so."""
         settings = dict(self.settings)
         command, versions = settings.pop("command", None), settings.pop("versions", None)
-        first = {
-            "command": " ".join(command) if isinstance(command, list) else command or "not recorded",
-            "versions": versions or "not recorded",
-        }
-        return Block("How it was made", grids=[facts("", first | more | settings)])
+        first = {"versions": versions or self.missing}
+        if not command:
+            first = {"command": self.missing} | first
+        exact = shlex.join(command) if isinstance(command, list) else command or ""
+        return Block("How it was made", grids=[facts("", first | more | settings)], command=exact)
 
 
 def of_rho(value: float) -> str:
