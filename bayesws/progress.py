@@ -31,7 +31,7 @@ def epoch_bar(total: int, what: str, show: bool | None = None) -> Iterator[Calla
 
 @contextmanager
 def trial_bar(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar over trials with the time left; where standard error is no terminal, a plain line now and then, and for the last.
+    """A bar over trials with the time left; in a pipe a plain line now and then, and one for the last.
 
     Yields what to call after each, with its name.
     """
