@@ -1,11 +1,12 @@
 """Reading results: comparison tables, groups, rankings and pictures. Never trains."""
 
-from bayesws.analysis.comparison import Comparison, Trial
+from bayesws.analysis.comparison import Comparison
 from bayesws.analysis.equivariance import EquivarianceError, equivariance_error, equivariance_errors, error_table
 from bayesws.analysis.groups import Identified, Match, identify_group, identify_groups
 from bayesws.analysis.ranking import Candidate, LayerRanking, Ranking
 from bayesws.analysis.report import write_report
 from bayesws.analysis.strength import LayerStrength, SharingStrength, sharing_strength
+from bayesws.analysis.trial import Trial
 
 __all__ = [
     "Candidate",

@@ -4,11 +4,14 @@ import math
 from collections.abc import Callable
 from statistics import mean
 
-from bayesws.analysis.comparison import Comparison, Summary, Trial
+from rich.table import Table
+
+from bayesws.analysis.comparison import Comparison, Summary
 from bayesws.analysis.report.dots import Mark, dot_chart
 from bayesws.analysis.report.drawing import Drawing
 from bayesws.analysis.report.grid import grid_of
 from bayesws.analysis.report.section import WORDS, Block, Origin, Section, of_rho, together, tones_of
+from bayesws.analysis.trial import Trial
 
 Cells = dict[tuple[str, str], list[Trial]]
 
@@ -26,7 +29,7 @@ def comparison_section(comparison: Comparison, name: str) -> Section:
     blocks = [
         Block("Layer by layer", drawings=[d for t in tasks for d in _layers(t, by_task[t], name)]),
         Block("How well", drawings=_scores(comparison, name)),
-        Block("Tables", grids=[grid_of(comparison.table()), grid_of(comparison.sharing_table())]),
+        Block("Tables", grids=[grid_of(table) for table in _tables(comparison)]),
     ]
     notes = [
         f"{t.task}, {t.structure}, {t.objective}, seed {t.seed}: {note}" for t in comparison.trials for note in t.notes
@@ -42,6 +45,15 @@ def comparison_section(comparison: Comparison, name: str) -> Section:
     if not math.isnan(cost):
         summary.append(f"Training by the evidence took {cost:.2f} times as long as by the task loss (median).")
     return Section("Comparison", name, summary, blocks)
+
+
+def _tables(comparison: Comparison) -> list[Table]:
+    """Those that have something to say."""
+    tables = [comparison.table()]
+    if any(t.objective == "evidence" for t in comparison.trials) and comparison.differences():
+        tables.append(comparison.difference_table())
+    tables += [comparison.elsewhere_table(), comparison.sharing_table()]
+    return [table for table in tables if table.row_count]
 
 
 def _sentences(task: str, cells: Cells) -> list[str]:

@@ -59,7 +59,7 @@ class Drawing:
     """One figure.
 
     Attributes:
-        name: of its files, such as "turned-lift-stack".
+        name: of its files, in words, such as "turned-lift-stack".
         title: what is shown, a few words.
         note: how to read it, one or two sentences; may be empty.
         draw: makes it, within the report's style.
@@ -70,15 +70,20 @@ class Drawing:
     note: str
     draw: Callable[[], Figure]
 
+    @property
+    def file(self) -> str:
+        """`name` as a file and an id may have it."""
+        return re.sub(r"[^\w.-]+", "-", self.name).strip("-.")
+
     def svg(self) -> str:
         """An <svg> element for an HTML page, its colours the page's variables; equal input gives equal text."""
-        with rc_context(STYLE | {"svg.hashsalt": self.name}):
+        with rc_context(STYLE | {"svg.hashsalt": self.file}):
             figure, text = self.draw(), StringIO()
             figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-        return _inline(text.getvalue(), re.sub(r"\W+", "-", self.name))
+        return _inline(text.getvalue(), self.file.replace(".", "-"))
 
     def save(self, folder: Path) -> list[Path]:
-        """Write `name`.pdf and `name`.png, on white.
+        """Write `file`.pdf and `file`.png, on white.
 
         Raises:
             ValueError: a folder that cannot be written.
@@ -87,7 +92,7 @@ class Drawing:
         with rc_context(STYLE | {"savefig.facecolor": "white"}):
             figure = self.draw()
             for ending, settings in FILES.items():
-                path = folder / f"{self.name}.{ending}"
+                path = folder / f"{self.file}.{ending}"
                 write_whole(path, partial(figure.savefig, format=ending, **settings))
                 written.append(path)
         return written

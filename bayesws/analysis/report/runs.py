@@ -7,13 +7,13 @@ from typing import Any
 
 from bayesws.analysis.comparison import Comparison
 from bayesws.analysis.ranking import LayerRanking, Ranking
+from bayesws.analysis.report import Run
 from bayesws.analysis.report.comparison_section import comparison_section
 from bayesws.analysis.report.fit_section import fit_section
 from bayesws.analysis.report.other_sections import ranking_section, strength_section, study_section
 from bayesws.analysis.report.section import Section
 from bayesws.result import FitResult
 
-Run = str | Path | FitResult | Comparison | Ranking | LayerRanking
 DAMAGED = (
     KeyError,
     TypeError,
