@@ -300,7 +300,8 @@ class FitResult:
             record = json.loads((source / "fit.json").read_text())
             tensors = load_file(source / "weights.safetensors")
         except FileNotFoundError as error:
-            raise ValueError(f"{source} is not a saved fit: no {Path(error.filename).name} in it") from error
+            missing = "fit.json" if not (source / "fit.json").is_file() else "weights.safetensors"
+            raise ValueError(f"{source} is not a saved fit: no {missing} in it") from error
         except (json.JSONDecodeError, SafetensorError, OSError) as error:
             raise ValueError(f"{source} is damaged and cannot be read: {error}") from error
         if record.get("format") != FORMAT:

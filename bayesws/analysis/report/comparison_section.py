@@ -22,7 +22,12 @@ def comparison_section(comparison: Comparison, name: str) -> Section:
     Args:
         comparison: as `Comparison.load` gives it.
         name: of its folder.
+
+    Raises:
+        ValueError: a comparison without trials.
     """
+    if not comparison.trials:
+        raise ValueError(f"comparison {name} holds no trial: run it again")
     cells = comparison.cells()
     tasks = list(dict.fromkeys(task for task, _, _ in cells))
     by_task = {task: {(s, o): trials for (t, s, o), trials in cells.items() if t == task} for task in tasks}

@@ -78,7 +78,7 @@ class Drawing:
     def svg(self) -> str:
         """An <svg> element for an HTML page, its colours the page's variables; equal input gives equal text."""
         with rc_context(STYLE | {"svg.hashsalt": self.file}):
-            figure, text = self.draw(), StringIO()
+            figure, text = self._laid_out(), StringIO()
             figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
         return _inline(text.getvalue(), self.file.replace(".", "-"))
 
@@ -90,12 +90,21 @@ class Drawing:
         """
         written = []
         with rc_context(STYLE | {"savefig.facecolor": "white"}):
-            figure = self.draw()
+            figure = self._laid_out()
             for ending, settings in FILES.items():
                 path = folder / f"{self.file}.{ending}"
                 write_whole(path, partial(figure.savefig, format=ending, **settings))
                 written.append(path)
         return written
+
+    def _laid_out(self) -> Figure:
+        """The figure, laid out once for all that it is saved as."""
+        figure = self.draw()
+        engine = figure.get_layout_engine()
+        assert engine is not None
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+        return figure
 
 
 def new_figure(height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
@@ -37,10 +38,10 @@ def stack_figure(matrices: Tensor, permutations: Tensor | None = None, axis: int
             for draw in (panel.axhline, panel.axvline):
                 draw(line, color=TONES["rule"], linewidth=0.6, zorder=2)
         if permutations is not None and d <= OUTLINED:
-            for row, column in enumerate(permutations[g].tolist()):
-                panel.add_patch(
-                    Rectangle((column, row), 1, 1, fill=False, edgecolor=TONES["ink"], linewidth=0.7 if d < 20 else 0.4)
-                )
+            outlines = [Rectangle((column, row), 1, 1) for row, column in enumerate(permutations[g].tolist())]
+            panel.add_collection(
+                PatchCollection(outlines, facecolor="none", edgecolor=TONES["ink"], linewidth=0.7 if d < 20 else 0.4)
+            )
         panel.set_title(f"{letter}{g + 1}".translate(SUBSCRIPTS), pad=3)
     return figure
 
