@@ -49,7 +49,9 @@ class Summary:
 
     @classmethod
     def of(cls, values: list[float]) -> "Summary":
-        """Of one value a seed."""
+        """Of one value a seed; nan where one of them is."""
+        if any(math.isnan(value) for value in values):  # statistics.stdev fails on it
+            return cls(math.nan, math.nan)
         error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
         return cls(mean(values), error)
 

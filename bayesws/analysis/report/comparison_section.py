@@ -43,7 +43,9 @@ def comparison_section(comparison: Comparison, name: str) -> Section:
         blocks.append(Block("To be known", notes=notes))
     settings = dict(comparison.settings)
     seeds = sorted({t.seed for t in comparison.trials})
-    settings["seeds"] = ", ".join(map(str, seeds))
+    objectives = list(dict.fromkeys(objective for _, _, objective in cells))
+    settings |= {"seeds": ", ".join(map(str, seeds)), "tasks": tasks, "objectives": objectives}
+    settings.pop("elsewhere", None)  # of the first task alone
     blocks.append(Origin(settings).block())
     summary = [s for task in tasks for s in _sentences(task, by_task[task])]
     cost = comparison.cost()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from bayesws.analysis.report.drawing import TONES, new_figure
 
@@ -18,9 +19,7 @@ def loss_curve(history: Sequence[dict[str, float]]) -> Figure:
     epochs, losses = zip(*((r["epoch"], r["loss"]) for r in history), strict=True)
     axes.plot(epochs, losses, color=TONES["accent"], linewidth=1.4)
     if min(losses) > 0:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
+        _logarithmic(axes)
     axes.set_xlabel("epoch")
     axes.set_title("training loss, nats per datum")
     _label_ends(axes, [(losses[-1], f"{losses[-1]:.3g}", "accent")], epochs[-1])
@@ -64,15 +63,21 @@ def size_curves(curves: Sequence[tuple[str, Sequence[int], Sequence[float], str]
         axes.plot(sizes, values, style, color=TONES[tone], linewidth=1.4, marker="o", ms=3, mew=0)
     sizes = sorted({size for _, some, _, _ in curves for size in some})
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    _logarithmic(axes)
     axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
     axes.tick_params(which="minor", axis="x", length=0)
     axes.set_xlabel("training images")
     axes.set_title(title)
     _label_ends(axes, [(values[-1], name, tone) for name, _, values, tone in curves], sizes[-1])
     return figure
+
+
+def _logarithmic(axes: Axes) -> None:
+    """A vertical axis with numbers at 1, 2 and 5 times the powers of ten."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], x: float) -> None:
@@ -88,6 +93,8 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], x: float) ->
             if short > 1e-6:
                 places[i] -= short / 2
                 places[i + 1] += short / 2
+    for i in range(len(places)):  # and none below the axis
+        places[i] = max(places[i], 0.02 if i == 0 else places[i - 1] + GAP)
     for place, index in zip(places, order, strict=True):
         _, text, tone = ends[index]
         axes.text(1.03, float(place), text, transform=axes.transAxes, va="center", color=TONES[tone])

@@ -12,7 +12,7 @@ from bayesws.analysis.report.section import WORDS, Block, Origin, Section, of_rh
 from bayesws.analysis.strength import OUTSIDE, LayerStrength, SharingStrength, sharing_strength
 from bayesws.result import FitResult, SharingRow
 
-SAMPLING = {"chains": 2, "draws": 400, "warmup": 200}
+SAMPLING = {"chains": 2, "draws": 300, "warmup": 150}
 DEGREES = ((0.95, "shares nearly everything"), (0.7, "shares most"), (0.3, "shares in part"), (0.05, "shares little"))
 
 
@@ -53,7 +53,7 @@ def fit_section(fit: FitResult, name: str, within: str = "") -> Section:
     }
     of_data = {k: v for k, v in fit.settings.items() if k in ("command", "versions", "data", "task", "device")}
     schedule = {k: v for k, v in fit.settings.items() if k not in of_data}
-    origin = Origin(of_data, f"those of {within}" if within else "not recorded")
+    origin = Origin(of_data, f"as of {within}" if within else "not recorded")
     blocks.append(origin.block(**made, schedule=schedule))
     return Section("Fit", name, summary, blocks, figures, within)
 

@@ -9,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+NOTHING: tuple[Any, ...] = (None, "", [], {}, ())
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -49,9 +51,13 @@ class Products:
 
 
 def grid_of(table: Table) -> Grid:
-    """A table for the terminal as one for a page: title, headings, cells and caption; its styles are left out."""
-    columns = [(_plain(column.header), column.justify == "right") for column in table.columns]
-    cells = [[_plain(cell) for cell in column.cells] for column in table.columns]
+    """A table for the terminal as one for a page: title, headings, cells and caption; its styles are left out.
+
+    So are columns that are nan throughout: what older runs did not measure.
+    """
+    shown = [column for column in table.columns if not table.row_count or any(map(_says, column.cells))]
+    columns = [(_plain(column.header), column.justify == "right") for column in shown]
+    cells = [[_plain(cell) for cell in column.cells] for column in shown]
     cells = [[_minus(c) for c in some] if number else some for (_, number), some in zip(columns, cells, strict=True)]
     rows = [list(row) for row in zip(*cells, strict=True)]
     rows = [row[:1] if len(row) > 1 and row[0] and not any(row[1:]) else row for row in rows]
@@ -60,23 +66,24 @@ def grid_of(table: Table) -> Grid:
 
 def facts(title: str, values: Mapping[str, Any]) -> Grid:
     """Names and values, nested ones as "name value, name value"; what is None or empty is left out."""
-    rows = [
-        [name.replace("_", " "), as_words(value)]
-        for name, value in values.items()
-        if value not in (None, "", [], {}, ())
-    ]
+    rows = [[name.replace("_", " "), as_words(value)] for name, value in values.items() if value not in NOTHING]
     return Grid(title, [("", False), ("", False)], rows)
 
 
 def as_words(value: Any) -> str:
     """A setting as one would say it."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{k.replace('_', ' ')} {as_words(v)}" for k, v in value.items() if v is not None)
+        return ", ".join(f"{k.replace('_', ' ')} {as_words(v)}" for k, v in value.items() if v not in NOTHING)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(as_words(part) for part in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _says(cell: Any) -> bool:
+    """Whether there is more than nan in it."""
+    return any(word != "nan" for word in str(cell).replace("±", "").split())
 
 
 def _minus(number: str) -> str:

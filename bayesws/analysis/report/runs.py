@@ -63,9 +63,13 @@ def _fit(file: Path, name: str) -> list[Section]:
 
 def _comparison(file: Path, name: str) -> list[Section]:
     """The comparison, and the fits that it kept."""
-    sections = [comparison_section(Comparison.load(file), name)]
-    folders = [fit.parent for fit in sorted(file.parent.glob("fits/*/fit.json"))]
-    return sections + [fit_section(FitResult.load(folder), folder.name, name) for folder in folders]
+    comparison = Comparison.load(file)
+    order = [f"{t.task}-{t.structure}-{t.objective}-{t.seed}".replace(":", "_") for t in comparison.trials]
+    folders = sorted(fit.parent for fit in file.parent.glob("fits/*/fit.json"))
+    folders.sort(key=lambda folder: order.index(folder.name) if folder.name in order else len(order))
+    return [comparison_section(comparison, name)] + [
+        fit_section(FitResult.load(folder), folder.name, name) for folder in folders
+    ]
 
 
 def _ranking(file: Path, name: str) -> list[Section]:
