@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from bayesws import __version__
-from bayesws.commands import candidates, compare, fit, report, select, strength, study
+from bayesws.commands import candidates, compare, data, fit, report, select, strength, study
 from bayesws.commands.arguments import Parser
 
-VERBS = (compare, fit, candidates, select, strength, study, report)
+VERBS = (compare, fit, candidates, select, strength, study, data, report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

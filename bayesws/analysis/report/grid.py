@@ -82,8 +82,8 @@ def as_words(value: Any) -> str:
 
 
 def _says(cell: Any) -> bool:
-    """Whether there is more than nan in it."""
-    return any(word != "nan" for word in str(cell).replace("±", "").split())
+    """Whether it holds a number, or anything but nan."""
+    return re.search(r"\bnan\b", str(cell)) is None
 
 
 def _minus(number: str) -> str:
