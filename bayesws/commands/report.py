@@ -35,6 +35,6 @@ def run(options: argparse.Namespace) -> None:
     for folder in (options.out.parent, options.figures):
         if folder is not None:
             check_writable(folder)
-    written = write_report(options.runs, options.out, options.figures)
-    more = f", and {len(written) - 1} figures in {options.figures}" if options.figures is not None else ""
+    write_report(options.runs, options.out, options.figures)
+    more = "" if options.figures is None else f", and its figures as PDF and PNG in {options.figures}"
     print(f"written: {options.out}{more}")

@@ -300,6 +300,6 @@ def test_no_run_at_all(tmp_path):
 def test_command(runs, tmp_path, capsys):
     out, figures = tmp_path / "report.html", tmp_path / "figures"
     assert main(["report", str(runs[2]), "--out", str(out), "--figures", str(figures)]) == 0
-    assert capsys.readouterr().out == f"written: {out}, and 2 figures in {figures}\n"
+    assert capsys.readouterr().out == f"written: {out}, and its figures as PDF and PNG in {figures}\n"
     assert main(["report", str(runs[2]), "--out", str(tmp_path)]) == 2
     assert "is a folder: expected an HTML file" in capsys.readouterr().err
