@@ -10,16 +10,19 @@ from matplotlib.ticker import LogLocator
 from bayesws.analysis.report.drawing import TONES, new_figure
 
 HEIGHT = 2.1
+STEEP = 4  # ratio of the first loss to the last from which on its axis is logarithmic
 GAP = 0.09  # least distance of two labels, in heights of the axes
 
 
 def loss_curve(history: Sequence[dict[str, float]]) -> Figure:
-    """Mean negative log likelihood of the training data by epoch, on a logarithmic scale."""
+    """Mean negative log likelihood of the training data by epoch, on a logarithmic scale where it falls far."""
     figure, (axes,) = new_figure(HEIGHT)
     epochs, losses = zip(*((r["epoch"], r["loss"]) for r in history), strict=True)
     axes.plot(epochs, losses, color=TONES["accent"], linewidth=1.4)
-    if min(losses) > 0:
+    if min(losses) > 0 and max(losses) > STEEP * min(losses):
         _logarithmic(axes)
+    else:
+        axes.locator_params(axis="y", nbins=4)
     axes.set_xlabel("epoch")
     axes.set_title("training loss, nats per datum")
     _label_ends(axes, [(losses[-1], f"{losses[-1]:.3g}", "accent")], epochs[-1])

@@ -9,7 +9,7 @@ from torch import Tensor
 from bayesws.analysis.groups import Identified, identify_group
 from bayesws.analysis.report.drawing import Drawing
 from bayesws.analysis.report.grid import Grid, Products
-from bayesws.analysis.report.matrices import MOST, SUBSCRIPTS, kernel_figure, stack_figure
+from bayesws.analysis.report.matrices import MOST, OUTLINED, SUBSCRIPTS, kernel_figure, stack_figure
 from bayesws.analysis.report.section import Block
 from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.result import FitResult
@@ -19,8 +19,9 @@ from bayesws.sharing.doubly_stochastic import dense_stack
 LARGE = 64  # positions from which on a product stack is shown by its factors
 CHANNELS = 4  # shown of a lifting layer
 ELEMENTS = 8  # shown of a kernel
+ROOMY = 5  # columns of kernels with room for a word above each
 WIDEST = 24  # elements of the largest composition table
-LONGEST = 240  # characters of a permutation in cycles
+LONGEST = 120  # characters of a permutation in cycles
 
 
 def sharing_layers(fit: FitResult) -> list[tuple[str, WeightSharing]]:
@@ -92,12 +93,12 @@ def _stack_drawings(layer: WeightSharing, found: Identified | None, file: str) -
         ]
     blocks = f" Lines part the {stack.axis} positions of the group axis." if stack.axis > 1 else ""
     nearest = None if found is None else found.permutations
+    outlined = " Outlined is the nearest permutation." if found is not None and d <= OUTLINED else ""
     return [
         Drawing(
             f"{file}-stack",
             f"Representations R₁ to R{size}".translate(SUBSCRIPTS),
-            f"The stronger the colour, the nearer to 1; outlined is the nearest permutation of the {d} positions."
-            f"{blocks}{more}",
+            f"The stronger the colour, the nearer to 1, on {d} positions.{outlined}{blocks}{more}",
             lambda: stack_figure(matrices, nearest, stack.axis),
         )
     ]
@@ -111,7 +112,7 @@ def _kernels(layer: WeightSharing, file: str) -> Drawing:
     strengths = kernel.square().sum((1, 3))  # (out, in)
     by_output = strengths.max(1)
     ranked = by_output.values.argsort(descending=True, stable=True).tolist()
-    elements = [f"g = {g + 1}" for g in range(shown)]
+    elements = [f"g = {g + 1}" for g in range(shown)] if shown <= ROOMY else [str(g + 1) for g in range(shown)]
     if axis == 1 and len(support) > 1:
         pairs = [(o, int(by_output.indices[o])) for o in sorted(ranked[:CHANNELS])]
         tiles = [[_as_image(kernel[o, g, i], support) for g in range(shown)] for o, i in pairs]
@@ -123,7 +124,7 @@ def _kernels(layer: WeightSharing, file: str) -> Drawing:
         source = int(by_output.indices[output])
         parts = kernel[output, :shown, source].unflatten(-1, (axis, -1))
         tiles = [[_as_image(part, support) for part in element] for element in parts]
-        rows, columns = elements, [f"from {j + 1}" for j in range(axis)] if axis > 1 else [""]
+        rows, columns = elements, _columns(axis)
         which = (
             f"The largest of {strengths.numel()} pairs of channels, input {source + 1} to output {output + 1}; a row "
         )
@@ -135,6 +136,11 @@ def _kernels(layer: WeightSharing, file: str) -> Drawing:
         f"{which}. Green is positive, orange negative.{more}",
         lambda: kernel_figure(tiles, rows, columns),
     )
+
+
+def _columns(axis: int) -> list[str]:
+    """Headings of the positions of a group axis, short where there are many."""
+    return [""] if axis == 1 else [f"from {j + 1}" if axis <= ROOMY else str(j + 1) for j in range(axis)]
 
 
 def _as_image(values: Tensor, support: Sequence[int]) -> Tensor:
@@ -173,5 +179,5 @@ def _cycles(permutation: Tensor) -> str:
     text = "".join(f"({' '.join(map(str, cycle))})" for cycle in cycles)
     if len(text) > LONGEST:
         counts = sorted(Counter(len(cycle) for cycle in cycles).items())
-        return ", ".join(f"{count} of length {length}" for length, count in counts)
+        return ", ".join(f"{count} cycles of length {length}" for length, count in counts)
     return text or "identity"

@@ -17,7 +17,7 @@ SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 def stack_figure(matrices: Tensor, permutations: Tensor | None = None, axis: int = 1, letter: str = "R") -> Figure:
-    """Every matrix of a stack as an image, entries 0 to 1, entries of the nearest permutation outlined.
+    """Every matrix of a stack as an image, opacity the root of an entry, the nearest permutation's entries outlined.
 
     Args:
         matrices: (G, d, d); the first MOST are shown.
@@ -33,7 +33,7 @@ def stack_figure(matrices: Tensor, permutations: Tensor | None = None, axis: int
     for panel in axes[shown:]:
         panel.set_axis_off()
     for g, panel in enumerate(axes[:shown]):
-        _image(panel, matrices[g].numpy())
+        _image(panel, matrices[g].clamp(min=0).sqrt().numpy())  # a uniform row should not look empty
         for line in range(d // axis, d, d // axis) if axis > 1 else ():
             for draw in (panel.axhline, panel.axvline):
                 draw(line, color=TONES["rule"], linewidth=0.6, zorder=2)
