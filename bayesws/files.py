@@ -1,9 +1,14 @@
 """Files that are written whole or not at all."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -44,3 +49,12 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"cannot write into {folder}: {error.strerror}; choose another place") from error
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file; a full disk is an OSError, as it is for every other file."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error).rpartition("I/O error: ")[2]) from error
+    path.chmod(0o644)
