@@ -1,0 +1,289 @@
+"""How much of a trained convolution's weights would a shared pathway explain? Orbits, held out from their search."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import Tensor, nn
+
+from bayesws.analysis.equivariance import EXACT, Move
+from bayesws.analysis.maps import layer_maps
+from bayesws.analysis.orbits import Products, cycles, pairing, products
+
+ORDERS = {"quarter-turn": 4, "half-turn": 2, "flip": 2, "up-down-flip": 2, "transpose": 2}
+FOLDS = 4
+RANDOM_PAIRINGS = 40
+CONVINCING = math.log(20)  # nats
+
+
+@dataclass(frozen=True)
+class OrbitDecomposition:
+    """How much of one convolution's weights a shared pathway over one motion's orbits explains.
+
+    Attributes:
+        explained: ρ, the intraclass correlation of the weights of an orbit, posterior mean; NaN if not measured.
+        interval: central 95 % credible interval of ρ.
+        evidence: log evidence of sharing with unknown ρ against ρ = 0, in nats; below zero it speaks against sharing.
+        chance: what 95 % of random pairings of the channels stay below.
+        motion: its name.
+        compared: number of weights in orbits of more than one.
+        partner: p, for each output channel the one that it becomes; found on all of the weights, for orientation.
+    """
+
+    explained: float
+    interval: tuple[float, float]
+    evidence: float
+    chance: float
+    motion: str
+    compared: int
+    partner: tuple[int, ...] = field(repr=False)
+
+    @property
+    def shares(self) -> bool:
+        """Whether the evidence is convincing (20 to 1) and ρ beyond chance."""
+        return self.evidence > CONVINCING and self.interval[0] > self.chance
+
+    def orbits(self) -> dict[int, int]:
+        """Number of orbits of output channels, by their size."""
+        sizes = [len(cycle) for cycle in cycles(self.partner)]
+        return {size: sizes.count(size) for size in sorted(set(sizes))}
+
+
+def orbit_decomposition(
+    weight: Float[Tensor, "out in height width"],
+    motion: str = "quarter-turn",
+    inputs: Tensor | None = None,
+    *,
+    groups: int = 1,
+    seed: int = 0,
+) -> OrbitDecomposition:
+    """The orbits of a convolution's weights under a motion, and how much of the weights they share.
+
+    A layer commutes with a motion T, up to the order of its channels, where W[c, i, n] = W[p(c), q(i), t(n)]: T moves
+    the kernel's positions by t, input channels by q and output channels by p. The triples (c, i, n) then fall into
+    orbits of corresponding weights, for which the layer's own prior, W_g = R_g w + v_g, says N(0, s [(1-ρ) I + ρ 11ᵀ]):
+    ρ is the sharing strength, the fraction of the weights' variance that the shared pathway explains. Its likelihood is
+    closed (see `orbits.Sums`), its prior uniform. Weights that are alone in their orbit, as the middle of a kernel that
+    is turned into itself, say nothing.
+
+    The p that suits the weights best finds likeness even in noise, so ρ is never measured on weights that chose p: the
+    orbits of (i, n) are dealt into four folds, p is found on three and ρ measured on the fourth, four times. A wrong p
+    only lowers ρ, so that ρ is a lower bound where few weights choose among many channels (first layers). Filters are
+    scaled to one norm: normalisation or the next layer undoes a filter's scale, and unequal ones would make noise look
+    convincing. A structure that any pairing has, as kernels that are all alike, shows in `chance`.
+
+    Args:
+        weight: W, as torch.nn.Conv2d has it.
+        motion: "quarter-turn", "half-turn", "flip", "up-down-flip" or "transpose".
+        inputs: q as (in,) integers, where each input channel goes, q applied as often as the motion's order the
+            identity; None for the channels of images, which stay. `orbit_decompositions` finds it.
+        groups: of the convolution; one filter a channel (depthwise) has p = q and needs no search; others between are
+            not measured.
+        seed: of the folds and of the random pairings.
+
+    Raises:
+        ValueError: an unknown motion, a weight that is no finite (out, in, height, width), or not square where the
+            motion needs it; a q that is no permutation of that order.
+
+    References: Fisher (1925), intraclass correlation; MacKay (1992), evidence.
+    """
+    order, move = _motion(motion)
+    if weight.ndim != 4 or not torch.isfinite(weight).all():
+        raise ValueError(f"weight of shape {tuple(weight.shape)}: expected finite values (out, in, height, width)")
+    positions = move(torch.arange(weight[0, 0].numel()).reshape(weight.shape[2:]))
+    if positions.shape != weight.shape[2:]:
+        raise ValueError(f"{motion} of a {weight.shape[2]}×{weight.shape[3]} kernel: expected a square one")
+    count = weight.shape[1] * groups
+    q = torch.arange(count) if inputs is None else torch.as_tensor(inputs, dtype=torch.int64).cpu()
+    if q.shape != (count,) or not torch.equal(_power(q, order), torch.arange(count)):
+        raise ValueError(f"inputs: expected a permutation of {count} channels that {order} times over is the identity")
+    depthwise = _is_depthwise(weight, groups)
+    if groups > 1 and not depthwise:
+        return _not_measured(motion)
+    w = weight.detach().double().cpu().flatten(1)
+    w = w / w.square().mean(1, keepdim=True).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+    within = torch.zeros(1, dtype=torch.int64) if depthwise else q
+    action = (within[:, None] * len(positions.flatten()) + positions.flatten()).flatten()
+    generator = torch.Generator().manual_seed(seed)
+    folds = torch.zeros_like(action) if depthwise else _folds(action, order, generator)
+    parts = products(w, action, order, folds)
+    if depthwise:
+        found = [q.numpy()]
+    elif len(parts) < 2:
+        return _not_measured(motion)
+    else:
+        found = [pairing(_scores(parts[:f] + parts[f + 1 :]), order) for f in range(len(parts))]
+    sums = reduce(add, (part.sums(p) for part, p in zip(parts, found, strict=True)))
+    if not sums.compared():
+        return _not_measured(motion)
+    explained, interval, evidence = sums.posterior()
+    several = [_random_pairing(len(w), order, generator) for _ in range(RANDOM_PAIRINGS)]
+    by_chance = [reduce(add, (part.sums(p) for part in parts)).posterior()[0] for p in several]
+    chance = float(np.quantile(by_chance, 0.95))
+    partner = found[0] if depthwise else pairing(_scores(parts), order)
+    return OrbitDecomposition(
+        explained, interval, evidence, chance, motion, sums.compared(), tuple(int(c) for c in partner)
+    )
+
+
+def orbit_decompositions(
+    net: nn.Module, x: Tensor, motion: str = "quarter-turn", *, seed: int = 0, batch_size: int = 50
+) -> dict[str, OrbitDecomposition]:
+    """`orbit_decomposition` of every torch.nn.Conv2d of a network, by its name.
+
+    How a motion permutes a layer's input channels, q, is read from the data: the channels of T x and of x, moved, are
+    matched by their correlation, which asks nothing of the layer's own weights and holds for chains, sums and
+    concatenations alike. Input channels that never vary (dead ones) have no q and are left out with their weights.
+
+    Args:
+        net: any torch network; put in eval mode, and back.
+        x: images (batch, channels, height, width), at least two; a few hundred are enough.
+        motion, seed: as for `orbit_decomposition`.
+        batch_size: how many images at once.
+
+    Raises:
+        ValueError: as `orbit_decomposition`; a network without a torch.nn.Conv2d, images that do not fit.
+    """
+    order, move = _motion(motion)
+    if x.ndim != 4 or len(x) < 2 or not torch.isfinite(x).all():
+        raise ValueError(
+            f"images of shape {tuple(x.shape)}: expected finite (batch, channels, height, width), at least two"
+        )
+    if move(x[:1]).shape != x[:1].shape:
+        raise ValueError(f"{motion} of images of {x.shape[-2]}×{x.shape[-1]}: expected square ones; crop or pad them")
+    layers = {name: module for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
+    if not layers:
+        raise ValueError("a network without a torch.nn.Conv2d: nothing to decompose; bws.harden makes plain layers")
+    likeness: dict[str, _Likeness] = {}
+    for images in x.split(batch_size):
+        before, after = (layer_maps(net, list(layers), part, inputs=True) for part in (images, move(images)))
+        for name, maps in before.items():
+            likeness.setdefault(name, _Likeness()).add(after[name], move(maps))
+    found = {}
+    for name, alike in likeness.items():
+        weight, groups = layers[name].weight, layers[name].groups
+        alive, correlation = alike.correlation()
+        if move(weight).shape != weight.shape or not len(alive):
+            found[name] = _not_measured(motion)
+            continue
+        q = torch.from_numpy(pairing(correlation, order))
+        if groups == 1:
+            weight = weight[:, alive]
+        elif _is_depthwise(weight, groups):
+            weight, groups = weight[alive], len(alive)
+        else:
+            q = torch.arange(len(weight[0]) * groups)
+        found[name] = orbit_decomposition(weight, motion, q, groups=groups, seed=seed)
+    return found
+
+
+def decomposition_table(decompositions: Mapping[str, Mapping[str, OrbitDecomposition]]) -> Table:
+    """What a shared pathway would explain of each convolution: ρ with its interval, chance and evidence, by motion.
+
+    Args:
+        decompositions: by motion and layer.
+    """
+    table = Table(
+        title="Weights that a shared pathway would explain: ρ, 95 % interval, (chance), nats against none; * the best",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("convolution", min_width=12, overflow="fold")
+    for motion in decompositions:
+        table.add_column(motion, justify="right", overflow="fold")
+    for layer in next(iter(decompositions.values()), {}):
+        rows = [of_motion[layer] for of_motion in decompositions.values()]
+        convincing = [row for row in rows if row.shares]
+        best = max(convincing, key=lambda row: row.evidence, default=None)
+        table.add_row(layer or "(network)", *(_shown(row) + ("*" if row is best else " ") for row in rows))
+    return table
+
+
+def _shown(row: OrbitDecomposition) -> str:
+    if math.isnan(row.explained):
+        return "–"
+    low, high, chance = (f"{value:.2f}".removeprefix("0") for value in (*row.interval, row.chance))
+    return f"{row.explained:.2f} {low}–{high} ({chance}) {row.evidence:+.0f}"
+
+
+def _motion(name: str) -> tuple[int, Move]:
+    if name not in ORDERS:
+        raise ValueError(f"motion {name!r}: expected one of {', '.join(ORDERS)}, which permute a kernel's positions")
+    return ORDERS[name], EXACT[name]
+
+
+def _is_depthwise(weight: Tensor, groups: int) -> bool:
+    return weight.shape[1] == 1 and len(weight) == groups > 1
+
+
+def _not_measured(motion: str) -> OrbitDecomposition:
+    return OrbitDecomposition(math.nan, (math.nan, math.nan), math.nan, math.nan, motion, 0, ())
+
+
+def _power(permutation: Tensor, exponent: int) -> Tensor:
+    if not torch.equal(permutation.sort().values, torch.arange(len(permutation))):
+        return torch.full_like(permutation, -1)
+    return reduce(lambda so_far, _: permutation[so_far], range(exponent), torch.arange(len(permutation)))
+
+
+def _folds(action: Tensor, order: int, generator: torch.Generator) -> Tensor:
+    """For each unit its fold: whole orbits at random, so that each has some of more than one unit."""
+    units = torch.arange(len(action))
+    first, moved = units, units
+    for _ in range(order - 1):
+        moved = action[moved]
+        first = torch.minimum(first, moved)
+    folds = torch.empty_like(units)
+    alone = action == units
+    several = first[~alone].unique()
+    count = max(min(FOLDS, len(several)), 1)
+    for orbits in (several, first[alone]):
+        folds[orbits] = torch.randperm(len(orbits), generator=generator) % count
+    return folds[first]
+
+
+def _scores(parts: list[Products]) -> np.ndarray:
+    return reduce(add, (part.scores() for part in parts))
+
+
+def _random_pairing(channels: int, order: int, generator: torch.Generator) -> np.ndarray:
+    """A random permutation in cycles of that order, and shorter ones for what is left."""
+    mixed = torch.randperm(channels, generator=generator).tolist()
+    partner = np.empty(channels, dtype=np.int64)
+    while mixed:
+        length = next(n for n in (order, 2, 1) if n <= len(mixed))
+        cycle, mixed = mixed[:length], mixed[length:]
+        partner[cycle] = cycle[1:] + cycle[:1]
+    return partner
+
+
+class _Likeness:
+    """Sums over images that make the correlations of channels with moved channels."""
+
+    def __init__(self) -> None:
+        self.sums: list[Tensor] = []
+
+    def add(self, after: Tensor, moved: Tensor) -> None:
+        a, b = (maps.double().flatten(2).transpose(1, 2).flatten(0, 1) for maps in (after, moved))
+        ones = torch.ones(len(a), 1, dtype=a.dtype, device=a.device)
+        new = [a.T @ b, a.T @ ones, b.T @ ones, a.square().T @ ones, b.square().T @ ones, ones.T @ ones]
+        self.sums = [old + part for old, part in zip(self.sums, new, strict=True)] if self.sums else new
+
+    def correlation(self) -> tuple[Tensor, np.ndarray]:
+        """Which channels vary, and their correlations (varying, varying)."""
+        cross, mean_a, mean_b, square_a, square_b, count = self.sums
+        mean_a, mean_b = mean_a / count, mean_b / count
+        variance_a, variance_b = square_a / count - mean_a.square(), square_b / count - mean_b.square()
+        scale = (variance_a @ variance_b.T).clamp(min=0).sqrt()
+        own = torch.minimum(variance_a, variance_b).flatten()
+        alive = (own > 1e-10 * own.max()).nonzero().flatten()
+        correlation = (cross / count - mean_a @ mean_b.T)[alive][:, alive] / scale[alive][:, alive]
+        return alive.cpu(), correlation.cpu().numpy()
