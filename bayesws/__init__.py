@@ -1,6 +1,6 @@
 """bayesws: how much of its weights may each layer share? The evidence decides."""
 
-from bayesws import data, layers, models, sharing
+from bayesws import data, layers, models, rivals, sharing
 from bayesws.analysis.comparison import Comparison, Trial
 from bayesws.analysis.equivariance import EquivarianceError, equivariance_error, equivariance_errors
 from bayesws.analysis.groups import Identified, identify_group, identify_groups
@@ -48,6 +48,7 @@ __all__ = [
     "layers",
     "log_evidence",
     "models",
+    "rivals",
     "select",
     "select_layers",
     "share",

@@ -16,8 +16,9 @@ from bayesws import data as data_sets
 from bayesws.analysis.comparison import STRUCTURES, Comparison, Trial
 from bayesws.evidence.batches import as_tensors
 from bayesws.evidence.curvature import Curvature, curvature_named
-from bayesws.fit import OBJECTIVES, fit
+from bayesws.fit import fit
 from bayesws.models import WSCNN
+from bayesws.rivals import OBJECTIVES
 
 SAMPLED = Curvature("kron", samples=1)
 

@@ -1,9 +1,10 @@
-"""fit: a copy of a network is started, trained by the evidence or the task loss, and handed back with its numbers."""
+"""fit: a copy of a network is started, trained by the evidence or a rival, and handed back with its numbers."""
 
 import copy
 import time
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ from bayesws.layers.base import declarations, structure
 from bayesws.layers.start import start_at_moments, start_at_random
 from bayesws.progress import epoch_bar
 from bayesws.result import EvidenceSummary, FitResult, Proposal
-from bayesws.schedule import Penalties, Schedule, check_weight_decays, with_changes
+from bayesws.rivals import Rival, choose_penalties, rival_named
+from bayesws.schedule import Penalties, Schedule, with_changes
 from bayesws.training import Run
 
-OBJECTIVES = ("evidence", "task")
 STARTS = (None, "moments", "random")
 
 
@@ -29,7 +30,7 @@ def fit(
     net: nn.Module,
     train: Any,
     likelihood: str | Categorical | Gaussian = "classification",
-    objective: str = "evidence",
+    objective: str | Rival = "evidence",
     curvature: str | Curvature = "kron",
     *,
     seed: int = 0,
@@ -55,19 +56,24 @@ def fit(
     likelihood on a held-out split of the training data, after the same training on the rest; then it is trained on all
     of it. The evidence is reported with the precisions that are best for the weights it ended with.
 
-    Both objectives share loop, optimiser, schedule, initial weights and the order of the data. Runs are reproducible to
+    objective="fixed", "validated" or "constrained": the same with shared and free weights told apart, by a ratio of
+    their precisions that is set by hand, by one a layer that is chosen on the held-out split, or by dual ascent on how
+    large the free ones may be; see `rivals` for their sources and settings.
+
+    All objectives share loop, optimiser, schedule, initial weights and the order of the data. Runs are reproducible to
     the last bit on one thread (torch.set_num_threads(1)).
 
     Args:
         net: the network at its initial weights; it is left as it is.
         train: a pair of tensors (x, y), a Dataset or a DataLoader.
         likelihood: "classification", "regression", or a likelihood.
-        objective: "evidence" or "task".
+        objective: "evidence", "task", "fixed", "validated", "constrained", or a rival with settings of its own,
+            such as `rivals.Fixed(ratio=30.0)`.
         curvature: a `Curvature`, or its structure: "kron", "full", "layer", "pathway" or "diag". Its samples and its
             subset, drawn anew at every step, are for the steps; the evidence at the end is without them.
         seed: of the order of the data, and of the held-out split.
         schedule: see `Schedule`; single fields can be given by name, as in `fit(net, train, epochs=100)`.
-        weight_decays: grid of λ for the task loss, per datum.
+        weight_decays: grid of λ for the task loss and its relatives, per datum.
         normaliser: weight of the normaliser of the task loss, which is summed over the layers (arXiv 2412.04594; 0.1 in
             the released settings).
         entropy: weight of the entropy regulariser of the task loss: of the mean row entropy, nats, over all layers,
@@ -86,8 +92,7 @@ def fit(
             are negative or meant for logits where a stack has none (constraint "none").
         FloatingPointError: a loss that is not finite, naming the epoch.
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective={objective!r}: expected one of {', '.join(OBJECTIVES)}")
+    rival = rival_named(objective)
     if start not in STARTS:
         raise ValueError(f"start={start!r}: expected 'moments', 'random' or None")
     plan = with_changes(schedule or Schedule(), changes)
@@ -100,7 +105,7 @@ def fit(
         for x, y in data:
             noise_model.check(model(x), y)
         check_declarations(model, declarations(model), x)
-        if objective == "task" and (normaliser or entropy):
+        if rival is not None and (normaliser or entropy):
             _check_penalised(model)
     started = time.perf_counter()
     proposals: list[Proposal] = []
@@ -108,15 +113,23 @@ def fit(
         proposals = [Proposal.of(name, c) for name, c in start_at_moments(model, data.inputs()).items()]
     elif start == "random":
         start_at_random(model, seed)
-    weight_decay = None
-    if objective == "task":
-        weight_decay = _choose_weight_decay(
-            model, data, noise_model, plan, seed, weight_decays, penalties, held_out, progress
+    if rival is not None:
+        penalties = choose_penalties(
+            rival,
+            model,
+            data,
+            noise_model,
+            plan,
+            seed,
+            weight_decays,
+            penalties,
+            held_out,
+            partial(_watcher, progress, plan.epochs),
         )
-        penalties = replace(penalties, weight_decay=weight_decay)
     training = time.perf_counter()
-    run = Run(model, data, noise_model, plan, seed, objective, asked, penalties)
-    run.train(_watcher(progress, plan.epochs, objective))
+    name = "evidence" if rival is None else rival.name
+    run = Run(model, data, noise_model, plan, seed, name, asked, penalties)
+    run.train(_watcher(progress, plan.epochs, name))
     evidence = run.final_evidence()
     result = FitResult(
         model=model.eval(),
@@ -124,11 +137,11 @@ def fit(
         likelihood=noise_model,
         evidence=EvidenceSummary.of(evidence),
         history=run.history,
-        objective=objective,
+        objective=name,
         curvature=asked,
         seed=seed,
-        settings=asdict(plan) | {"normaliser": normaliser, "entropy": entropy},
-        weight_decay=weight_decay,
+        settings=asdict(plan) | {k: v for k, v in asdict(penalties).items() if k != "weight_decay"},
+        weight_decay=None if rival is None else penalties.weight_decay,
         start=proposals,
         notes=run.notes(),
         seconds=time.perf_counter() - started,
@@ -148,33 +161,6 @@ def fit(
 
 def _watcher(progress: bool | None, epochs: int, what: str) -> Any:
     return epoch_bar(epochs, what, progress)
-
-
-def _choose_weight_decay(
-    net: nn.Module,
-    data: Batches,
-    likelihood: Categorical | Gaussian,
-    plan: Schedule,
-    seed: int,
-    grid: tuple[float, ...],
-    penalties: Penalties,
-    held_out: float,
-    progress: bool | None,
-) -> float:
-    """The λ of the grid with the smallest held-out negative log likelihood."""
-    check_weight_decays(grid)
-    if len(grid) == 1:
-        return grid[0]
-    kept, held = data.split(held_out, torch.Generator().manual_seed(seed))
-    losses = {}
-    for decay in grid:
-        trial, noise_model = copy.deepcopy(net), copy.deepcopy(likelihood)
-        run = Run(trial, kept, noise_model, plan, seed, "task", Curvature(), replace(penalties, weight_decay=decay))
-        run.train(_watcher(progress, plan.epochs, f"task, weight decay {decay:g}"))
-        trial.eval()
-        with torch.no_grad():
-            losses[decay] = -sum(float(noise_model.log_prob(trial(x), y)) for x, y in held)
-    return min(losses, key=losses.__getitem__)
 
 
 def _check_penalised(net: nn.Module) -> None:

@@ -1,8 +1,8 @@
 """How long and how fast to train, and what the task loss is penalised with: plain values, checked once."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bayesws.evidence.gradient import WAYS
@@ -66,11 +66,20 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Penalties:
-    """What the task loss adds to the mean negative log likelihood: weights of its terms, see `fit`."""
+    """What is added to the mean negative log likelihood where the evidence does not decide: see `fit` and `rivals`.
+
+    Attributes:
+        weight_decay: λ of ½ λ Σ_p r_p ‖θ_p‖², per datum.
+        normaliser, entropy: weights of the soft stacks' regularisers.
+        ratios: r_p by pathway, 1 for those that are not named.
+        slack: s of the constrained free weights; None does not constrain them.
+    """
 
     weight_decay: float = 0.0
     normaliser: float = 0.0
     entropy: float = 0.0
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    slack: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("normaliser", "entropy"):

@@ -10,8 +10,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from bayesws.data import load
 from bayesws.data.tasks import task as task_named
 from bayesws.evidence.curvature import Curvature
-from bayesws.fit import OBJECTIVES, STARTS, fit
+from bayesws.fit import STARTS, fit
 from bayesws.models import known_models
+from bayesws.rivals import OBJECTIVES
 from bayesws.schedule import Penalties, Schedule, check_weight_decays, with_changes
 
 Kinds = Mapping[str, Any]

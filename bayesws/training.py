@@ -18,6 +18,7 @@ from bayesws.evidence.precision import ascend_precisions, update_noise, update_p
 from bayesws.evidence.surface import log_likelihood_gradient
 from bayesws.layers.base import declarations, named_pathways, starting_log_precisions, structure
 from bayesws.layers.once import computed_once
+from bayesws.relaxation import Relaxation
 from bayesws.schedule import Penalties, Schedule
 from bayesws.sharing.regularisers import mean_entropy, normaliser
 
@@ -37,8 +38,9 @@ class Run:
         penalties: Penalties,
     ) -> None:
         self.net, self.data, self.likelihood, self.plan = net, data, likelihood, plan
-        self.objective, self.curvature = objective, curvature
+        self.curvature = curvature
         self.penalties = penalties
+        self.by_evidence = objective == "evidence"
         self.order = torch.Generator().manual_seed(seed)
         declarations(net)
         self.pathways = dict(named_pathways(net))
@@ -48,18 +50,21 @@ class Run:
         self.history: list[dict[str, float]] = []
         self.draws = 0  # of curvatures so far
         self.unconverged: dict[str, tuple[float, int]] = {}  # by layer: its worst stack's residual and iterations
-        # the task loss has no prior that a residual would serve
-        self.at_rest = [p.parameter for p in self.pathways.values() if p.of_prior_only and objective == "task"]
+        # without the evidence there is no prior that a residual would serve
+        self.at_rest = [p.parameter for p in self.pathways.values() if p.of_prior_only and not self.by_evidence]
+        self.relaxation = None if penalties.slack is None else Relaxation(net, penalties.slack)
         groups: list[dict[str, Any]] = [{"params": [p.parameter], "pathway": name} for name, p in self.pathways.items()]
-        if objective == "task" and self.logits:
+        if not self.by_evidence and self.logits:
             share = (plan.task_structure_rate or plan.learning_rate) / plan.learning_rate
             groups.append({"params": self.logits, "pathway": "", "share": share})
         noise = likelihood.hyperparameters()
-        if objective == "task" and noise:
+        if not self.by_evidence and noise:
             groups.append({"params": noise, "pathway": ""})
+        if self.relaxation is not None:
+            groups.append({"params": list(self.relaxation.scales.values()), "pathway": ""})
         self.optimiser = torch.optim.Adam(groups, lr=plan.learning_rate, betas=(0.9, 0.99))
         self.hyper_optimiser: torch.optim.Optimizer | None = None
-        if objective == "evidence" and self.soft:
+        if self.by_evidence and self.soft:
             self.log_precisions = starting_log_precisions(net)
             for tensor in self.log_precisions.values():
                 tensor.requires_grad_()
@@ -80,7 +85,7 @@ class Run:
                 deltas = self._precisions()
                 evidence: dict[str, float] = {}
                 loss: Tensor | float = 0.0
-                rests = plan.rest_structure and self.objective == "task" and epoch <= burn_in
+                rests = plan.rest_structure and not self.by_evidence and epoch <= burn_in
                 with _frozen([*self.at_rest, *(self.logits if rests else [])]):
                     for x, y in self.data.shuffled(self.order):
                         self._set_rates(step, total, deltas)
@@ -99,10 +104,14 @@ class Run:
                         f"the loss is not finite in epoch {epoch} of {plan.epochs}: lower the learning rate "
                         f"(now {plan.learning_rate:g}) or check the data's scale"
                     )
-                if self.objective == "evidence" and not self.soft and epoch > burn_in:
+                if self.by_evidence and not self.soft and epoch > burn_in:
                     evidence = self._precision_step(epoch - burn_in, epoch == plan.epochs)
+                if self.relaxation is not None:
+                    evidence = self.relaxation.record()
                 self.history.append(record | evidence)
                 advance()
+        if self.relaxation is not None:
+            self.relaxation.fold()
 
     def _set_rates(self, step: int, total: int, deltas: dict[str, float]) -> None:
         """Warm-up and cosine; a pathway that its precision keeps small takes small steps, too."""
@@ -111,29 +120,35 @@ class Run:
         rate *= min(1.0, (step + 1) / max(self.plan.warm_up, 1))
         for group in self.optimiser.param_groups:
             scale = group.get("share", 1.0)
-            if self.objective == "evidence" and group["pathway"]:
+            if self.by_evidence and group["pathway"]:
                 scale = min(1.0, PRIOR_STEP / math.sqrt(deltas[group["pathway"]]))
             group["lr"] = rate * scale
 
     def _weight_step(self, x: Tensor, y: Tensor, deltas: dict[str, float]) -> Tensor:
         self.optimiser.zero_grad()
         with computed_once(self.net):
-            nll = -self.likelihood.log_prob(self.net(x), y)
+            outputs = self.net(x) if self.relaxation is None else self.relaxation.outputs(x)
+            nll = -self.likelihood.log_prob(outputs, y)
             loss = nll / len(x)
-            if self.objective == "evidence":
+            if self.by_evidence:
                 squares = sum(deltas[name] * p.parameter.square().sum() for name, p in self.pathways.items())
                 loss = loss + squares * (0.5 / len(self.data))
             else:
                 loss = loss + self._penalty()
             loss.backward()
         self.optimiser.step()
+        if self.relaxation is not None:
+            self.relaxation.ascend()
         return nll.detach()
 
     def _penalty(self) -> Tensor | float:
         weights, terms = self.penalties, []
         if weights.weight_decay:
-            squares = sum(p.parameter.square().sum() for p in self.pathways.values())
+            ratios = weights.ratios
+            squares = sum(ratios.get(n, 1.0) * p.parameter.square().sum() for n, p in self.pathways.items())
             terms.append(0.5 * weights.weight_decay * squares)
+        if self.relaxation is not None:
+            terms.append(self.relaxation.penalty())
         if weights.normaliser:
             terms += [weights.normaliser * normaliser(logits) for logits in self.logits]
         if weights.entropy:
@@ -200,14 +215,14 @@ class Run:
             self.unconverged[name] = max(worst, self.unconverged.get(name, worst))
 
     def final_evidence(self) -> Evidence:
-        """The evidence at the weights the run ended with; after the task loss with the best precisions for them.
+        """The evidence at the weights the run ended with; else with the best precisions for them.
 
-        The precisions of a soft stack shape its kernel, so they stay what they were while the task loss trained it.
+        The precisions of a soft stack shape its kernel, so they stay what they were while it was trained.
         """
         with torch.no_grad():
             exact = replace(self.curvature, samples=None, subset=1.0)
             done = laplace_pass(self.net, self.data, self.likelihood, exact, check=False)
-            if self.objective == "task" and not self.soft:
+            if not self.by_evidence and not self.soft:
                 self._set_precisions(done, steps=200, damping=0.5)
             evidence = assemble(self.net, done, self.log_precisions)
         if not math.isfinite(float(evidence)):
@@ -235,7 +250,7 @@ class Run:
             for name, (residual, iterations) in self.unconverged.items()
         ]
         records = [r["log_evidence"] for r in self.history if "log_evidence" in r]
-        if self.objective == "evidence" and len(records) < FEW_STEPS:
+        if self.by_evidence and len(records) < FEW_STEPS:
             notes.append(
                 f"only {len(records)} steps on the hyperparameters were taken: train for more epochs, or lower every="
             )

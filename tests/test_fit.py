@@ -26,7 +26,7 @@ def small():
     return bws.models.WSCNN(hidden_channels=2)
 
 
-@pytest.mark.parametrize("objective", bws.fit.__globals__["OBJECTIVES"])
+@pytest.mark.parametrize("objective", bws.rivals.OBJECTIVES)
 def test_fit_is_reproducible_to_the_last_bit_and_leaves_the_network_alone(digits, objective):
     net = small()
     before = copy.deepcopy(net.state_dict())

@@ -70,7 +70,9 @@ def test_exported_program_is_measured_as_a_whole(tmp_path, capsys):
 
 
 def test_saved_fit_has_its_sharing_strength_beside(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("bayesws.cli.sharing_strength", partial(bws.sharing_strength, chains=1, draws=60, warmup=60))
+    monkeypatch.setattr(
+        "bayesws.commands.strength.sharing_strength", partial(bws.sharing_strength, chains=1, draws=60, warmup=60)
+    )
     data = bws.data.load("digits", task="turned", seed=0, train_size=200, test_size=40)
     fit = bws.fit(bws.models.WSCNN(hidden_channels=2), data.train, epochs=30, every=5, progress=False)
     fit.save(tmp_path / "fit")

@@ -36,6 +36,7 @@ class Pathway:
         acts: "kernel" (y = K a), "bias" (y = b) or "scale" (y = s ∘ a, elementwise; it needs no `factors`).
         of_prior_only: whether the pathway is there only for the prior's variance. Training on the task loss, which has
             no such prior, leaves it where it is.
+        breaks_sharing: whether the layer would share exactly without it: free weights beside shared ones.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Pathway:
     reduced_factors: Callable[[Tensor, Tensor], Factors] | None = None
     acts: str = "kernel"
     of_prior_only: bool = False
+    breaks_sharing: bool = False
 
     @property
     def numel(self) -> int:

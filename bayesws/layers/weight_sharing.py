@@ -215,6 +215,7 @@ class WeightSharing(Deriving):
                     self._pull_free,
                     self._factor_free,
                     of_prior_only=name == "residual",
+                    breaks_sharing=name == "free" and self.shared is not None,
                 )
             )
         if self.bias is not None:

@@ -1,0 +1,81 @@
+"""What several verbs take: data, a network's size, a place to write, a device; checked in one line."""
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from bayesws import data as data_sets
+from bayesws.fit import Schedule
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def known_tasks() -> str:
+    """The tasks' names, for a help text."""
+    return f"one of {', '.join(data_sets.task_names())}"
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Which data, and how much of it."""
+    parser.add_argument(
+        "--data", default="digits", help="digits (default), mnist, fashion-mnist, cifar10 or a file.npz"
+    )
+    parser.add_argument("--data-root", help="folder of the torchvision sets (default: $BAYESWS_DATA)")
+    parser.add_argument("--download", action="store_true", help="let torchvision download the set")
+    parser.add_argument("--train-size", type=positive, help="training images (default: 1000 digits, else all)")
+    parser.add_argument("--test-size", type=positive, help="test images (default: all)")
+
+
+def add_network(parser: argparse.ArgumentParser, out: str) -> None:
+    """A network's size, how long it is trained, and `add_place`."""
+    parser.add_argument("--hidden-channels", type=positive, default=8, help="for each group element (default 8)")
+    parser.add_argument("--layers", type=positive, default=2, help="weight-sharing layers (default 2)")
+    parser.add_argument("--epochs", type=positive, help=f"default {Schedule().epochs}")
+    add_place(parser, out)
+
+
+def add_place(parser: argparse.ArgumentParser, out: str) -> None:
+    """Where to write, and on which device to compute."""
+    parser.add_argument("--out", type=Path, default=Path(out), help=f"folder (default {out})")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """A whole number, 0 or more."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 0 or more")
+    return int(text)
+
+
+def data_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """What `add_data` read, as arguments of `bayesws.data.load`."""
+    return {
+        "name": options.data,
+        "root": options.data_root,
+        "download": options.download,
+        "train_size": options.train_size,
+        "test_size": options.test_size,
+    }
+
+
+def check_device(name: str) -> None:
+    """Raise ValueError where torch cannot compute on a device."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,31 @@
+"""bayesws candidates: list the symmetries that images propose."""
+
+import argparse
+
+from bayesws import data as data_sets
+from bayesws.candidates import candidates
+from bayesws.commands.arguments import Parser, add_data, data_arguments, known_tasks, positive
+
+
+def add(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """Add its parser."""
+    parser = commands.add_parser(
+        "candidates",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="the symmetries that the images themselves propose, before any training",
+        description="List the permutations of a patch's positions that the images' second and third moments allow, by\n"
+        "their misfit, and name the group that the images are symmetric under. Nothing is written.",
+        epilog="examples:\n  bayesws candidates --data mnist --task turned --train-size 10000\n"
+        "  bayesws candidates --data mine.npz --kernel-size 5",
+    )
+    add_data(parser)
+    parser.add_argument("--task", default="upright", metavar="TASK", help=known_tasks())
+    parser.add_argument("--seed", type=int, default=0, help="of the subset and the task's motions (default 0)")
+    parser.add_argument("--kernel-size", type=positive, default=3, help="positions a side of a patch (default 3)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run it, print, write."""
+    images = data_sets.load(**data_arguments(options), task=options.task, seed=options.seed)
+    print(candidates(images.train, options.kernel_size))

@@ -1,0 +1,105 @@
+"""bayesws select: rank networks over several groups by their evidence."""
+
+import argparse
+import warnings
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+from bayesws import data as data_sets
+from bayesws.commands.arguments import Parser, add_data, add_place, check_device, data_arguments, known_tasks, positive
+from bayesws.commands.provenance import command, versions
+from bayesws.commands.terminal import wide_console
+from bayesws.evidence.curvature import STRUCTURES as CURVATURES
+from bayesws.files import check_writable
+from bayesws.select import WIDTH, group_candidates, group_network, select
+from bayesws.select_layers import select_layers
+
+GROUPS = ("none", "half-turns", "quarter-turns", "dihedral")
+SELECT_EPOCHS = 200
+SELECT_STEPS = 40  # on the precisions of every candidate
+
+
+def add(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """Add its parser."""
+    parser = commands.add_parser(
+        "select",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="which group do the data want? networks over several, ranked by their evidence",
+        description="Train a network over each group, all of equal width, and rank them by their\n"
+        "evidence; test images only add a column. Writes ranking.json.",
+        epilog="examples:\n  bayesws select --task turned\n"
+        "  bayesws select --task flipped --groups none,flips,up-down-flips,klein-four-axes\n"
+        "  bayesws select --data mnist --train-size 1000 --task dihedral --layers 3 --epochs 40\n"
+        "  bayesws select --task orientation --by-layer",
+    )
+    add_data(parser)
+    parser.add_argument("--task", default="upright", metavar="TASK", help=known_tasks())
+    parser.add_argument(
+        "--groups",
+        default=",".join(GROUPS),
+        metavar="A,B,...",
+        help=f"known groups of 3×3 kernels, or none (default {','.join(GROUPS)})",
+    )
+    parser.add_argument(
+        "--by-layer", action="store_true", help="a group for every layer: also networks with different ones are tried"
+    )
+    parser.add_argument("--seeds", type=positive, default=1, help="starts a group, the best counts (default 1)")
+    parser.add_argument(
+        "--width", type=positive, default=WIDTH, help=f"channels × group elements of every layer (default {WIDTH})"
+    )
+    parser.add_argument("--layers", type=positive, default=2, help="weight-sharing layers (default 2)")
+    parser.add_argument("--epochs", type=positive, default=SELECT_EPOCHS, help=f"default {SELECT_EPOCHS}")
+    parser.add_argument(
+        "--curvature",
+        choices=CURVATURES,
+        help="of the evidence that ranks (default: full or layer where affordable, else kron)",
+    )
+    add_place(parser, "runs/select")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run it, print, write."""
+    check_device(options.device)
+    check_writable(options.out)
+    images = data_sets.load(**data_arguments(options), task=options.task, seed=0)
+    groups = [name.strip() for name in options.groups.split(",")]
+    networks = group_candidates(images, groups, options.width, options.layers)
+    settings: dict[str, Any] = {
+        "test": images.test,
+        "seeds": options.seeds,
+        "evidence_curvature": options.curvature,
+        "epochs": options.epochs,
+        "every": max(1, options.epochs // SELECT_STEPS),
+        "device": options.device,
+    }
+    network = {"width": options.width, "layers": options.layers}
+    of_run = {"data": options.data, "task": options.task, **network, "versions": versions(), "command": command()}
+    console = wide_console()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the fits' notes are shown at the end
+        if options.by_layer:
+            make = partial(group_network, images=images, width=options.width)
+            for pair in product(groups, repeat=2):  # every two that may follow each other: fails here, not after fits
+                make(pair)
+            found = select_layers(make, groups, options.layers, images.train, **settings)
+            ranking = replace(found.ranking, settings=found.ranking.settings | of_run)
+            replace(found, ranking=ranking).save(options.out / "ranking.json")
+            console.print(found.table())
+        else:
+            ranking = select(networks, images.train, **settings)
+            ranking = replace(ranking, settings=ranking.settings | of_run)
+            ranking.save(options.out / "ranking.json")
+    console.print(ranking.table())
+    console.print((replace(ranking, rows=ranking.rows[:1]) if options.by_layer else ranking).sharing_table())
+    for row in ranking.rows:
+        for note in row.notes:
+            console.print(f"note: {row.name}: {note}")
+    if disagreement := ranking.disagreement():
+        console.print(f"note: {disagreement}")
+    console.print(
+        f"{images.name}: the data want {ranking.best.name}, p = {ranking.probabilities[ranking.best.name]:.3g}"
+    )
+    console.print(f"written: {options.out / 'ranking.json'}")

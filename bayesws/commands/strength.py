@@ -1,0 +1,101 @@
+"""bayesws strength: measure how symmetric each layer of a network is."""
+
+import argparse
+import json
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bayesws import data as data_sets
+from bayesws.analysis.equivariance import EXACT, RESAMPLED, equivariance_errors, error_table
+from bayesws.analysis.strength import sharing_strength
+from bayesws.commands.arguments import Parser, add_data, add_place, check_device, count, data_arguments, known_tasks
+from bayesws.commands.provenance import command, versions
+from bayesws.commands.terminal import wide_console
+from bayesws.files import check_writable, write_whole
+from bayesws.layers.weight_sharing import WeightSharing
+from bayesws.result import FitResult
+from bayesws.trained import seen_by, trained_network
+
+MOTIONS = ("quarter-turn", "half-turn", "flip", "shift:0.25", "scale:0.8")
+
+
+def add(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """Add its parser."""
+    parser = commands.add_parser(
+        "strength",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="how symmetric is each layer of a network, with intervals",
+        description="Measure how far every layer of a trained network is from moving its outputs as\n"
+        "its inputs are moved (0: equivariant, 1: unrelated), with 95 % intervals. Of a\n"
+        "saved fit also the posterior of every layer's sharing strength. Writes\n"
+        "strength.json.",
+        epilog="MODEL is a folder written by FitResult.save or `bayesws fit`, a torch.export\n"
+        "program FILE.pt2, package.module:function that makes a network, or a torchvision\n"
+        "name; the latter two with --weights FILE.safetensors or FILE.pt.\n\n"
+        "examples:\n  bayesws strength runs/fit --task turned\n"
+        "  bayesws strength resnet18 --weights resnet18.safetensors --data cifar10\n"
+        "  bayesws strength my.nets:make --weights net.pt --motions flip,rotate:30 --json",
+    )
+    parser.add_argument("model", metavar="MODEL", help="see below")
+    parser.add_argument("--weights", help="state dict: FILE.safetensors or FILE.pt (tensors alone)")
+    add_data(parser)
+    parser.add_argument("--task", default="upright", metavar="TASK", help=known_tasks())
+    parser.add_argument(
+        "--motions",
+        default=",".join(MOTIONS),
+        metavar="A,B,...",
+        help=f"of {', '.join([*EXACT, *RESAMPLED])} (default {','.join(MOTIONS)})",
+    )
+    parser.add_argument("--seed", type=count, default=0, help="default 0")
+    parser.add_argument("--json", action="store_true", help="print JSON, not tables")
+    add_place(parser, "runs/strength")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run it, print, write."""
+    check_device(options.device)
+    check_writable(options.out)
+    fit = FitResult.load(options.model) if Path(options.model).is_dir() else None
+    if fit is not None and options.weights:
+        raise ValueError(f"--weights {options.weights} beside a saved fit: it has its own")
+    net = trained_network(options.model, options.weights) if fit is None else fit.model
+    images = data_sets.load(**data_arguments(options), task=options.task, seed=options.seed)
+    x = seen_by(net, images.test[0]).to(options.device)
+    motions = [name.strip() for name in options.motions.split(",")]
+    errors = {
+        name: equivariance_errors(net.to(options.device), x, name, [""] if options.model.endswith(".pt2") else None)
+        for name in motions
+    }
+    record: dict[str, Any] = {
+        "model": options.model,
+        "data": images.name,
+        "images": len(x),
+        "errors": {motion: {name: asdict(row) for name, row in rows.items()} for motion, rows in errors.items()},
+        "versions": versions(),
+        "command": command(),
+    }
+    found = None
+    if fit is not None and fit.posterior and any(_is_shared_and_free(m) for m in fit.model.modules()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its notes are shown
+            found = sharing_strength(fit, seed=options.seed)
+        record["sharing"] = found.record()
+    text = json.dumps(record, indent=1)
+    write_whole(options.out / "strength.json", lambda path: path.write_text(text + "\n"))
+    if options.json:
+        print(text)
+        return
+    console = wide_console()
+    console.print(error_table(errors))
+    if found is not None:
+        console.print(found.table())
+        for note in found.notes:
+            console.print(f"note: {note}")
+    console.print(f"written: {options.out / 'strength.json'}")
+
+
+def _is_shared_and_free(module: Any) -> bool:
+    return isinstance(module, WeightSharing) and {"shared", "free"} <= {p.name for p in module.pathways()}

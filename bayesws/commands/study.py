@@ -1,0 +1,82 @@
+"""bayesws study: run a table of methods from a JSON file."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from bayesws.analysis.study_picture import save_study_picture
+from bayesws.analysis.study_table import study_groups_table, study_table
+from bayesws.commands.arguments import Parser, add_place, check_device, positive
+from bayesws.commands.provenance import command, versions
+from bayesws.commands.terminal import wide_console
+from bayesws.files import check_writable, write_whole
+from bayesws.progress import epoch_bar
+from bayesws.study import Study, rows
+
+STUDY_HELP = """a study, with all that it must have:
+  {"data": {"name": "digits"},
+   "tasks": ["turned"],
+   "train_sizes": [100, 300],
+   "seeds": 2,
+   "epochs": 30,
+   "methods": {
+     "evidence": {"model": "WSCNN", "network": {"stack": "dense"}},
+     "task loss": {"model": "WSCNN", "fit": {"objective": "task"}}}}
+
+data: arguments of bayesws.data.load, such as root, side and test_size; in its
+  name a $VARIABLE is filled in; "fresh": true draws motions anew every epoch.
+epochs: one number, or one for every train size: {"100": 60, "300": 30}.
+methods: each has a name and a model (WSCNN, WSResNet, CNN or ResNet); may have
+  network    arguments of the model, but channels and classes
+  fit        arguments of bayesws.fit and fields of its Schedule
+  curvature  fields of bayesws.Curvature; without, one sampled Kronecker column
+  seeds, train_sizes  of its own; train_sizes among those of the study
+
+example:
+  bayesws study experiments/turned_mnist/curve.json --out runs/turned_mnist"""
+
+
+def add(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """Add its parser."""
+    parser = commands.add_parser(
+        "study",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="a table of methods from a JSON file; what was finished before is kept",
+        description="Run every method of a study on every task, number of images and seed, and print\n"
+        "the table. Finished trials are kept in OUT/trials: an interrupted study goes on\n"
+        "where it stopped. Writes study.json and study.png.",
+        epilog=STUDY_HELP,
+    )
+    parser.add_argument("plan", type=Path, help="the study, a JSON file, see below")
+    parser.add_argument("--seeds", type=positive, default=None, help="instead of those in the study")
+    parser.add_argument("--jobs", type=positive, default=os.cpu_count(), help="processes (default: all cores)")
+    add_place(parser, "runs/study")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run it, print, write."""
+    check_device(options.device)
+    check_writable(options.out)
+    study = Study.read(options.plan, options.device, options.seeds)
+    processes = options.jobs if options.device == "cpu" else 1
+    try:
+        with epoch_bar(len(study.cells), "trials") as advance:
+            records = study.run(options.out, processes, advance)
+    except KeyboardInterrupt as stop:
+        if not (kept := study.kept(options.out)):
+            raise
+        place = options.out / "trials"
+        raise KeyboardInterrupt(
+            f"{kept} of {len(study.cells)} trials are kept in {place}: the same command goes on from there"
+        ) from stop
+    summary = {"versions": versions(), "command": command(), "trials": records}
+    write_whole(options.out / "study.json", lambda path: path.write_text(json.dumps(summary) + "\n"))
+    console = wide_console()
+    cells = list(rows(records))
+    save_study_picture(cells, options.out / "study.png")
+    console.print(study_table(cells))
+    if (groups := study_groups_table(cells)).row_count:
+        console.print("", groups, sep="\n")
+    console.print(f"written: {options.out / 'study.json'}, {options.out / 'study.png'}")
