@@ -1,7 +1,7 @@
 """How much of a trained convolution's weights would a shared pathway explain? Orbits, held out from their search."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
@@ -14,8 +14,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from bayesws.analysis.equivariance import EXACT, Move
-from bayesws.analysis.maps import layer_maps
-from bayesws.analysis.orbits import Products, cycles, pairing, products
+from bayesws.analysis.likeness import input_likeness
+from bayesws.analysis.orbits import Products, products
+from bayesws.analysis.pairing import cycles, pairing, random_pairing
 
 ORDERS = {"quarter-turn": 4, "half-turn": 2, "flip": 2, "up-down-flip": 2, "transpose": 2}
 FOLDS = 4
@@ -124,7 +125,7 @@ def orbit_decomposition(
     if not sums.compared():
         return _not_measured(motion)
     explained, interval, evidence = sums.posterior()
-    several = [_random_pairing(len(w), order, generator) for _ in range(RANDOM_PAIRINGS)]
+    several = [random_pairing(len(w), order, generator) for _ in range(RANDOM_PAIRINGS)]
     by_chance = [reduce(add, (part.sums(p) for part in parts)).posterior()[0] for p in several]
     chance = float(np.quantile(by_chance, 0.95))
     partner = found[0] if depthwise else pairing(_scores(parts), order)
@@ -161,11 +162,7 @@ def orbit_decompositions(
     layers = {name: module for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
     if not layers:
         raise ValueError("a network without a torch.nn.Conv2d: nothing to decompose; bws.harden makes plain layers")
-    likeness: dict[str, _Likeness] = {}
-    for images in x.split(batch_size):
-        before, after = (layer_maps(net, list(layers), part, inputs=True) for part in (images, move(images)))
-        for name, maps in before.items():
-            likeness.setdefault(name, _Likeness()).add(after[name], move(maps))
+    likeness = input_likeness(net, list(layers), x, move, order, batch_size)
     found = {}
     for name, alike in likeness.items():
         weight, groups = layers[name].weight, layers[name].groups
@@ -185,33 +182,35 @@ def orbit_decompositions(
 
 
 def decomposition_table(decompositions: Mapping[str, Mapping[str, OrbitDecomposition]]) -> Table:
-    """What a shared pathway would explain of each convolution: ρ with its interval, chance and evidence, by motion.
+    """What a shared pathway would explain of each convolution, by motion, and how sure the best of them is.
 
     Args:
         decompositions: by motion and layer.
     """
     table = Table(
-        title="Weights that a shared pathway would explain: ρ, 95 % interval, (chance), nats against none; * the best",
+        title="Weights that a shared pathway would explain: ρ; of the best (*) interval, chance and evidence",
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     table.add_column("convolution", min_width=12, overflow="fold")
-    for motion in decompositions:
-        table.add_column(motion, justify="right", overflow="fold")
+    for heading in (*decompositions, "95 % interval", "chance", "nats"):
+        table.add_column(heading, justify="right", overflow="fold")
     for layer in next(iter(decompositions.values()), {}):
         rows = [of_motion[layer] for of_motion in decompositions.values()]
-        convincing = [row for row in rows if row.shares]
-        best = max(convincing, key=lambda row: row.evidence, default=None)
-        table.add_row(layer or "(network)", *(_shown(row) + ("*" if row is best else " ") for row in rows))
+        best = best_decomposition(rows)
+        rhos = ["– " if math.isnan(row.explained) else f"{row.explained:.2f}{' *'[row is best]}" for row in rows]
+        sure = ["–", "–", "–"]
+        if best is not None:
+            low, high = best.interval
+            sure = [f"{low:.2f}–{high:.2f}", f"{best.chance:.2f}", f"{best.evidence:+.0f}"]
+        table.add_row(layer or "(network)", *rhos, *sure)
     return table
 
 
-def _shown(row: OrbitDecomposition) -> str:
-    if math.isnan(row.explained):
-        return "–"
-    low, high, chance = (f"{value:.2f}".removeprefix("0") for value in (*row.interval, row.chance))
-    return f"{row.explained:.2f} {low}–{high} ({chance}) {row.evidence:+.0f}"
+def best_decomposition(rows: Iterable[OrbitDecomposition]) -> OrbitDecomposition | None:
+    """The one with the highest evidence of those that are convincing and beyond chance; None where none is."""
+    return max((row for row in rows if row.shares), key=lambda row: row.evidence, default=None)
 
 
 def _motion(name: str) -> tuple[int, Move]:
@@ -252,38 +251,3 @@ def _folds(action: Tensor, order: int, generator: torch.Generator) -> Tensor:
 
 def _scores(parts: list[Products]) -> np.ndarray:
     return reduce(add, (part.scores() for part in parts))
-
-
-def _random_pairing(channels: int, order: int, generator: torch.Generator) -> np.ndarray:
-    """A random permutation in cycles of that order, and shorter ones for what is left."""
-    mixed = torch.randperm(channels, generator=generator).tolist()
-    partner = np.empty(channels, dtype=np.int64)
-    while mixed:
-        length = next(n for n in (order, 2, 1) if n <= len(mixed))
-        cycle, mixed = mixed[:length], mixed[length:]
-        partner[cycle] = cycle[1:] + cycle[:1]
-    return partner
-
-
-class _Likeness:
-    """Sums over images that make the correlations of channels with moved channels."""
-
-    def __init__(self) -> None:
-        self.sums: list[Tensor] = []
-
-    def add(self, after: Tensor, moved: Tensor) -> None:
-        a, b = (maps.double().flatten(2).transpose(1, 2).flatten(0, 1) for maps in (after, moved))
-        ones = torch.ones(len(a), 1, dtype=a.dtype, device=a.device)
-        new = [a.T @ b, a.T @ ones, b.T @ ones, a.square().T @ ones, b.square().T @ ones, ones.T @ ones]
-        self.sums = [old + part for old, part in zip(self.sums, new, strict=True)] if self.sums else new
-
-    def correlation(self) -> tuple[Tensor, np.ndarray]:
-        """Which channels vary, and their correlations (varying, varying)."""
-        cross, mean_a, mean_b, square_a, square_b, count = self.sums
-        mean_a, mean_b = mean_a / count, mean_b / count
-        variance_a, variance_b = square_a / count - mean_a.square(), square_b / count - mean_b.square()
-        scale = (variance_a @ variance_b.T).clamp(min=0).sqrt()
-        own = torch.minimum(variance_a, variance_b).flatten()
-        alive = (own > 1e-10 * own.max()).nonzero().flatten()
-        correlation = (cross / count - mean_a @ mean_b.T)[alive][:, alive] / scale[alive][:, alive]
-        return alive.cpu(), correlation.cpu().numpy()

@@ -1,99 +1,17 @@
-"""Orbits of a layer's weights under a motion: how channels pair up, and how alike the weights of an orbit are."""
+"""Orbits of a layer's weights under a motion: how alike the weights of an orbit are, and what that says of ρ."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+from bayesws.analysis.pairing import cycles
 
 CLOSEST = 1e-6  # smallest 1 - ρ: copies that differ by a thousandth of their size are not told from equal ones
 _LOW, _HIGH = np.linspace(0.0, 0.99, 991), 1 - np.geomspace(0.01, CLOSEST, 401)
 GRID = np.concatenate([_LOW, _HIGH[1:]])  # of ρ, denser towards 1
-
-
-def cycles(permutation: Sequence[int] | np.ndarray) -> list[list[int]]:
-    """The cycles of a permutation, each from its smallest member on.
-
-    >>> cycles([1, 0, 2])
-    [[0, 1], [2]]
-    """
-    found, seen = [], set()
-    for start in range(len(permutation)):
-        cycle = []
-        while start not in seen:
-            seen.add(start)
-            cycle.append(start)
-            start = int(permutation[start])
-        if cycle:
-            found.append(cycle)
-    return found
-
-
-def pairing(scores: Float[np.ndarray, "channel channel"], order: int) -> Int64[np.ndarray, " channel"]:
-    """A permutation p of the channels with p^order = 1 and a large Σ_c scores[c, p(c)].
-
-    The best assignment, with every cycle whose length does not divide the order cut into shorter ones, and then
-    improved by exchanging two channels as long as that helps. Without cuts it is the largest sum there is; with cuts it
-    need not be. Ties are left in place: p(c) = c.
-
-    Args:
-        scores: likeness of channel c, moved, to channel p(c).
-        order: of the motion, 2 or 4.
-    """
-    tiny = 1e-9 * float(np.abs(scores).max(initial=0.0))
-    scores = scores + tiny * np.eye(len(scores))
-    _, found = linear_sum_assignment(scores, maximize=True)
-    partner = np.asarray(found, dtype=np.int64)
-    for cycle in cycles(partner):
-        if order % len(cycle):
-            for arc in _cut(scores, cycle, order):
-                partner[arc] = arc[1:] + arc[:1]
-    return _exchanged(scores, partner)
-
-
-def _cut(scores: np.ndarray, cycle: list[int], order: int) -> list[list[int]]:
-    """A cycle in pieces whose lengths divide the order: as long as possible, from the start that scores most."""
-
-    def pieces(start: int) -> list[list[int]]:
-        left, found = cycle[start:] + cycle[:start], []
-        while left:
-            length = next(n for n in (4, 2, 1) if n <= len(left) and order % n == 0)
-            found.append(left[:length])
-            left = left[length:]
-        return found
-
-    def total(arcs: list[list[int]]) -> float:
-        return float(sum(scores[arc, arc[1:] + arc[:1]].sum() for arc in arcs))
-
-    return max((pieces(start) for start in range(min(len(cycle), order))), key=total)
-
-
-def _exchanged(scores: np.ndarray, partner: np.ndarray) -> np.ndarray:
-    """Two channels change places in their cycles, as long as Σ scores[c, p(c)] grows."""
-    everyone = np.arange(len(partner))
-    before = np.argsort(partner)
-    for _ in range(10):
-        better = False
-        for c in everyone:
-            a, b = before[c], partner[c]
-            if a == c:
-                continue
-            loss = scores[a, c] + scores[c, b] + scores[before, everyone] + scores[everyone, partner]
-            gain = scores[a] + scores[:, b] + scores[before, c] + scores[c, partner]
-            change = gain - loss
-            change[(everyone == partner) | (everyone == a) | (everyone == b) | (everyone == c)] = 0.0
-            d = int(change.argmax())
-            if change[d] > 1e-12 * np.abs(scores).max():
-                e, f = before[d], partner[d]
-                partner[[a, d, e, c]] = d, b, c, f
-                before[[d, b, c, f]] = a, d, e, c
-                better = True
-        if not better:
-            break
-    return partner
 
 
 @dataclass(frozen=True)
