@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from scipy.optimize import linear_sum_assignment
 
-SWEEPS = 10  # over the channels at most; two or three are enough
+EXCHANGES = 4000  # tried at most, beyond two for each channel: noise would go on and on
 
 
 def cycles(permutation: Sequence[int] | np.ndarray) -> list[list[int]]:
@@ -43,11 +43,11 @@ def pairing(scores: Float[np.ndarray, "channel channel"], order: int) -> Int64[n
     scores = scores + tiny * np.eye(len(scores))
     _, found = linear_sum_assignment(scores, maximize=True)
     partner = np.asarray(found, dtype=np.int64)
-    for cycle in cycles(partner):
-        if order % len(cycle):
-            for arc in _cut(scores, cycle, order):
-                partner[arc] = arc[1:] + arc[:1]
-    return _exchanged(scores, partner)
+    wrong = [cycle for cycle in cycles(partner) if order % len(cycle)]
+    for cycle in wrong:
+        for arc in _cut(scores, cycle, order):
+            partner[arc] = arc[1:] + arc[:1]
+    return _exchanged(scores, partner) if wrong else partner
 
 
 def _cut(scores: np.ndarray, cycle: list[int], order: int) -> list[list[int]]:
@@ -71,11 +71,11 @@ def _exchanged(scores: np.ndarray, partner: np.ndarray) -> np.ndarray:
     """Two channels change places in their cycles, as long as Σ scores[c, p(c)] grows."""
     everyone = np.arange(len(partner))
     own = scores[everyone, everyone]
+    before = np.argsort(partner)
     least = 1e-12 * np.abs(scores).max(initial=0.0)
-    for _ in range(SWEEPS):
+    for _ in range(max(2, EXCHANGES // max(len(partner), 1))):
         better = False
         for c in range(len(partner)):
-            before = np.argsort(partner)
             a, b = int(before[c]), int(partner[c])
             if a == c:  # alone in its cycle: its exchange is tried from the other side
                 continue
@@ -83,16 +83,24 @@ def _exchanged(scores: np.ndarray, partner: np.ndarray) -> np.ndarray:
             gain = scores[a] + scores[:, b] - scores[a, c] - scores[c, b]
             gain += np.where(fixed, own[c] - own, scores[before, c] + scores[c, partner])
             gain -= np.where(fixed, 0.0, scores[before, everyone] + scores[everyone, partner])
-            gain[[a, b, c]] = 0.0
+            gain[c] = 0.0
+            for d in (a, b):  # neighbours in one cycle
+                changed = scores[everyone, _exchange(partner, c, d)] - scores[everyone, partner]
+                gain[d] = changed.sum()
             d = int(gain.argmax())
             if gain[d] > least:
-                exchange = everyone.copy()
-                exchange[[c, d]] = d, c
-                partner = exchange[partner[exchange]]
+                partner, before = _exchange(partner, c, d), _exchange(before, c, d)
                 better = True
         if not better:
             break
     return partner
+
+
+def _exchange(partner: np.ndarray, c: int, d: int) -> np.ndarray:
+    """The permutation in which c has the place of d, and d that of c."""
+    exchange = np.arange(len(partner))
+    exchange[[c, d]] = d, c
+    return exchange[partner[exchange]]
 
 
 def random_pairing(channels: int, order: int, generator: torch.Generator) -> np.ndarray:
