@@ -64,9 +64,10 @@ class _InBatches(nn.Module):
         missing = -len(x) % self.size
         filled = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
         outputs = [self.program(part) for part in filled.split(self.size)]
-        if strange := next((y for y in outputs if not isinstance(y, Tensor) or len(y) != self.size), None):
-            kind = tuple(strange.shape) if isinstance(strange, Tensor) else type(strange).__name__
-            raise RuntimeError(f"the program gives {kind} for a batch of {self.size}: expected a tensor, a row a datum")
+        for y in outputs:
+            if not isinstance(y, Tensor) or y.shape[:1] != (self.size,):
+                kind = f"outputs of shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+                raise RuntimeError(f"the program gives {kind} for a batch of {self.size}: expected a row a datum")
         return torch.cat(outputs)[: len(x)]
 
 

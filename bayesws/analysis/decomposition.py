@@ -78,7 +78,9 @@ def orbit_decomposition(
     orbits of (i, n) are dealt into four folds, p is found on three and ρ measured on the fourth, four times. A wrong p
     only lowers ρ, so that ρ is a lower bound where few weights choose among many channels (first layers). Filters are
     scaled to one norm: normalisation or the next layer undoes a filter's scale, and unequal ones would make noise look
-    convincing. A structure that any pairing has, as kernels that are all alike, shows in `chance`.
+    convincing. A structure that any pairing has, as kernels that are all alike, shows in `chance`. The evidence is
+    against weights that are independent: where another motion ties them (as turns do in a group network), a small ρ
+    of this one may be an echo of that, and the motion with the highest evidence counts.
 
     Args:
         weight: W, as torch.nn.Conv2d has it.

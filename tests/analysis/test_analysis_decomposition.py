@@ -177,7 +177,7 @@ def test_planted_strength_is_inside_its_interval(motion, rho):
 def test_noise_explains_nothing(unequal):
     """Fifty random layers and motions, filters of equal and very unequal size: the Bayes factor stays below 20.
 
-    Under independent weights its mean is at most one, so more than 20 has probability below 1/20 each.
+    Each fold's Bayes factor has mean one under independent normal weights: more than 20 has probability below 1/20.
     """
     convinced, beyond = 0, 0
     for seed, motion in itertools.product(range(25), ("quarter-turn", "flip")):
