@@ -1,12 +1,13 @@
 """bayesws: how much of its weights may each layer share? The evidence decides."""
 
 from bayesws import data, layers, models, rivals, sharing
-from bayesws.analysis.comparison import Comparison, Trial
+from bayesws.analysis.comparison import Comparison
 from bayesws.analysis.decomposition import OrbitDecomposition, orbit_decomposition, orbit_decompositions
 from bayesws.analysis.equivariance import EquivarianceError, equivariance_error, equivariance_errors
 from bayesws.analysis.groups import Identified, identify_group, identify_groups
 from bayesws.analysis.ranking import Candidate, LayerRanking, Ranking
 from bayesws.analysis.strength import SharingStrength, sharing_strength
+from bayesws.analysis.trial import Trial
 from bayesws.candidates import candidates
 from bayesws.compare import compare
 from bayesws.evidence.curvature import Curvature

@@ -1,26 +1,26 @@
 """Running a comparison: the same network, data and schedule under several objectives and structures, paired by seed."""
 
-import multiprocessing
-import signal
-import threading
+import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bayesws import data as data_sets
-from bayesws.analysis.comparison import STRUCTURES, Comparison, Trial
+from bayesws.analysis.comparison import STRUCTURES, Comparison
+from bayesws.analysis.trial import Trial
 from bayesws.evidence.batches import as_tensors
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.fit import fit
 from bayesws.models import WSCNN
-from bayesws.rivals import OBJECTIVES
+from bayesws.rivals import Rival, rival_named
 
 SAMPLED = Curvature("kron", samples=1)
+COMPARED = ("evidence", "task")
 
 
 def compare(
@@ -28,20 +28,23 @@ def compare(
     train: Any,
     test: Any,
     seeds: int = 5,
-    objectives: tuple[str, ...] = OBJECTIVES,
+    objectives: tuple[str | Rival, ...] = COMPARED,
     likelihood: str = "classification",
     curvature: str | Curvature = SAMPLED,
+    elsewhere: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     **settings: Any,
 ) -> Comparison:
-    """Evidence against task loss on one data set, paired over seeds.
+    """Evidence against task loss, and its rivals, on one data set, paired over seeds.
 
     Args:
         make_net: builds the network; called with torch's seed set, so that every objective starts from equal weights.
         train, test: pairs of tensors (x, y), Datasets or DataLoaders.
         seeds: how many, 0 to seeds - 1.
-        objectives: among "evidence" and "task".
+        objectives: as `fit` knows them.
         likelihood: as for `fit`.
         curvature: as for `fit`; steps on one sampled column a datum cost little and end at the same structures.
+        elsewhere: test data of other tasks with the same labels, by name: how does each objective do out of its
+            training distribution?
         settings: further arguments of `fit`, such as `epochs`.
 
     Raises:
@@ -49,6 +52,8 @@ def compare(
     """
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: expected at least 1")
+    for objective in objectives:
+        rival_named(objective)
     train, test = as_tensors(train), as_tensors(test)
     trials = []
     for objective in objectives:
@@ -57,7 +62,7 @@ def compare(
             result = fit(
                 make_net(), train, likelihood, objective, curvature, seed=seed, keep_posterior=False, **settings
             )
-            trials.append(Trial.of(result, train, test, "data", seed))
+            trials.append(Trial.of(result, train, test, "data", seed, elsewhere=elsewhere))
     same = {k: v for k, v in settings.items() if k != "progress"}
     return Comparison(trials, {"seeds": seeds, "curvature": asdict(curvature_named(curvature)), **same})
 
@@ -76,8 +81,11 @@ class Job:
         data: arguments of `bayesws.data.load` but task and seed.
         task, seed, structure, objective: see `Trial`.
         network: arguments of `WSCNN` but channels, classes and pathways.
-        settings: further arguments of `fit`.
+        fit: further arguments of `fit`.
         curvature: as for `fit`.
+        elsewhere: other tasks to test on.
+        device: where to train.
+        fits: the folder in which the fit is kept, with its posterior; None keeps none.
     """
 
     data: dict[str, Any]
@@ -86,12 +94,40 @@ class Job:
     structure: str
     objective: str
     network: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
+    fit: dict[str, Any] = field(default_factory=dict)
     curvature: Curvature = SAMPLED
+    elsewhere: tuple[str, ...] = ()
+    device: str = "cpu"
+    fits: str | None = None
 
-    def run(self) -> Trial:
-        """Load the data, build the network, fit, test."""
-        images = data_sets.load(**self.data, task=self.task, seed=self.seed)
+    @property
+    def name(self) -> str:
+        """The trial's file, without its ending."""
+        return f"{self.task}-{self.structure}-{self.objective}-{self.seed}".replace(":", "_")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the numbers depend on, as it comes back from JSON."""
+        return json.loads(json.dumps({k: v for k, v in asdict(self).items() if k not in ("device", "fits")}))
+
+    def run(self) -> dict[str, Any]:
+        """Load the data, build the network, fit, test: a record for the trial's file.
+
+        Raises:
+            ValueError, FloatingPointError: what went wrong, and in which trial.
+        """
+        try:
+            return asdict(self._run()) | {"settings": self.settings}
+        except (ValueError, FloatingPointError) as error:
+            raise type(error)(f"trial {self.name}: {error}") from error
+
+    def images(self, task: str | None = None) -> data_sets.ImageData:
+        """The trial's images, or the same made into another task."""
+        return data_sets.load(**self.data, task=task or self.task, seed=self.seed)
+
+    def _run(self) -> Trial:
+        images = self.images()
+        others = {task: self.images(task).test for task in self.elsewhere}
         torch.manual_seed(self.seed)
         net = network_for(images, self.structure, **self.network)
         with warnings.catch_warnings():
@@ -102,53 +138,12 @@ class Job:
                 objective=self.objective,
                 curvature=self.curvature,
                 seed=self.seed,
+                device=self.device,
                 progress=False,
-                keep_posterior=False,
-                **self.settings,
+                keep_posterior=self.fits is not None,
+                **self.fit,
             )
-        return Trial.of(result, images.train, images.test, self.task, self.seed, self.structure)
-
-
-def run_jobs(jobs: list[Job], processes: int) -> Iterator[tuple[int, Trial]]:
-    """`in_processes` for the trials of a comparison."""
-    yield from in_processes(jobs, processes)
-
-
-def in_processes(jobs: Sequence[Any], processes: int) -> Iterator[tuple[int, Any]]:
-    """Run jobs, each on one thread of a pool of processes; yields index and result as they finish.
-
-    One thread a fit makes every number reproducible to the last bit, whatever the number of processes. An error, or
-    Ctrl-C, ends the jobs that are still running.
-
-    Args:
-        jobs: with a method `run`, small enough to send to another process.
-        processes: how many at once.
-    """
-    if not jobs:
-        return
-    context = multiprocessing.get_context("spawn")
-    with _interrupts_ignored():  # as the processes then do from their start: Ctrl-C is this one's alone to tell of
-        pool = context.Pool(min(processes, len(jobs)), initializer=_one_thread)
-    with pool:
-        yield from pool.imap_unordered(_run_numbered, list(enumerate(jobs)))
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signals
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _run_numbered(numbered: tuple[int, Any]) -> tuple[int, Any]:
-    index, job = numbered
-    return index, job.run()
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+        trial = Trial.of(result, images.train, images.test, self.task, self.seed, self.structure, others)
+        if self.fits is not None:
+            result.save(Path(self.fits) / self.name)
+        return trial

@@ -3,13 +3,16 @@
 import copy
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from bayesws.checkpoint import Checkpoint, digest_of
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
@@ -43,6 +46,8 @@ def fit(
     device: torch.device | str | None = None,
     progress: bool | None = None,
     keep_posterior: bool = True,
+    checkpoint: str | Path | None = None,
+    watch: Callable[[dict[str, float]], object] = lambda record: None,
     **changes: Any,
 ) -> FitResult:
     """Train a copy of a network; its sharing by the evidence, or not at all.
@@ -87,6 +92,10 @@ def fit(
         keep_posterior: whether to keep the curvature that the posterior predictive needs: P² numbers with "full". Kept
             as laplace-torch can hold it: "full", "diag", and Kronecker factors for all else.
 
+        checkpoint: a folder for what a stopped fit leaves (from ten seconds on, between epochs); the same call goes on
+            from it, to the same numbers to the last bit. Removed when the fit is finished.
+        watch: called with every record of the history as it comes (see `FitResult`), but not while settings are chosen.
+
     Raises:
         ValueError: unknown names, data that does not fit, parameters that cannot be treated, weights of penalties that
             are negative or meant for logits where a stack has none (constraint "none").
@@ -107,6 +116,11 @@ def fit(
         check_declarations(model, declarations(model), x)
         if rival is not None and (normaliser or entropy):
             _check_penalised(model)
+    kept = None
+    if checkpoint is not None:
+        everything = (objective, asked, seed, plan, weight_decays, penalties, held_out, start, noise_model.name)
+        tensors = [*model.state_dict().values(), *noise_model.hyperparameters(), *data.tensors()]
+        kept = Checkpoint(Path(checkpoint), digest_of(everything, tensors))
     started = time.perf_counter()
     proposals: list[Proposal] = []
     if start == "moments":
@@ -125,11 +139,12 @@ def fit(
             penalties,
             held_out,
             partial(_watcher, progress, plan.epochs),
+            kept,
         )
     training = time.perf_counter()
     name = "evidence" if rival is None else rival.name
     run = Run(model, data, noise_model, plan, seed, name, asked, penalties)
-    run.train(_watcher(progress, plan.epochs, name))
+    run.train(_watcher(progress, plan.epochs, name), kept, watch=watch)
     evidence = run.final_evidence()
     result = FitResult(
         model=model.eval(),
@@ -154,6 +169,8 @@ def fit(
             result.posterior = run.final_posterior()
         except ValueError as error:
             result.notes.append(f"no posterior was kept, predict(kind='map') is what there is: {error}")
+    if kept is not None:
+        kept.remove()
     for note in result.notes:
         warnings.warn(note, stacklevel=2)
     return result

@@ -59,5 +59,10 @@ class Relaxation:
         """γ by pathway, as a fit's history keeps it: "scale." before the pathway's name."""
         return {f"scale.{name}": float(scale.detach()) for name, scale in self.scales.items()}
 
+    def state(self) -> dict[str, Tensor]:
+        """The tensors themselves, by name: γ and λ."""
+        scales = {f"scale.{name}": tensor for name, tensor in self.scales.items()}
+        return scales | {f"multiplier.{name}": tensor for name, tensor in self.multipliers.items()}
+
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
         return [(self.multipliers[name], scale) for name, scale in self.scales.items()]

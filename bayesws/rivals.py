@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from bayesws.checkpoint import Checkpoint
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.likelihood import Categorical, Gaussian
@@ -160,6 +161,7 @@ def choose_penalties(
     penalties: Penalties,
     held_out: float,
     watching: Callable[[str], Any],
+    checkpoint: Checkpoint | None = None,
 ) -> Penalties:
     """The penalties with the smallest held-out negative log likelihood, found axis by axis.
 
@@ -170,6 +172,7 @@ def choose_penalties(
         penalties: normaliser and entropy, which are not searched.
         held_out: share of the data.
         watching: makes what is told of each training, from a line about it.
+        checkpoint: where to go on from, and to write to.
 
     Raises:
         ValueError: a grid that nothing can be chosen from; a rival of free weights for a network without.
@@ -186,7 +189,7 @@ def choose_penalties(
     def held_out_loss(tried: Penalties) -> float:
         trial, noise_model = copy.deepcopy(net), copy.deepcopy(likelihood)
         run = Run(trial, kept, noise_model, plan, seed, rival.name, Curvature(), tried)
-        run.train(watching(f"{rival.name}, weight decay {tried.weight_decay:g}"))
+        run.train(watching(f"{rival.name}, weight decay {tried.weight_decay:g}"), checkpoint, repr(tried))
         trial.eval()
         with torch.no_grad():
             return -sum(float(noise_model.log_prob(trial(x), y)) for x, y in held)
@@ -195,11 +198,16 @@ def choose_penalties(
         return [replace(best, weight_decay=decay) for decay in grid]
 
     best = rival.start(free, penalties)
-    losses: dict[str, float] = {}
+    losses = {} if checkpoint is None else checkpoint.losses()
     for axis in (decays, *rival.axes(free)):
         candidates = axis(best)
         if len(candidates) > 1:  # of one there is nothing to choose
-            losses |= {repr(tried): held_out_loss(tried) for tried in candidates if repr(tried) not in losses}
+            for tried in candidates:
+                if repr(tried) in losses:
+                    continue
+                losses[repr(tried)] = held_out_loss(tried)
+                if checkpoint is not None:
+                    checkpoint.keep_losses(losses)
             best = min(candidates, key=lambda tried: losses[repr(tried)])
         else:
             best = candidates[0]

@@ -6,19 +6,18 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bayesws import data as data_sets
-from bayesws.analysis.comparison import Trial
 from bayesws.analysis.groups import identify_groups
-from bayesws.compare import SAMPLED, in_processes
+from bayesws.analysis.trial import Trial
+from bayesws.compare import SAMPLED
 from bayesws.evidence.curvature import Curvature
-from bayesws.files import write_whole
 from bayesws.fit import fit
+from bayesws.kept import run_kept
 from bayesws.layers.base import named_pathways, structure
 from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.models import known_models
@@ -182,11 +181,9 @@ class Study:
         _check_files(cells, path)
         return cls(cells)
 
-    def kept(self, folder: Path) -> int:
-        """How many of its trials `folder` holds."""
-        return sum(_file(folder, cell).exists() for cell in self.cells)
-
-    def run(self, folder: Path, processes: int, advance: Callable[[], object] = lambda: None) -> list[dict[str, Any]]:
+    def run(
+        self, folder: Path, processes: int, advance: Callable[[str], object] = lambda name: None
+    ) -> list[dict[str, Any]]:
         """Run what `folder` does not hold yet, longest first, and return all records in the order of the cells.
 
         Every finished trial is a file of its own, so an interrupted study goes on where it stopped.
@@ -195,17 +192,7 @@ class Study:
             ValueError: a trial in the folder that is damaged or was run with other settings, data that cannot be
                 loaded, and what `Cell.run` raises.
         """
-        found = {cell.name: record for cell in self.cells if (record := _kept(folder, cell)) is not None}
-        for _ in found:
-            advance()
-        left = sorted((c for c in self.cells if c.name not in found), key=_cost, reverse=True)
-        _check_data(left)
-        for index, record in in_processes(left, processes):
-            name = left[index].name
-            write_whole(_file(folder, left[index]), partial(_write, json.dumps(record) + "\n"))
-            found[name] = record
-            advance()
-        return [found[cell.name] for cell in self.cells]
+        return run_kept(self.cells, folder, processes, OF_RECORD, advance, _cost, _check_data)
 
 
 def rows(records: Sequence[dict[str, Any]]) -> Iterator[tuple[str, int, str, list[dict[str, Any]]]]:
@@ -216,27 +203,6 @@ def rows(records: Sequence[dict[str, Any]]) -> Iterator[tuple[str, int, str, lis
         cells.setdefault((settings["task"], settings["train_size"], settings["method"]), []).append(record)
     for (task, size, method), found in cells.items():
         yield task, size, method, found
-
-
-def _file(folder: Path, cell: Cell) -> Path:
-    return folder / "trials" / f"{cell.name}.json"
-
-
-def _kept(folder: Path, cell: Cell) -> dict[str, Any] | None:
-    path = _file(folder, cell)
-    if not path.exists():
-        return None
-    try:
-        record = json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or not set(record) >= OF_RECORD:
-        raise ValueError(f"{path} is damaged: remove it, and the trial is run again")
-    if record["settings"] != cell.settings:
-        raise ValueError(f"{path} was run with other settings: choose another --out, or remove it")
-    return record
 
 
 def _check_files(cells: Sequence[Cell], path: Path) -> None:
@@ -263,10 +229,6 @@ def _check_data(cells: Sequence[Cell]) -> None:
             cell.images()
         except ValueError as error:
             raise ValueError(f"trial {cell.name}: {error}") from error
-
-
-def _write(text: str, path: Path) -> None:
-    path.write_text(text)
 
 
 def _cost(cell: Cell) -> float:

@@ -1,7 +1,7 @@
 """The alternating loop: weights by their loss, and precisions, noise and structure by the evidence."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayesws.checkpoint import Checkpoint
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.gradient import gradient_in
@@ -70,17 +71,33 @@ class Run:
                 tensor.requires_grad_()
             self.hyper_optimiser = torch.optim.Adam([*noise, *self.logits], lr=plan.structure_rate)
 
-    def train(self, watching: Any) -> None:
-        """All epochs: a pass of weight steps each, and steps on the hyperparameters when they are due."""
+    def train(
+        self,
+        watching: Any,
+        checkpoint: Checkpoint | None = None,
+        what: str = "",
+        watch: Callable[[dict[str, float]], object] = lambda record: None,
+    ) -> None:
+        """All epochs: a pass of weight steps each, and steps on the hyperparameters when they are due.
+
+        Args:
+            watching: a context that gives what to call after every epoch.
+            checkpoint: where to go on from, and to write to.
+            what: the run's name in it.
+            watch: called with every new record of the history.
+        """
         plan = self.plan
         an_epoch = math.ceil(len(self.data) / plan.batch_size)
         total = plan.epochs * an_epoch
         burn_in = round(plan.burn_in * plan.epochs)
         # the last of an epoch's steps on the structure comes after its last step on the weights
         due = {an_epoch * (i + 1) // plan.structure_steps for i in range(plan.structure_steps)}
-        step = 0
+        done = 0 if checkpoint is None else checkpoint.resume(self, what)
+        step = done * an_epoch
         with watching as advance:
-            for epoch in range(1, plan.epochs + 1):
+            for _ in range(done):
+                advance()
+            for epoch in range(done + 1, plan.epochs + 1):
                 self.net.train()
                 deltas = self._precisions()
                 evidence: dict[str, float] = {}
@@ -109,9 +126,53 @@ class Run:
                 if self.relaxation is not None:
                     evidence = self.relaxation.record()
                 self.history.append(record | evidence)
+                watch(self.history[-1])
+                if checkpoint is not None:
+                    checkpoint.after_epoch(self, what, epoch)
                 advance()
         if self.relaxation is not None:
             self.relaxation.fold()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the coming epochs depend on, between two of them: tensors by name, and plain values."""
+        tensors = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
+        tensors |= {f"prior.{name}": tensor for name, tensor in self.log_precisions.items()}
+        tensors |= {f"noise.{i}": tensor for i, tensor in enumerate(self.likelihood.hyperparameters())}
+        tensors |= {"order": self.order.get_state(), "torch": torch.get_rng_state()}  # the latter is for dropout
+        if self.relaxation is not None:
+            tensors |= {f"relaxation.{name}": tensor for name, tensor in self.relaxation.state().items()}
+        for kind, optimiser in self._optimisers().items():
+            for index, moments in optimiser.state_dict()["state"].items():
+                tensors |= {f"{kind}.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+        return tensors, {"history": self.history, "draws": self.draws, "unconverged": self.unconverged}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Put a new run where `state` was taken."""
+        self.net.load_state_dict({name[4:]: tensor for name, tensor in tensors.items() if name.startswith("net.")})
+        for name, tensor in self.log_precisions.items():
+            tensor.copy_(tensors[f"prior.{name}"])
+        for index, tensor in enumerate(self.likelihood.hyperparameters()):
+            tensor.copy_(tensors[f"noise.{index}"])
+        self.order.set_state(tensors["order"])
+        torch.set_rng_state(tensors["torch"])
+        if self.relaxation is not None:
+            for name, tensor in self.relaxation.state().items():
+                tensor.copy_(tensors[f"relaxation.{name}"])
+        for kind, optimiser in self._optimisers().items():
+            whole = optimiser.state_dict()
+            whole["state"] = {}
+            for name, tensor in tensors.items():
+                if name.startswith(f"{kind}."):
+                    _, position, moment = name.split(".")
+                    whole["state"].setdefault(int(position), {})[moment] = tensor
+            optimiser.load_state_dict(whole)
+        self.history, self.draws = values["history"], values["draws"]
+        self.unconverged = {name: tuple(worst) for name, worst in values["unconverged"].items()}
+
+    def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        hyper = {} if self.hyper_optimiser is None else {"hyper": self.hyper_optimiser}
+        return {"weights": self.optimiser} | hyper
 
     def _set_rates(self, step: int, total: int, deltas: dict[str, float]) -> None:
         """Warm-up and cosine; a pathway that its precision keeps small takes small steps, too."""

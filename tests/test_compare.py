@@ -1,6 +1,8 @@
 """The comparison: trials, table, files, command line."""
 
 import json
+import shutil
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -33,10 +35,12 @@ def run(tmp_path_factory):
 
 
 def test_compare_command_writes_json_and_picture(run):
-    assert sorted(p.name for p in run.iterdir()) == ["comparison.json", "comparison.png"]
+    assert sorted(p.name for p in run.iterdir()) == ["comparison.json", "comparison.png", "fits", "trials"]
+    assert sorted(p.name for p in (run / "fits").iterdir()) == ["turned-chosen-evidence-0", "turned-chosen-task-0"]
+    assert bws.FitResult.load(run / "fits" / "turned-chosen-evidence-0").posterior
     assert (run / "comparison.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads((run / "comparison.json").read_text())
-    assert record["settings"]["epochs"] == 2
+    assert record["settings"]["fit"] == {"epochs": 2}
     cells = [(t["structure"], t["objective"]) for t in record["trials"]]
     assert cells == [("chosen", "evidence"), ("chosen", "task"), ("shared", "evidence"), ("free", "evidence")]
 
@@ -68,3 +72,46 @@ def test_fit_command_saves_a_fit(tmp_path, capsys):
     fit = bws.FitResult.load(out)
     data = bws.data.load("digits", seed=0, train_size=100)
     assert fit.predict(data.test[0]).sum(-1).allclose(torch.ones(len(data.test[0])))
+
+
+SMALL = ["compare", "--epochs", "2", "--train-size", "100", "--hidden-channels", "2", "--jobs", "1"]
+
+
+def test_interrupted_comparison_goes_on_to_the_same_numbers(tmp_path, capsys):
+    arguments = [*SMALL, "--task", "turned", "--task", "upright", "--seeds", "2", "--objectives", "evidence,fixed"]
+    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    told = capsys.readouterr()
+    assert "8 of 8 trials" in told.err and "tested on" in told.out and "won" in told.out
+    shutil.copytree(tmp_path / "whole" / "trials", tmp_path / "half" / "trials")
+    left = tmp_path / "half" / "trials" / "turned-chosen-fixed-1.json"
+    left.unlink()
+    assert main([*arguments, "--out", str(tmp_path / "half")]) == 0
+    again, whole = (bws.Comparison.load(tmp_path / name / "comparison.json").trials for name in ("half", "whole"))
+    assert left.exists() and [timeless(t) for t in again] == [timeless(t) for t in whole]
+    assert main([*arguments, "--out", str(tmp_path / "half"), "--layers", "1"]) == 2
+    assert "run with other settings" in capsys.readouterr().err
+
+
+def timeless(trial):
+    return json.dumps(asdict(replace(trial, seconds=0.0, training_seconds=0.0)))
+
+
+def test_tasks_with_the_same_labels_are_tested_on_each_other(tmp_path, capsys):
+    arguments = [*SMALL, "--task", "turned", "--task", "upright", "--task", "orientation", "--objectives", "evidence"]
+    assert main([*arguments, "--seeds", "1", "--json", "--out", str(tmp_path)]) == 0
+    trials = json.loads(capsys.readouterr().out)["trials"]
+    assert [list(t["elsewhere"]) for t in trials] == [["upright"], ["turned"], []]
+    fit = bws.FitResult.load(tmp_path / "fits" / "turned-chosen-evidence-0")
+    other = bws.data.load("digits", task="upright", train_size=100, seed=0).test
+    assert trials[0]["elsewhere"]["upright"]["nll"] == fit.nll(*other, kind="map")
+
+
+def test_differences_are_of_paired_seeds():
+    def trial(objective, seed, accuracy):
+        return bws.Trial("turned", seed, "chosen", objective, accuracy, 1.0, 0.5, -3.0, [], None, 1.0, 1.0, [])
+
+    trials = [trial("task", s, 0.8 + 0.01 * s) for s in range(3)] + [trial("evidence", s, 0.9) for s in (2, 1)]
+    found = bws.Comparison(trials).differences()["turned", "chosen", "task"]["accuracy %"]
+    assert (found.pairs, found.wins) == (2, 2) and found.mean == pytest.approx(0.9 - 0.815)
+    with pytest.raises(ValueError, match="no trial by 'fixed'"):
+        bws.Comparison(trials).differences("fixed")

@@ -1,6 +1,6 @@
 """Reading results: comparison tables, groups, rankings and pictures. Never trains."""
 
-from bayesws.analysis.comparison import Comparison, Trial
+from bayesws.analysis.comparison import Comparison
 from bayesws.analysis.decomposition import (
     OrbitDecomposition,
     best_decomposition,
@@ -12,6 +12,7 @@ from bayesws.analysis.equivariance import EquivarianceError, equivariance_error,
 from bayesws.analysis.groups import Identified, Match, identify_group, identify_groups
 from bayesws.analysis.ranking import Candidate, LayerRanking, Ranking
 from bayesws.analysis.strength import LayerStrength, SharingStrength, sharing_strength
+from bayesws.analysis.trial import Trial
 
 __all__ = [
     "Candidate",

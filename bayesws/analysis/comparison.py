@@ -10,68 +10,34 @@ from typing import Any
 
 from rich.table import Table
 
+from bayesws.analysis.paired import Difference
+from bayesws.analysis.trial import Trial
 from bayesws.files import write_whole
-from bayesws.result import FitResult, SharingRow
 
 STRUCTURES = {"chosen": ("shared", "free"), "shared": ("shared",), "free": ("free",)}
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One fit and how it did on the test data.
+class Metric:
+    """A number of a trial, as tables show it: the value times `scale`, with so many digits."""
 
-    Attributes:
-        task: what the data was made into, such as "turned".
-        seed: of split, initial weights and order.
-        structure: "chosen" (both pathways), "shared" or "free".
-        objective: "evidence" or "task".
-        accuracy: test accuracy at the MAP weights in [0, 1]; nan for a regression.
-        nll: mean test negative log likelihood at the MAP weights, nats per datum.
-        train_nll: the same on the training data.
-        log_evidence: nats, summed over the training data.
-        sharing: a row per weight-sharing layer.
-        weight_decay: chosen for the task loss; None for the evidence.
-        seconds: wall time of the fit, the choice of weight decay included.
-        training_seconds: that of its last training alone.
-        notes: what did not converge.
-    """
+    name: str
+    of: Callable[[Trial], float]
+    digits: int
+    scale: float = 1.0
+    higher_is_better: bool = False
 
-    task: str
-    seed: int
-    structure: str
-    objective: str
-    accuracy: float
-    nll: float
-    train_nll: float
-    log_evidence: float
-    sharing: list[SharingRow]
-    weight_decay: float | None
-    seconds: float
-    training_seconds: float
-    notes: list[str]
 
-    @classmethod
-    def of(cls, fit: FitResult, train: tuple, test: tuple, task: str, seed: int, structure: str = "chosen") -> "Trial":
-        """Test a fit on (x, y) tensors."""
-        x, y = test
-        hits = math.nan
-        if fit.likelihood.name == "classification":
-            hits = float((fit.predict(x, kind="map").argmax(-1).cpu() == y.cpu()).double().mean())
-        return cls(
-            task,
-            seed,
-            structure,
-            fit.objective,
-            hits,
-            fit.nll(x, y, kind="map"),
-            fit.nll(train[0], train[1], kind="map"),
-            fit.log_evidence,
-            fit.sharing,
-            fit.weight_decay,
-            fit.seconds,
-            fit.training_seconds,
-            fit.notes,
-        )
+METRICS = (
+    Metric("accuracy %", lambda t: t.accuracy, 1, 100.0, higher_is_better=True),
+    Metric("NLL", lambda t: t.nll, 3),
+    Metric("gap", lambda t: t.gap, 3),
+    Metric("ECE %", lambda t: t.calibration_error, 1, 100.0),
+    Metric("Brier", lambda t: t.brier, 3),
+    Metric("log evidence", lambda t: t.log_evidence, 0, higher_is_better=True),
+    Metric("seconds", lambda t: t.seconds, 0),
+)
+TESTED = tuple(m for m in METRICS if m.name not in ("gap", "seconds"))
 
 
 @dataclass(frozen=True)
@@ -113,23 +79,89 @@ class Comparison:
         return found
 
     def table(self) -> Table:
-        """Test accuracy, test NLL and evidence of every cell, mean ± standard error over seeds."""
+        """How every cell did on test data, mean ± standard error over seeds.
+
+        NLL in nats per datum; gap: what it is above that of the training data; ECE: expected calibration error.
+        """
         table = Table(title="How well: mean ± standard error over seeds", title_justify="left")
-        for name in ("task", "structure", "objective"):
+        for name in self._labels(("task", "structure", "objective")):
             table.add_column(name)
-        for name in ("accuracy %", "test NLL", "train NLL", "log evidence", "seconds"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for (task, structure, objective), trials in self.cells().items():
-            columns: list[tuple[Callable[[Trial], float], int, float]] = [
-                (lambda t: t.accuracy, 1, 100.0),
-                (lambda t: t.nll, 3, 1.0),
-                (lambda t: t.train_nll, 3, 1.0),
-                (lambda t: t.log_evidence, 0, 1.0),
-                (lambda t: t.seconds, 0, 1.0),
-            ]
-            shown = [Summary.of([get(t) for t in trials]).show(n, scale) for get, n, scale in columns]
-            table.add_row(task, structure, objective, *shown)
+        for metric in METRICS:
+            table.add_column(metric.name, justify="right", no_wrap=True)
+        for labels, trials in self.cells().items():
+            shown = [Summary.of([m.of(t) for t in trials]).show(m.digits, m.scale) for m in METRICS]
+            table.add_row(*self._labels(labels), *shown)
         return table
+
+    def differences(self, first: str = "evidence") -> dict[tuple[str, str, str], dict[str, Difference]]:
+        """One objective less every other, paired over the seeds that both have: by (task, structure, other), by metric.
+
+        Args:
+            first: the objective that is held against the others.
+
+        Raises:
+            ValueError: an objective that no trial has.
+        """
+        if first not in (known := dict.fromkeys(t.objective for t in self.trials)):
+            raise ValueError(f"no trial by {first!r}: expected one of {', '.join(known)}")
+        cells = self.cells()
+        found = {}
+        for (task, structure, other), trials in cells.items():
+            mine = {t.seed: t for t in cells.get((task, structure, first), [])}
+            pairs = [(mine[t.seed], t) for t in trials if t.seed in mine]
+            if other == first or not pairs:
+                continue
+            found[task, structure, other] = {
+                m.name: Difference.of([m.of(a) for a, _ in pairs], [m.of(b) for _, b in pairs], m.higher_is_better)
+                for m in METRICS
+            }
+        return found
+
+    def difference_table(self, first: str = "evidence") -> Table:
+        """`differences`: the mean with its 95 % interval, the paired t-test's p-value and the seeds won.
+
+        A plus is more of it: good for the accuracy and for the log evidence (there it is a log Bayes factor, nats),
+        bad for the others. The p-values are not corrected for their number.
+        """
+        table = Table(title=f"{first} less the others: paired over seeds, 95 % interval", title_justify="left")
+        for name in self._labels(("task", "structure", "against")):
+            table.add_column(name)
+        for metric in TESTED:
+            table.add_column(metric.name, justify="right")
+        for labels, by_metric in self.differences(first).items():
+            shown = []
+            for metric in TESTED:
+                found = by_metric[metric.name]
+                won = f"won {found.wins} of {found.pairs}"
+                shown.append(
+                    f"{found.show(metric.digits, metric.scale)}\n"
+                    + (won if math.isnan(found.p_value) else f"p = {found.p_value:.2g}, {won}")
+                )
+            table.add_row(*self._labels(labels), *shown)
+        return table
+
+    def elsewhere_table(self) -> Table:
+        """Every cell on the test data of other tasks, mean ± standard error over seeds."""
+        table = Table(title="Trained on one task, tested on another", title_justify="left")
+        for name in (*self._labels(("trained on", "structure", "objective")), "tested on"):
+            table.add_column(name)
+        for name in ("accuracy %", "NLL", "ECE %"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for labels, trials in self.cells().items():
+            for other in trials[0].elsewhere:
+                scores = [t.elsewhere[other] for t in trials]
+                table.add_row(
+                    *self._labels(labels),
+                    other,
+                    Summary.of([s.accuracy for s in scores]).show(1, 100.0),
+                    Summary.of([s.nll for s in scores]).show(3),
+                    Summary.of([s.calibration_error for s in scores]).show(1, 100.0),
+                )
+        return table
+
+    def _labels(self, labels: tuple[str, str, str]) -> tuple[str, ...]:
+        """Task, structure and objective; without the structure where all trials have the same."""
+        return labels if len({t.structure for t in self.trials}) > 1 else (labels[0], labels[2])
 
     def sharing_table(self) -> Table:
         """Sharing strength and effective parameters of every layer of the networks with both pathways."""
@@ -169,10 +201,20 @@ class Comparison:
         ]
         return median(ratios) if ratios else math.nan
 
+    def as_json(self) -> str:
+        """Settings, trials and, where there is the evidence to hold against the others, the paired differences."""
+        record: dict[str, Any] = {"settings": self.settings, "trials": [asdict(t) for t in self.trials]}
+        if any(t.objective == "evidence" for t in self.trials):
+            record["differences"] = [
+                {"task": task, "structure": structure, "first": "evidence", "second": other}
+                | {name: asdict(difference) for name, difference in by_metric.items()}
+                for (task, structure, other), by_metric in self.differences().items()
+            ]
+        return json.dumps(record, indent=1)
+
     def save(self, path: str | Path) -> None:
         """Write everything as JSON, whole or not at all."""
-        record = {"settings": self.settings, "trials": [asdict(t) for t in self.trials]}
-        text = json.dumps(record, indent=1)
+        text = self.as_json()
         write_whole(Path(path), lambda draft: draft.write_text(text))
 
     @classmethod
@@ -184,8 +226,7 @@ class Comparison:
         """
         try:
             record = json.loads(Path(path).read_text())
-            trials = [Trial(**(t | {"sharing": [SharingRow(**row) for row in t["sharing"]]})) for t in record["trials"]]
-            return cls(trials, record["settings"])
+            return cls([Trial.from_record(t) for t in record["trials"]], record["settings"])
         except OSError as error:
             raise ValueError(f"cannot read {path}: {error.strerror}") from error
         except (json.JSONDecodeError, KeyError, TypeError) as error:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from scipy.optimize import linear_sum_assignment
 
-EXCHANGES = 4000  # tried at most, beyond two for each channel: noise would go on and on
+EXCHANGES = 4000  # tried at most: in noise of thousands of channels they would go on and on
 
 
 def cycles(permutation: Sequence[int] | np.ndarray) -> list[list[int]]:
@@ -73,7 +73,7 @@ def _exchanged(scores: np.ndarray, partner: np.ndarray) -> np.ndarray:
     own = scores[everyone, everyone]
     before = np.argsort(partner)
     least = 1e-12 * np.abs(scores).max(initial=0.0)
-    for _ in range(max(2, EXCHANGES // max(len(partner), 1))):
+    for _ in range(EXCHANGES // max(len(partner), 1)):
         better = False
         for c in range(len(partner)):
             a, b = int(before[c]), int(partner[c])

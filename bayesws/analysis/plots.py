@@ -7,10 +7,19 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from bayesws.analysis.comparison import Comparison, Trial
+from bayesws.analysis.comparison import Comparison
+from bayesws.analysis.trial import Trial
 from bayesws.files import write_whole
 
-COLOURS = {"evidence": "#0b6e4f", "task": "#9aa0a6", "shared": "#2a6fbb", "free": "#d97706"}
+COLOURS = {
+    "evidence": "#0b6e4f",
+    "task": "#9aa0a6",
+    "fixed": "#8e6bbf",
+    "validated": "#c2548a",
+    "constrained": "#5b8c9e",
+    "shared": "#2a6fbb",
+    "free": "#d97706",
+}
 
 
 def sharing_picture(comparison: Comparison) -> Figure:

@@ -1,12 +1,13 @@
 """bayesws compare: train the same network by several objectives and show how well and how much is shared."""
 
 import argparse
+import math
 import os
-from dataclasses import asdict
 
 from bayesws import data as data_sets
 from bayesws.analysis.comparison import STRUCTURES, Comparison
 from bayesws.analysis.plots import save_picture
+from bayesws.analysis.trial import Trial
 from bayesws.commands.arguments import (
     Parser,
     add_data,
@@ -19,12 +20,13 @@ from bayesws.commands.arguments import (
 )
 from bayesws.commands.provenance import command, versions
 from bayesws.commands.terminal import wide_console
-from bayesws.compare import SAMPLED, Job, run_jobs
+from bayesws.compare import COMPARED, SAMPLED, Job
 from bayesws.evidence.curvature import Curvature
 from bayesws.files import check_writable
 from bayesws.fit import Schedule
-from bayesws.progress import epoch_bar
-from bayesws.rivals import OBJECTIVES
+from bayesws.kept import run_kept, told_when_stopped
+from bayesws.progress import trial_bar
+from bayesws.rivals import OBJECTIVES, rival_named
 
 DEMO_TASKS = ("turned", "orientation", "upright")
 QUICK_EPOCHS = 40
@@ -35,16 +37,27 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser = commands.add_parser(
         "compare",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        help="evidence against task loss on one data set, several tasks and seeds",
-        description="Train the same network by the evidence and by the task loss, and show what each layer shares.\n"
-        "Writes comparison.json and comparison.png.",
+        help="evidence against task loss and its rivals on one data set, several tasks and seeds",
+        description="Train the same network by the evidence and by the task loss, or by other rivals, and\n"
+        "show how well each does and what each layer shares. Tasks with the same labels are also\n"
+        "tested on each other's images. Finished trials are kept in OUT/trials, the first seed's\n"
+        "networks in OUT/fits: an interrupted run goes on where it stopped. Writes\n"
+        "comparison.json and comparison.png.",
         epilog="examples:\n  bayesws compare\n  bayesws compare --quick --out /tmp/look\n"
         "  bayesws compare --data mnist --data-root ~/data --train-size 2000 --test-size 2000 --task turned\n"
-        "  bayesws compare --seeds 5 --structures all",
+        "  bayesws compare --seeds 5 --structures all\n"
+        "  bayesws compare --task turned --objectives all --seed 3",
     )
     add_data(parser)
     parser.add_argument("--task", action="append", metavar="TASK", help=f"repeatable; {known_tasks()}")
-    parser.add_argument("--seeds", type=positive, default=None, help="how many, from 0 (default 3)")
+    parser.add_argument("--seeds", type=positive, default=None, help="how many (default 3)")
+    parser.add_argument("--seed", type=count, default=0, help="the first of them (default 0)")
+    parser.add_argument(
+        "--objectives",
+        default=",".join(COMPARED),
+        metavar="A,B,...",
+        help=f"all, or of {', '.join(OBJECTIVES)} (default {','.join(COMPARED)})",
+    )
     parser.add_argument(
         "--structures",
         choices=("chosen", "all"),
@@ -60,61 +73,90 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         metavar="K",
         help="sampled columns a datum in the curvature that sets the precisions (default 1; 0: all, exact and slower)",
     )
+    parser.add_argument("--json", action="store_true", help="print comparison.json, not tables")
     add_network(parser, "runs/compare")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run it, print, write."""
-    tasks = tuple(options.task or DEMO_TASKS)
-    seeds = options.seeds or (1 if options.quick else 3)
-    settings = {
-        "epochs": options.epochs or (QUICK_EPOCHS if options.quick else Schedule().epochs),
-        "device": options.device,
-    }
-    structures = tuple(STRUCTURES) if options.structures == "all" else ("chosen",)
-    network = {"hidden_channels": options.hidden_channels, "layers": options.layers}
-    data = data_arguments(options)
-    curvature = Curvature("kron", samples=options.samples or None)
+    """Run what the folder does not hold yet, write the comparison and its picture, print the tables."""
     check_device(options.device)
     check_writable(options.out)
-    for task in tasks:
-        data_sets.load(**data, task=task, seed=0)
-    jobs = [
-        Job(data, task, seed, structure, objective, network, settings, curvature)
-        for task in tasks
-        for structure in structures
-        for objective in OBJECTIVES
-        for seed in range(seeds)
-        if structure == "chosen" or objective == "evidence"
-    ]
-    trials = {}
-    processes = min(options.jobs, len(jobs)) if options.device == "cpu" else 1
-    longest_first = sorted(jobs, key=lambda job: job.objective != "task")
-    with epoch_bar(len(jobs), "trials") as advance:
-        for index, trial in run_jobs(longest_first, processes):
-            trials[id(longest_first[index])] = trial
-            advance()
-    comparison = Comparison(
-        [trials[id(job)] for job in jobs],
-        {
-            **settings,
-            "data": options.data,
-            "tasks": tasks,
-            "seeds": seeds,
-            "curvature": asdict(curvature),
-            **network,
-            "versions": versions(),
-            "command": command(),
-        },
-    )
+    jobs = _jobs(options)
+    processes = options.jobs if options.device == "cpu" else 1
+    try:
+        with trial_bar(len(jobs)) as advance:
+            records = run_kept(jobs, options.out, processes, ("sharing", "nll"), advance, _cost)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(told_when_stopped(jobs, options.out)) from stop
+    same = {k: v for k, v in jobs[0].settings.items() if k not in ("task", "seed", "structure", "objective")}
+    run = {"seeds": [options.seed + s for s in range(_seeds(options))], "versions": versions(), "command": command()}
+    comparison = Comparison([Trial.from_record(r) for r in records], same | run)
     comparison.save(options.out / "comparison.json")
     save_picture(comparison, options.out / "comparison.png")
+    if options.json:
+        print(comparison.as_json())
+        return
     console = wide_console()
     console.print(comparison.table())
+    if len({t.seed for t in comparison.trials}) > 1 and comparison.differences():
+        console.print(comparison.difference_table())
+    if any(t.elsewhere for t in comparison.trials):
+        console.print(comparison.elsewhere_table())
     console.print(comparison.sharing_table())
-    console.print(f"training by the evidence took {comparison.cost():.2f} times as long as by the task loss (median)")
+    if not math.isnan(cost := comparison.cost()):
+        console.print(f"training by the evidence took {cost:.2f} times as long as by the task loss (median)")
     for trial in comparison.trials:
         for note in trial.notes:
             console.print(f"note: {trial.task}, {trial.objective}, seed {trial.seed}: {note}")
     console.print(f"written: {options.out / 'comparison.json'}, {options.out / 'comparison.png'}")
+
+
+def _jobs(options: argparse.Namespace) -> list[Job]:
+    """All trials, in the order of the tables; raises where the data of one cannot be loaded."""
+    tasks = tuple(dict.fromkeys(options.task or DEMO_TASKS))
+    structures = tuple(STRUCTURES) if options.structures == "all" else ("chosen",)
+    data, classes = data_arguments(options), {}
+    for task in tasks:
+        classes[task] = data_sets.load(**data, task=task, seed=options.seed).num_classes
+    first = {
+        "network": {"hidden_channels": options.hidden_channels, "layers": options.layers},
+        "fit": {"epochs": options.epochs or (QUICK_EPOCHS if options.quick else Schedule().epochs)},
+        "curvature": Curvature("kron", samples=options.samples or None),
+        "device": options.device,
+    }
+    return [
+        Job(
+            data,
+            task,
+            seed,
+            structure,
+            objective,
+            elsewhere=tuple(t for t in tasks if t != task and classes[t] == classes[task]),
+            fits=str(options.out / "fits") if seed == options.seed and structure == "chosen" else None,
+            **first,
+        )
+        for task in tasks
+        for structure in structures
+        for objective in _objectives(options.objectives)
+        for seed in range(options.seed, options.seed + _seeds(options))
+        if structure == "chosen" or objective == "evidence"
+    ]
+
+
+def _seeds(options: argparse.Namespace) -> int:
+    return options.seeds or (1 if options.quick else 3)
+
+
+def _objectives(names: str) -> tuple[str, ...]:
+    if names == "all":
+        return OBJECTIVES
+    objectives = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
+    for name in objectives:
+        rival_named(name)
+    return objectives
+
+
+def _cost(job: Job) -> int:
+    """Roughly how many trainings a trial is."""
+    return {"evidence": 1, "validated": 13, "constrained": 9}.get(job.objective, 7)

@@ -11,7 +11,8 @@ from bayesws.commands.arguments import Parser, add_place, check_device, positive
 from bayesws.commands.provenance import command, versions
 from bayesws.commands.terminal import wide_console
 from bayesws.files import check_writable, write_whole
-from bayesws.progress import epoch_bar
+from bayesws.kept import told_when_stopped
+from bayesws.progress import trial_bar
 from bayesws.study import Study, rows
 
 STUDY_HELP = """a study, with all that it must have:
@@ -62,15 +63,10 @@ def run(options: argparse.Namespace) -> None:
     study = Study.read(options.plan, options.device, options.seeds)
     processes = options.jobs if options.device == "cpu" else 1
     try:
-        with epoch_bar(len(study.cells), "trials") as advance:
+        with trial_bar(len(study.cells)) as advance:
             records = study.run(options.out, processes, advance)
     except KeyboardInterrupt as stop:
-        if not (kept := study.kept(options.out)):
-            raise
-        place = options.out / "trials"
-        raise KeyboardInterrupt(
-            f"{kept} of {len(study.cells)} trials are kept in {place}: the same command goes on from there"
-        ) from stop
+        raise KeyboardInterrupt(told_when_stopped(study.cells, options.out)) from stop
     summary = {"versions": versions(), "command": command(), "trials": records}
     write_whole(options.out / "study.json", lambda path: path.write_text(json.dumps(summary) + "\n"))
     console = wide_console()

@@ -59,6 +59,16 @@ class Batches:
         """All inputs, (length, ...); those of a DataLoader as it gives them in one pass, moved as it moves them."""
         return self._x if self._loader is None else torch.cat([x for x, _ in self._loader])
 
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """All data, (x, y).
+
+        Raises:
+            ValueError: a DataLoader, which draws its order where nobody else can.
+        """
+        if self._loader is not None:
+            raise ValueError("data from a DataLoader: expected tensors or a Dataset, whose order can be taken up again")
+        return self._x, self._y
+
     def shuffled(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch in an order drawn from `generator`; a DataLoader shuffles, or not, as it was told."""
         if self._loader is not None:
