@@ -80,22 +80,23 @@ def explained(seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, (net, x) in nets.items():
         rows = {motion: bws.orbit_decompositions(net, x[:300], motion, seed=seed) for motion in MOTIONS}
-        print(f"\n{name}, seed {seed}: ρ (interval; chance), nats\n{'layer':26}" + "".join(f"{m:>32}" for m in MOTIONS))
+        print(f"\n{name}, seed {seed}: ρ (interval; chance), nats\n{'layer':26}" + "".join(f"{m:>36}" for m in MOTIONS))
         for layer in rows[MOTIONS[0]]:
             texts = []
             for row in (of_motion[layer] for of_motion in rows.values()):
                 low, high = row.interval
                 texts.append(f"{row.explained:.2f} ({low:.2f} to {high:.2f}; {row.chance:.2f}), {row.evidence:+.0f}")
-            print(f"{layer:26}" + "".join(f"{text:>32}" for text in texts))
+            print(f"{layer:26}" + "".join(f"{text:>36}" for text in texts))
         found[name] = {
-            motion: {
-                layer: {"shares": row.shares}
-                | {key: value for key, value in asdict(row).items() if key not in ("motion", "partner")}
-                for layer, row in of_motion.items()
-            }
-            for motion, of_motion in rows.items()
+            motion: {layer: _cells(row) for layer, row in of_motion.items()} for motion, of_motion in rows.items()
         }
     return found
+
+
+def _cells(row: bws.OrbitDecomposition) -> dict[str, Any]:
+    low, high = row.interval
+    cells = {"rho": row.explained, "low": low, "high": high, "chance": row.chance, "nats": row.evidence}
+    return {name: round(value, 4) for name, value in cells.items()} | {"shares": row.shares}
 
 
 def _colour(x: Tensor) -> Tensor:

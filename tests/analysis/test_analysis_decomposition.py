@@ -192,6 +192,29 @@ def test_noise_explains_nothing(unequal):
     assert convinced <= 3 and beyond <= 1
 
 
+SHAPES = [(32, 1, "half-turn"), (32, 1, "quarter-turn"), (32, 3, "flip"), (32, 32, "quarter-turn"), (64, 64, "flip")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unequal", ["equal", "filters", "inputs"])
+def test_noise_is_convincing_as_rarely_as_the_bayes_factor_says(unequal):
+    """500 random layers: more than 3 nats have probability below 1/20 each, the Bayes factor having mean one or less."""
+    evidences, shares = [], 0
+    for seed, (out, channels, motion) in itertools.product(range(100), SHAPES):
+        draws = generator(seed)
+        weight = torch.randn(out, channels, 3, 3, generator=draws)
+        if unequal == "filters":
+            weight *= torch.randn(out, 1, 1, 1, generator=draws).exp()
+        elif unequal == "inputs":
+            weight *= torch.randn(1, channels, 1, 1, generator=draws).exp()
+        q = None if channels < 4 else torch.from_numpy(random_permutation(channels, ORDERS[motion], seed))
+        found = bws.orbit_decomposition(weight, motion, q, seed=seed)
+        evidences.append(found.evidence)
+        shares += found.shares
+    print(unequal, "above 3 nats:", sum(e > 3 for e in evidences), "largest", max(evidences), "shares", shares)
+    assert np.mean(np.exp(evidences)) < 2 and sum(e > 3 for e in evidences) < 25 and shares <= 10
+
+
 def test_matching_without_holding_out_would_find_likeness_in_noise():
     """What the folds are for: measured on the weights that chose the pairs, noise has an evidence of many nats."""
     w = torch.randn(32, 1, 3, 3, generator=generator(), dtype=torch.float64)
