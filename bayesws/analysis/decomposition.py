@@ -20,6 +20,7 @@ from bayesws.analysis.pairing import cycles, pairing, random_pairing
 
 ORDERS = {"quarter-turn": 4, "half-turn": 2, "flip": 2, "up-down-flip": 2, "transpose": 2}
 FOLDS = 4
+BALANCING = 20  # rounds; a thousandth is left after a few
 RANDOM_PAIRINGS = 40
 CONVINCING = math.log(20)  # nats
 
@@ -76,11 +77,11 @@ def orbit_decomposition(
 
     The p that suits the weights best finds likeness even in noise, so ρ is never measured on weights that chose p: the
     orbits of (i, n) are dealt into four folds, p is found on three and ρ measured on the fourth, four times. A wrong p
-    only lowers ρ, so that ρ is a lower bound where few weights choose among many channels (first layers). Filters are
-    scaled to one norm: normalisation or the next layer undoes a filter's scale, and unequal ones would make noise look
-    convincing. A structure that any pairing has, as kernels that are all alike, shows in `chance`. The evidence is
-    against weights that are independent: where another motion ties them (as turns do in a group network), a small ρ
-    of this one may be an echo of that, and the motion with the highest evidence counts.
+    only lowers ρ, so that ρ is a lower bound where few weights choose among many channels (first layers). Filters, and
+    input channels, are scaled to one norm: the next layer, or a normalisation, undoes a channel's scale, and unequal
+    ones would make noise look convincing. A structure that any pairing has, as kernels that are all alike, shows in
+    `chance`. The evidence is against weights that are independent: where another motion ties them (as turns do in a
+    group network), a small ρ of this one may be an echo of that, and the motion with the highest evidence counts.
 
     Args:
         weight: W, as torch.nn.Conv2d has it.
@@ -110,8 +111,7 @@ def orbit_decomposition(
     depthwise = _is_depthwise(weight, groups)
     if groups > 1 and not depthwise:
         return _not_measured(motion)
-    w = weight.detach().double().cpu().flatten(1)
-    w = w / w.square().mean(1, keepdim=True).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+    w = _balanced(weight.detach().double().cpu().flatten(2)).flatten(1)
     within = torch.zeros(1, dtype=torch.int64) if depthwise else q
     action = (within[:, None] * len(positions.flatten()) + positions.flatten()).flatten()
     generator = torch.Generator().manual_seed(seed)
@@ -249,6 +249,15 @@ def _folds(action: Tensor, order: int, generator: torch.Generator) -> Tensor:
     for orbits in (several, first[alone]):
         folds[orbits] = torch.randperm(len(orbits), generator=generator) % count
     return folds[first]
+
+
+def _balanced(w: Tensor) -> Tensor:
+    """(out, in, positions) with every filter, and every input channel, of one mean square."""
+    least = torch.finfo(w.dtype).tiny
+    for _ in range(BALANCING):
+        for axis in (1, 0):
+            w = w / w.square().mean((axis, 2), keepdim=True).sqrt().clamp(min=least)
+    return w / w.square().mean((1, 2), keepdim=True).sqrt().clamp(min=least)
 
 
 def _scores(parts: list[Products]) -> np.ndarray:
