@@ -1,12 +1,12 @@
-"""What is left of a fit that was stopped: enough to go on to the same numbers, to the last bit.
+"""What a fit leaves on its way: enough for the same fit to go on to the same numbers, to the last bit.
 
 A checkpoint is a folder: losses.json has the held-out losses of the settings that were tried, state.safetensors the run
-that was under way. Both say which fit they are of, by a digest of everything that its numbers depend on.
+that is under way, fit/ the finished fit, with finished.json beside it. All say which fit they are of, by a digest of
+everything that its numbers depend on.
 """
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from bayesws.files import write_whole
+from bayesws.files import save_tensors, write_whole
+from bayesws.result import FitResult
 
 SECONDS = 10.0  # between two states that are written
 
@@ -62,21 +62,11 @@ class Checkpoint:
         Raises:
             ValueError: a file that is damaged or of another fit.
         """
-        path = self.folder / "losses.json"
-        if not path.exists():
-            return {}
-        try:
-            record = json.loads(path.read_text())
-            digest, losses = record["digest"], record["losses"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged: remove {self.folder}, and the fit starts anew") from error
-        self._check(digest)
-        return losses
+        return (self._read("losses.json") or {}).get("losses", {})
 
     def keep_losses(self, losses: dict[str, float]) -> None:
         """Write all losses so far; the state of the run that gave the last is not needed any more."""
-        text = json.dumps({"digest": self.digest, "losses": losses})
-        write_whole(self.folder / "losses.json", lambda draft: draft.write_text(text))
+        self._write("losses.json", {"losses": losses})
         (self.folder / "state.safetensors").unlink(missing_ok=True)
 
     def resume(self, run: Resumable, what: str) -> int:
@@ -111,12 +101,41 @@ class Checkpoint:
         tensors, state = run.state()
         record = json.dumps({"digest": self.digest, "what": what, "epochs": epochs, "state": state})
         owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-        write_whole(self.folder / "state.safetensors", lambda draft: save_file(owned, draft, {"record": record}))
+        write_whole(self.folder / "state.safetensors", lambda draft: save_tensors(owned, draft, {"record": record}))
         self._written = time.monotonic()
 
-    def remove(self) -> None:
-        """Leave nothing: the fit is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def finished(self, model: nn.Module) -> FitResult | None:
+        """The finished fit, with its weights in `model`; None where it is not finished.
+
+        Raises:
+            ValueError: files that are damaged or of another fit.
+        """
+        if self._read("finished.json") is None:
+            return None
+        return FitResult.load(self.folder / "fit", model)
+
+    def finish(self, fit: FitResult) -> None:
+        """Keep the finished fit, and no more."""
+        fit.save(self.folder / "fit")
+        self._write("finished.json", {})
+        for name in ("state.safetensors", "losses.json"):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self.folder / name
+        if not path.exists():
+            return None
+        try:
+            record = json.loads(path.read_text())
+            digest = record["digest"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: remove {self.folder}, and the fit starts anew") from error
+        self._check(digest)
+        return record
+
+    def _write(self, name: str, record: dict[str, Any]) -> None:
+        text = json.dumps({"digest": self.digest} | record)
+        write_whole(self.folder / name, lambda draft: draft.write_text(text))
 
     def _check(self, digest: str) -> None:
         if digest != self.digest:

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from bayesws import __version__
-from bayesws.commands import candidates, compare, fit, select, strength, study
+from bayesws.commands import candidates, compare, data, fit, select, strength, study
 from bayesws.commands.arguments import Parser
 
-VERBS = (compare, fit, candidates, select, strength, study)
+VERBS = (compare, fit, candidates, select, strength, study, data)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

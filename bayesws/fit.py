@@ -92,8 +92,8 @@ def fit(
         keep_posterior: whether to keep the curvature that the posterior predictive needs: P² numbers with "full". Kept
             as laplace-torch can hold it: "full", "diag", and Kronecker factors for all else.
 
-        checkpoint: a folder for what a stopped fit leaves (from ten seconds on, between epochs); the same call goes on
-            from it, to the same numbers to the last bit. Removed when the fit is finished.
+        checkpoint: a folder for what the fit leaves on its way, every ten seconds, between epochs, and at its end. The
+            same call goes on from there, to the same numbers to the last bit; a finished fit it hands back.
         watch: called with every record of the history as it comes (see `FitResult`), but not while settings are chosen.
 
     Raises:
@@ -118,9 +118,11 @@ def fit(
             _check_penalised(model)
     kept = None
     if checkpoint is not None:
-        everything = (objective, asked, seed, plan, weight_decays, penalties, held_out, start, noise_model.name)
+        settings = (objective, asked, seed, plan, weight_decays, penalties, held_out, start, keep_posterior)
         tensors = [*model.state_dict().values(), *noise_model.hyperparameters(), *data.tensors()]
-        kept = Checkpoint(Path(checkpoint), digest_of(everything, tensors))
+        kept = Checkpoint(Path(checkpoint), digest_of((*settings, noise_model.name), tensors))
+        if (finished := kept.finished(model)) is not None:
+            return finished
     started = time.perf_counter()
     proposals: list[Proposal] = []
     if start == "moments":
@@ -170,7 +172,7 @@ def fit(
         except ValueError as error:
             result.notes.append(f"no posterior was kept, predict(kind='map') is what there is: {error}")
     if kept is not None:
-        kept.remove()
+        kept.finish(result)
     for note in result.notes:
         warnings.warn(note, stacklevel=2)
     return result

@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,7 @@ def select(
     test: tuple[Tensor, Tensor] | None = None,
     curvature: str | Curvature = SAMPLED,
     evidence_curvature: str | Curvature | None = None,
+    checkpoints: str | Path | None = None,
     **settings: Any,
 ) -> Ranking:
     """Train every candidate by the evidence with one schedule, and rank them by one and the same evidence.
@@ -61,6 +64,8 @@ def select(
         test: held-out (x, y), for a column beside the evidence and for `Ranking.disagreement`; it chooses nothing.
         curvature: of the steps on the hyperparameters, as for `fit`.
         evidence_curvature: of the evidence that ranks; None chooses as above.
+        checkpoints: a folder with one of `fit`'s checkpoints for every candidate and start: the same call goes on from
+            there, to the same numbers.
         settings: further arguments of `fit`, such as `epochs`.
 
     Raises:
@@ -86,6 +91,8 @@ def select(
         for seed in range(seeds):
             net = nets[name] if seed == 0 else made(name, candidate, seed)
             try:
+                if checkpoints is not None:
+                    common["checkpoint"] = Path(checkpoints) / f"{_as_file(name)}-{seed}"
                 result = fit(net, data, noise_model, "evidence", steps, seed=seed, **common)
                 tried.append((result, _evidence(result, (x, y), asked)))
             except (ValueError, FloatingPointError, RuntimeError) as error:
@@ -120,6 +127,11 @@ def select(
         "bound": f"curvature {asked.structure!r}, {asked.bound}",
     }
     return Ranking(rows, record, fits)
+
+
+def _as_file(name: str) -> str:
+    """A name as a file may have it, different for different names."""
+    return quote(name, safe=" ·,()+")
 
 
 def comparable_curvature(nets: Iterable[nn.Module]) -> Curvature:

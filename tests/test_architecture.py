@@ -84,7 +84,7 @@ ARROWS = [
         ],
     ),
     ("rivals", ["layers.base", "evidence", "schedule", "training", "checkpoint"]),
-    ("checkpoint", ["files"]),
+    ("checkpoint", ["files", "result"]),
     (
         "training",
         ["layers.base", "layers.once", "sharing.regularisers", "evidence", "relaxation", "checkpoint", "schedule"],

@@ -58,7 +58,12 @@ def test_stopped_fit_goes_on_to_the_last_bit(case, stops, data, tmp_path, monkey
     assert again.weight_decay == whole.weight_decay
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
-    assert not (tmp_path / "left").exists()
+    assert sorted(p.name for p in (tmp_path / "left").iterdir()) == ["finished.json", "fit"]
+    with monkeypatch.context() as patch:
+        patch.setattr("bayesws.training.Run.train", None)  # what is finished is not trained again
+        finished = bws.fit(net, data, seed=1, checkpoint=tmp_path / "left", **settings)
+    assert finished.log_evidence == whole.log_evidence and finished.history == whole.history
+    assert torch.equal(finished.model(data[0]), whole.model(data[0]))
 
 
 def test_finished_settings_are_not_trained_again(data, tmp_path, monkeypatch):

@@ -5,7 +5,6 @@ import shutil
 from dataclasses import asdict, replace
 
 import pytest
-import torch
 
 import bayesws as bws
 from bayesws.cli import main
@@ -61,17 +60,6 @@ def test_numbers_do_not_depend_on_the_number_of_processes(run, tmp_path):
     assert main(arguments) == 0
     key = [(t.log_evidence, t.nll) for t in bws.Comparison.load(tmp_path / "comparison.json").trials]
     assert key == [(t.log_evidence, t.nll) for t in bws.Comparison.load(run / "comparison.json").trials][:2]
-
-
-def test_fit_command_saves_a_fit(tmp_path, capsys):
-    out = tmp_path / "fit"
-    arguments = ["fit", "--epochs", "2", "--train-size", "100", "--hidden-channels", "2", "--out", str(out)]
-    assert main(arguments) == 0
-    printed = capsys.readouterr().out
-    assert "test accuracy" in printed and "lift: ρ" in printed
-    fit = bws.FitResult.load(out)
-    data = bws.data.load("digits", seed=0, train_size=100)
-    assert fit.predict(data.test[0]).sum(-1).allclose(torch.ones(len(data.test[0])))
 
 
 SMALL = ["compare", "--epochs", "2", "--train-size", "100", "--hidden-channels", "2", "--jobs", "1"]

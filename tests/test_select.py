@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import bayesws as bws
+from bayesws.checkpoint import Checkpoint
 from bayesws.cli import main
 from bayesws.layers import WSLinear
 from bayesws.select import comparable_curvature, group_candidates
@@ -166,12 +167,31 @@ def run(tmp_path_factory):
 
 
 def test_select_command_writes_json(run):
-    assert [p.name for p in run.iterdir()] == ["ranking.json"]
+    assert sorted(p.name for p in run.iterdir()) == ["fits", "ranking.json"]
     record = json.loads((run / "ranking.json").read_text())
     assert {c["name"] for c in record["candidates"]} == {"none", "quarter-turns"}
     assert record["settings"]["task"] == "turned" and record["settings"]["schedule"]["epochs"] == 3
     assert max(record["log_bayes_factors"].values()) == 0 and sum(record["probabilities"].values()) == pytest.approx(1)
     assert all(len(c["by_seed"]) == 2 for c in record["candidates"])
+
+
+def test_interrupted_selection_goes_on_to_the_same_numbers(run, tmp_path, capsys, monkeypatch):
+    arguments = ["select", "--task", "turned", "--groups", "none,quarter-turns", "--train-size", "100"]
+    arguments += ["--epochs", "3", "--width", "4", "--seeds", "2", "--out", str(tmp_path), "--json"]
+
+    def stopping(self, fit, after=Checkpoint.finish):
+        after(self, fit)
+        if self.folder.name == "quarter-turns-0":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "finish", stopping)
+        assert main(arguments) == 130
+    assert f"kept in {tmp_path / 'fits'}: the same command goes on from there" in capsys.readouterr().err
+    assert main(arguments) == 0
+    again = {c["name"]: c["by_seed"] for c in json.loads(capsys.readouterr().out)["candidates"]}
+    whole = json.loads((run / "ranking.json").read_text())["candidates"]
+    assert again == {c["name"]: c["by_seed"] for c in whole}
 
 
 def test_select_command_prints_tables(capsys, tmp_path):

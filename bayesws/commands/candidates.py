@@ -1,6 +1,7 @@
 """bayesws candidates: list the symmetries that images propose."""
 
 import argparse
+import json
 
 from bayesws import data as data_sets
 from bayesws.candidates import candidates
@@ -22,10 +23,12 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("--task", default="upright", metavar="TASK", help=known_tasks())
     parser.add_argument("--seed", type=int, default=0, help="of the subset and the task's motions (default 0)")
     parser.add_argument("--kernel-size", type=positive, default=3, help="positions a side of a patch (default 3)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Run it, print, write."""
     images = data_sets.load(**data_arguments(options), task=options.task, seed=options.seed)
-    print(candidates(images.train, options.kernel_size))
+    found = candidates(images.train, options.kernel_size)
+    print(json.dumps(found.record(), indent=1) if options.json else found)

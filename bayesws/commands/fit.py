@@ -1,16 +1,26 @@
 """bayesws fit: train and save one network."""
 
 import argparse
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from bayesws import data as data_sets
 from bayesws.analysis.comparison import STRUCTURES
+from bayesws.analysis.scores import Scores
 from bayesws.commands.arguments import Parser, add_data, add_network, check_device, data_arguments, known_tasks
+from bayesws.commands.provenance import command, versions
 from bayesws.commands.terminal import wide_console
 from bayesws.compare import network_for
 from bayesws.files import check_writable
 from bayesws.fit import Schedule, fit
+from bayesws.result import FitResult
 from bayesws.rivals import OBJECTIVES
 
 
@@ -20,7 +30,8 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         "fit",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         help="train and save one network",
-        description="Train one network and save it as a folder: weights.safetensors and fit.json.",
+        description="Train one network and save it as a folder: weights.safetensors and fit.json. What an\n"
+        "interrupted fit has done is kept in OUT.unfinished, and the same command goes on from there.",
         epilog="examples:\n  bayesws fit --task orientation --out runs/orientation\n"
         "  bayesws fit --data mine.npz --objective task --epochs 100",
     )
@@ -29,12 +40,14 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("--seed", type=int, default=0, help="of split, weights and order (default 0)")
     parser.add_argument("--objective", choices=OBJECTIVES, default="evidence")
     parser.add_argument("--structure", choices=tuple(STRUCTURES), default="chosen", help="pathways")
+    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="log the training curves for TensorBoard")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     add_network(parser, "runs/fit")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run it, print, write."""
+    """Go on with what a stopped fit left, or start; save the fit and print its numbers."""
     check_device(options.device)
     check_writable(options.out)
     if options.out.exists() and not (options.out / "fit.json").is_file() and any(options.out.iterdir()):
@@ -42,21 +55,65 @@ def run(options: argparse.Namespace) -> None:
     images = data_sets.load(**data_arguments(options), task=options.task, seed=options.seed)
     torch.manual_seed(options.seed)
     net = network_for(images, options.structure, hidden_channels=options.hidden_channels, layers=options.layers)
-    result = fit(
-        net,
-        images.train,
-        objective=options.objective,
-        seed=options.seed,
-        device=options.device,
-        epochs=options.epochs or Schedule().epochs,
-    )
+    unfinished = options.out.with_name(f"{options.out.name}.unfinished")
+    try:
+        with _tensorboard(options.tensorboard) as watch:
+            result = fit(
+                net,
+                images.train,
+                objective=options.objective,
+                seed=options.seed,
+                device=options.device,
+                epochs=options.epochs or Schedule().epochs,
+                checkpoint=unfinished,
+                watch=watch,
+            )
+    except KeyboardInterrupt as stop:
+        kept = f"what was done is kept in {unfinished}: the same command goes on from there"
+        raise KeyboardInterrupt(kept if unfinished.exists() else "") from stop
+    result.settings |= {"data": options.data, "task": options.task, "versions": versions(), "command": command()}
     result.save(options.out)
-    x, y = images.test
+    shutil.rmtree(unfinished)
+    scores = Scores.of(result, *images.test)
+    if options.json:
+        print(json.dumps({"test": asdict(scores)} | _numbers(result), indent=1))
+        return
     console = wide_console()
-    accuracy = float((result.predict(x, kind="map").argmax(-1).cpu() == y).double().mean())
-    console.print(f"test accuracy {100 * accuracy:.1f} %, test NLL {result.nll(x, y, kind='map'):.3f} nats per datum")
+    console.print(f"test accuracy {100 * scores.accuracy:.1f} %, test NLL {scores.nll:.3f} nats per datum")
     console.print(f"log evidence {result.log_evidence:.1f} nats, summed over {result.evidence.examples} images")
     for row in result.sharing:
         effective = ", ".join(f"{n} {g:.1f} of {row.parameters[n]}" for n, g in row.effective.items())
         console.print(f"{row.name}: ρ = {row.strength:.2f}; effective parameters: {effective}")
     console.print(f"written: {options.out}")
+
+
+@contextmanager
+def _tensorboard(folder: Path | None) -> Iterator[Callable[[dict[str, float]], object]]:
+    """Something to hand a fit's records to, which writes them for TensorBoard; nothing where there is no folder."""
+    if folder is None:
+        yield lambda record: None
+        return
+    check_writable(folder)
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard") from error
+    with SummaryWriter(folder) as writer:
+
+        def watch(record: dict[str, float]) -> None:
+            for name, value in record.items():
+                if name != "epoch":
+                    writer.add_scalar(name, value, int(record["epoch"]))
+
+        yield watch
+
+
+def _numbers(fit: FitResult) -> dict[str, Any]:
+    return {
+        "log_evidence": fit.log_evidence,
+        "evidence": asdict(fit.evidence),
+        "sharing": [asdict(row) for row in fit.sharing],
+        "weight_decay": fit.weight_decay,
+        "seconds": fit.seconds,
+        "notes": fit.notes,
+    }

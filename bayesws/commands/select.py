@@ -2,9 +2,12 @@
 
 import argparse
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from bayesws import data as data_sets
@@ -28,7 +31,8 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         help="which group do the data want? networks over several, ranked by their evidence",
         description="Train a network over each group, all of equal width, and rank them by their\n"
-        "evidence; test images only add a column. Writes ranking.json.",
+        "evidence; test images only add a column. What an interrupted run has done is kept in\n"
+        "OUT/fits, and the same command goes on from there. Writes ranking.json.",
         epilog="examples:\n  bayesws select --task turned\n"
         "  bayesws select --task flipped --groups none,flips,up-down-flips,klein-four-axes\n"
         "  bayesws select --data mnist --train-size 1000 --task dihedral --layers 3 --epochs 40\n"
@@ -56,6 +60,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         choices=CURVATURES,
         help="of the evidence that ranks (default: full or layer where affordable, else kron)",
     )
+    parser.add_argument("--json", action="store_true", help="print ranking.json, not tables")
     add_place(parser, "runs/select")
     parser.set_defaults(run=run)
 
@@ -71,6 +76,7 @@ def run(options: argparse.Namespace) -> None:
         "test": images.test,
         "seeds": options.seeds,
         "evidence_curvature": options.curvature,
+        "checkpoints": options.out / "fits",
         "epochs": options.epochs,
         "every": max(1, options.epochs // SELECT_STEPS),
         "device": options.device,
@@ -78,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
     network = {"width": options.width, "layers": options.layers}
     of_run = {"data": options.data, "task": options.task, **network, "versions": versions(), "command": command()}
     console = wide_console()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _told(options.out / "fits"):
         warnings.simplefilter("ignore")  # the fits' notes are shown at the end
         if options.by_layer:
             make = partial(group_network, images=images, width=options.width)
@@ -86,12 +92,17 @@ def run(options: argparse.Namespace) -> None:
                 make(pair)
             found = select_layers(make, groups, options.layers, images.train, **settings)
             ranking = replace(found.ranking, settings=found.ranking.settings | of_run)
-            replace(found, ranking=ranking).save(options.out / "ranking.json")
-            console.print(found.table())
+            found = replace(found, ranking=ranking)
+            found.save(options.out / "ranking.json")
+            if not options.json:
+                console.print(found.table())
         else:
             ranking = select(networks, images.train, **settings)
             ranking = replace(ranking, settings=ranking.settings | of_run)
             ranking.save(options.out / "ranking.json")
+    if options.json:
+        print((options.out / "ranking.json").read_text())
+        return
     console.print(ranking.table())
     console.print((replace(ranking, rows=ranking.rows[:1]) if options.by_layer else ranking).sharing_table())
     for row in ranking.rows:
@@ -103,3 +114,13 @@ def run(options: argparse.Namespace) -> None:
         f"{images.name}: the data want {ranking.best.name}, p = {ranking.probabilities[ranking.best.name]:.3g}"
     )
     console.print(f"written: {options.out / 'ranking.json'}")
+
+
+@contextmanager
+def _told(checkpoints: Path) -> Iterator[None]:
+    """Say after Ctrl-C what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        kept = f"what was done is kept in {checkpoints}: the same command goes on from there"
+        raise KeyboardInterrupt(kept if checkpoints.exists() else "") from stop

@@ -1,6 +1,7 @@
 """Candidates: which permutations, and which groups of them, the moments of some data allow a layer to share over."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -122,6 +123,33 @@ class Candidates:
                 f"(largest {group.misfit:.4f}, p = {group.p_value:.2g}; rejected below {self.level:g})"
             )
         return "\n".join(lines)
+
+    def record(self) -> dict[str, Any]:
+        """Everything as JSON takes it."""
+        groups = [
+            {
+                "name": g.name,
+                "permutations": g.permutations.tolist(),
+                "misfit": g.misfit,
+                "p_value": g.p_value,
+                "fits": g.fits,
+            }
+            for g in self.groups
+        ]
+        listed = zip(self.permutations, self.misfits.tolist(), self.by_order.tolist(), strict=True)
+        return {
+            "support": list(self.support),
+            "axis": self.axis,
+            "examples": self.examples,
+            "level": self.level,
+            "complete_below": self.complete_below,
+            "group": groups[next(i for i, g in enumerate(self.groups) if g is self.group)],
+            "groups": groups,
+            "permutations": [
+                {"name": self.name_of(p), "permutation": p.tolist(), "misfit": misfit, "second": second, "third": third}
+                for p, misfit, (second, third) in listed
+            ],
+        }
 
     def name_of(self, permutation: Int64[Tensor, " d"]) -> str:
         """What a person calls a permutation: a motion of the support and of the group axis, or its numbers."""
