@@ -151,9 +151,10 @@ def test_of_several_tensors_the_first_is_measured(net):
 
 
 def test_convolutions_show_what_a_shared_pathway_would_explain(tmp_path, here, capsys):
-    arguments = ["strength", "test_trained:small", "--test-size", "40", "--motions", "flip,shift:0.25,quarter-turn"]
+    arguments = ["strength", "test_trained:small", "--test-size", "40", "--motions", "flip,shift:0.9,quarter-turn"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
-    record = json.loads((tmp_path / "strength.json").read_text())
+    record = json.loads((tmp_path / "strength.json").read_text(), parse_constant=pytest.fail)  # no NaN in JSON
+    assert record["errors"]["shift:0.9"]["0"]["error"] is None  # nothing is inside of both images
     x = bws.data.load("digits", seed=0, test_size=40).test[0]
     assert list(record["explained"]) == ["flip", "quarter-turn"] and record["best"] == {"0": None}
     for motion, rows in record["explained"].items():

@@ -23,7 +23,7 @@ from bayesws.analysis.strength import sharing_strength
 from bayesws.commands.arguments import Parser, add_data, add_place, check_device, count, data_arguments, known_tasks
 from bayesws.commands.provenance import command, versions
 from bayesws.commands.terminal import wide_console
-from bayesws.files import check_writable, write_whole
+from bayesws.files import check_writable, without_nan, write_whole
 from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.result import FitResult
 from bayesws.trained import seen_by, trained_network
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
             warnings.simplefilter("ignore")  # its notes are shown
             found = sharing_strength(fit, seed=options.seed)
         record["sharing"] = found.record()
-    text = json.dumps(record, indent=1)
+    text = json.dumps(without_nan(record), indent=1, allow_nan=False)
     write_whole(options.out / "strength.json", lambda path: path.write_text(text + "\n"))
     if options.json:
         print(text)
