@@ -2,6 +2,7 @@
 
 from bayesws import data, layers, models, rivals, sharing
 from bayesws.analysis.comparison import Comparison
+from bayesws.analysis.decomposition import OrbitDecomposition, orbit_decomposition, orbit_decompositions
 from bayesws.analysis.equivariance import EquivarianceError, equivariance_error, equivariance_errors
 from bayesws.analysis.groups import Identified, identify_group, identify_groups
 from bayesws.analysis.ranking import Candidate, LayerRanking, Ranking
@@ -33,6 +34,7 @@ __all__ = [
     "Gaussian",
     "Identified",
     "LayerRanking",
+    "OrbitDecomposition",
     "Ranking",
     "Schedule",
     "SharingStrength",
@@ -50,6 +52,8 @@ __all__ = [
     "layers",
     "log_evidence",
     "models",
+    "orbit_decomposition",
+    "orbit_decompositions",
     "rivals",
     "select",
     "select_layers",

@@ -14,10 +14,9 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bayesws.files import write_whole
+from bayesws.files import save_tensors, write_whole
 from bayesws.result import FitResult
 
 SECONDS = 10.0  # between two states that are written
@@ -102,7 +101,7 @@ class Checkpoint:
         tensors, state = run.state()
         record = json.dumps({"digest": self.digest, "what": what, "epochs": epochs, "state": state})
         owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-        write_whole(self.folder / "state.safetensors", lambda draft: save_file(owned, draft, {"record": record}))
+        write_whole(self.folder / "state.safetensors", lambda draft: save_tensors(owned, draft, {"record": record}))
         self._written = time.monotonic()
 
     def finished(self, model: nn.Module) -> FitResult | None:

@@ -1,9 +1,16 @@
 """Files that are written whole or not at all."""
 
+import errno
+import math
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -44,3 +51,21 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"cannot write into {folder}: {error.strerror}; choose another place") from error
+
+
+def without_nan(value: Any) -> Any:
+    """A record as JSON has it: None for numbers that are not finite, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file; a full disk is an OSError, as it is for every other file."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error).rpartition("I/O error: ")[2]) from error
+    path.chmod(0o644)

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
 from bayesws.evidence.objective import Evidence
 from bayesws.evidence.predictive import mean_probabilities, predictive_log_prob
+from bayesws.files import save_tensors
 from bayesws.layers.base import named_pathways
 from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.models import known_models
@@ -273,15 +274,16 @@ class FitResult:
         except OSError as error:
             raise ValueError(f"cannot write {target}: {error.strerror}; choose another path") from error
         try:
-            save_file(tensors, draft / "weights.safetensors")
+            save_tensors(tensors, draft / "weights.safetensors")
             (draft / "fit.json").write_text(json.dumps(record, indent=1))
             draft.chmod(0o755)
             if target.exists():
                 shutil.rmtree(target)
             draft.rename(target)
         except OSError as error:
+            raise ValueError(f"cannot write {target}: {error.strerror}; choose another path") from error
+        finally:
             shutil.rmtree(draft, ignore_errors=True)
-            raise ValueError(f"cannot write {target}: {error}") from error
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> "FitResult":

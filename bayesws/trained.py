@@ -15,9 +15,9 @@ def trained_network(model: str, weights: str | Path | None = None) -> nn.Module:
     """A network in eval mode (an exported program in the one that it was exported in), from whatever names it.
 
     Args:
-        model: a torch.export program, FILE.pt2; a factory in importable code, "package.module:function", called without
-            arguments; or the name of a torchvision architecture, such as "resnet18", made with as many classes as
-            the weights have.
+        model: a torch.export program, FILE.pt2 (one for a single batch size is run in such batches); a factory in
+            importable code, "package.module:function", called without arguments; or the name of a torchvision
+            architecture, such as "resnet18", made with as many classes as the weights have.
         weights: its state dict, FILE.safetensors, or FILE.pt, read without unpickling code; None keeps those it is made
             with (random ones for torchvision: nothing is downloaded).
 
@@ -43,9 +43,32 @@ def _exported(path: Path) -> nn.Module:
     if not path.is_file():
         raise ValueError(f"no file {path}: expected a program saved by torch.export.save")
     try:
-        return torch.export.load(str(path)).module()
+        program = torch.export.load(str(path))
+        net = program.module()
     except Exception as error:  # a damaged archive fails in many ways
         raise ValueError(f"{path} is no program saved by torch.export.save: {_first_line(error)}") from error
+    images = next((n.meta["val"] for n in program.graph.nodes if n.name in program.graph_signature.user_inputs), None)
+    size = images.shape[0] if isinstance(images, Tensor) and images.ndim else None
+    return _InBatches(net, size) if isinstance(size, int) else net
+
+
+class _InBatches(nn.Module):
+    """A program that was exported for one batch size, for any: what is missing in the last batch is filled up."""
+
+    def __init__(self, program: nn.Module, size: int) -> None:
+        super().__init__()
+        self.program, self.size = program, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (batch, ...), one for each datum."""
+        missing = -len(x) % self.size
+        filled = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
+        outputs = [self.program(part) for part in filled.split(self.size)]
+        for y in outputs:
+            if not isinstance(y, Tensor) or y.shape[:1] != (self.size,):
+                kind = f"outputs of shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+                raise RuntimeError(f"the program gives {kind} for a batch of {self.size}: expected a row a datum")
+        return torch.cat(outputs)[: len(x)]
 
 
 def _state(path: Path) -> Mapping[str, Tensor]:

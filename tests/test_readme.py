@@ -44,6 +44,11 @@ def test_strength_runs_as_it_stands(tmp_path):
     assert errors[0] < 0.2 < errors[2]  # the first layer turns with the image, the orientation must not
 
 
+def test_the_decomposition_runs_as_it_stands(tmp_path):
+    _, printed = run_block(4, tmp_path)
+    assert "explained=0.9999" in printed and "{2: 8}" in printed
+
+
 def test_every_file_of_the_method_table_exists():
     files = re.findall(r"\| `([\w/.]+\.py)` \|$", README.read_text(), re.M)
     assert len(files) >= 5

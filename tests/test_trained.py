@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from functools import partial
 
 import pytest
@@ -22,6 +23,38 @@ def small():
 
 def nothing():
     return 3
+
+
+def of_one_size():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 10))
+
+
+def of_two_inputs():
+    return nn.Bilinear(3, 3, 10)
+
+
+class Attending(nn.Module):
+    """Attention over rows: a module with matrices that gives a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        rows = x[:, 0]
+        return self.head(self.attention(rows, rows, rows)[0].flatten(1))
+
+
+class Named(nn.Module):
+    """Gives its logits by name, in a list of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = small()
+
+    def forward(self, x):
+        return {"out": [self.net(x)]}
 
 
 @pytest.fixture
@@ -67,6 +100,68 @@ def test_exported_program_is_measured_as_a_whole(tmp_path, capsys):
     assert list(record["errors"]["half-turn"]) == [""]
     assert record["errors"]["half-turn"][""]["error"] == pytest.approx(expected.error, rel=1e-5)
     assert "(network)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_program_of_one_batch_size_is_run_in_its_batches(size, tmp_path):
+    torch.export.save(torch.export.export(small().eval(), (torch.zeros(size, 1, 8, 8),)), tmp_path / "net.pt2")
+    net, x = trained_network(str(tmp_path / "net.pt2")), torch.rand(7, 1, 8, 8)
+    for count in (1, 3, 7):
+        assert torch.allclose(net(x[:count]), small()(x[:count]), atol=1e-6)
+    arguments = ["strength", str(tmp_path / "net.pt2"), "--test-size", "40", "--motions", "flip"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out" / "strength.json").read_text())
+    expected = bws.equivariance_error(small(), bws.data.load("digits", seed=0, test_size=40).test[0], "flip")
+    assert record["errors"]["flip"][""]["error"] == pytest.approx(expected.error, rel=1e-4)
+    assert "explained" not in record  # a program has no layers
+
+
+class Pooled(nn.Module):
+    def forward(self, x):
+        return x.mean((0, 1))
+
+
+REFUSED = {
+    "a size that does not fit": ("test_trained:of_one_size", "does not take images of shape .1, 1, 8, 8."),
+    "several inputs": ("test_trained:of_two_inputs", "does not take images"),
+    "a program for another size": ((nn.Conv2d(1, 2, 3), (2, 1, 9, 9)), "does not take images"),
+    "a program for colours": ((nn.Conv2d(3, 2, 3), (2, 3, 8, 8)), "does not take images"),
+    "a program that mixes its batch": ((Pooled(), (2, 1, 8, 8)), "8, 8. for a batch of 2"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_images_that_a_network_refuses_are_one_line(name, tmp_path, here, capsys):
+    model, pattern = REFUSED[name]
+    if not isinstance(model, str):
+        net, shape = model
+        torch.export.save(torch.export.export(net.eval(), (torch.zeros(shape),)), tmp_path / "net.pt2")
+        model = str(tmp_path / "net.pt2")
+    out = tmp_path / "out"
+    assert main(["strength", model, "--test-size", "40", "--motions", "flip", "--out", str(out)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert re.search(pattern, error) and "\n" not in error and not (out / "strength.json").exists()
+
+
+@pytest.mark.parametrize("net", [Attending(), Named()], ids=["attention", "outputs by name"])
+def test_of_several_tensors_the_first_is_measured(net):
+    x = torch.rand(8, 1, 8, 8)
+    assert all(row.examples == 4 for row in bws.equivariance_errors(net, x, "flip").values())
+    assert bws.equivariance_error(net, x, "flip").examples == 4
+
+
+def test_convolutions_show_what_a_shared_pathway_would_explain(tmp_path, here, capsys):
+    arguments = ["strength", "test_trained:small", "--test-size", "40", "--motions", "flip,shift:0.9,quarter-turn"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "strength.json").read_text(), parse_constant=pytest.fail)  # no NaN in JSON
+    assert record["errors"]["shift:0.9"]["0"]["error"] is None  # nothing is inside of both images
+    x = bws.data.load("digits", seed=0, test_size=40).test[0]
+    assert list(record["explained"]) == ["flip", "quarter-turn"] and record["best"] == {"0": None}
+    for motion, rows in record["explained"].items():
+        row = bws.orbit_decompositions(small(), x, motion)["0"]
+        assert rows["0"]["evidence"] == pytest.approx(row.evidence) and rows["0"]["chance"] == row.chance
+        assert rows["0"]["orbits"] == {str(size): count for size, count in row.orbits().items()}
+    assert "Weights that a shared pathway would explain" in capsys.readouterr().out
 
 
 def test_saved_fit_has_its_sharing_strength_beside(tmp_path, capsys, monkeypatch):

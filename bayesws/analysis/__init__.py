@@ -1,6 +1,13 @@
 """Reading results: comparison tables, groups, rankings and pictures. Never trains."""
 
 from bayesws.analysis.comparison import Comparison
+from bayesws.analysis.decomposition import (
+    OrbitDecomposition,
+    best_decomposition,
+    decomposition_table,
+    orbit_decomposition,
+    orbit_decompositions,
+)
 from bayesws.analysis.equivariance import EquivarianceError, equivariance_error, equivariance_errors, error_table
 from bayesws.analysis.groups import Identified, Match, identify_group, identify_groups
 from bayesws.analysis.ranking import Candidate, LayerRanking, Ranking
@@ -16,14 +23,19 @@ __all__ = [
     "LayerRanking",
     "LayerStrength",
     "Match",
+    "OrbitDecomposition",
     "Ranking",
     "SharingStrength",
     "Trial",
+    "best_decomposition",
+    "decomposition_table",
     "equivariance_error",
     "equivariance_errors",
     "error_table",
     "identify_group",
     "identify_groups",
+    "orbit_decomposition",
+    "orbit_decompositions",
     "sharing_strength",
     "write_report",
 ]

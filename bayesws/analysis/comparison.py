@@ -12,7 +12,7 @@ from rich.table import Table
 
 from bayesws.analysis.paired import Difference
 from bayesws.analysis.trial import Trial
-from bayesws.files import write_whole
+from bayesws.files import without_nan, write_whole
 
 STRUCTURES = {"chosen": ("shared", "free"), "shared": ("shared",), "free": ("free",)}
 
@@ -212,7 +212,7 @@ class Comparison:
                 | {name: asdict(difference) for name, difference in by_metric.items()}
                 for (task, structure, other), by_metric in self.differences().items()
             ]
-        return json.dumps(record, indent=1)
+        return json.dumps(without_nan(record), indent=1, allow_nan=False)
 
     def save(self, path: str | Path) -> None:
         """Write everything as JSON, whole or not at all."""

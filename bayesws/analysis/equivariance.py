@@ -11,8 +11,8 @@ from rich.table import Table
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from bayesws.analysis.maps import layer_maps
 from bayesws.data.geometry import rescale, rotate, shift
-from bayesws.evidence.objective import evaluating
 
 Move = Callable[[Tensor], Tensor]
 INSIDE = 0.999  # of a moved image of ones: what has not come in from outside
@@ -116,7 +116,7 @@ def equivariance_errors(
     modules = dict(net.named_modules())
     if layers is None:
         own = [name for name, m in modules.items() if any(p.ndim > 1 for p in m.parameters(recurse=False))]
-        called = _outputs(net, modules, own, x[:1])
+        called = layer_maps(net, own, x[:1])
         layers = [name for name in own if name in called]
     if unknown := next((name for name in layers if name not in modules), None):
         raise ValueError(f"layer {unknown!r}: expected modules of the network, such as {', '.join(list(modules)[1:4])}")
@@ -128,7 +128,7 @@ def equivariance_errors(
     sums = {name: _Comparison(move, channels == "matched") for name in layers}
     for learn, half in zip((True, False), halves, strict=True):
         for images in half.split(batch_size):
-            before, after = _outputs(net, modules, layers, images), _outputs(net, modules, layers, move(images))
+            before, after = layer_maps(net, layers, images), layer_maps(net, layers, move(images))
             for name in layers:
                 if name not in before:
                     raise ValueError(f"layer {name!r} was not called: expected one that the network uses")
@@ -192,27 +192,6 @@ def _shifted(x: Tensor, pixels: float) -> Tensor:
     down = torch.zeros_like(right)
     part = pixels - whole
     return (1 - part) * shift(x, down, right) + part * shift(x, down, right + 1)
-
-
-@torch.no_grad()
-def _outputs(net: nn.Module, modules: dict[str, nn.Module], layers: Sequence[str], x: Tensor) -> dict[str, Tensor]:
-    """What every layer gives out for x; of a module that is called several times the last."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda module, inputs, output: found.__setitem__(name, output)
-
-    handles = [modules[name].register_forward_hook(keep(name)) for name in layers]
-    try:
-        with evaluating(net):
-            net(x)
-    except (RuntimeError, AssertionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"the network does not take images of shape {tuple(x.shape)}: {reason}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
 
 
 class _Comparison:

@@ -1,5 +1,6 @@
 """One fit and how it did: a row of a comparison or of a study."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,6 +99,7 @@ class Trial:
             KeyError, TypeError: a record of something else.
         """
         found = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
+        found |= {name: math.nan for name in ("accuracy", "calibration_error", "brier") if found.get(name, 0) is None}
         found["sharing"] = [SharingRow(**row) for row in record["sharing"]]
         found["elsewhere"] = {name: Scores(**scores) for name, scores in record.get("elsewhere", {}).items()}
         return cls(**found)

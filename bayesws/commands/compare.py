@@ -38,13 +38,13 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         "compare",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         help="evidence against task loss and its rivals on one data set, several tasks and seeds",
-        description="Train the same network by the evidence and by the task loss, or by other rivals, and\n"
-        "show how well each does and what each layer shares. Tasks with the same labels are also\n"
-        "tested on each other's images. Finished trials are kept in OUT/trials, the first seed's\n"
-        "networks in OUT/fits: an interrupted run goes on where it stopped. Writes\n"
-        "comparison.json and comparison.png.",
+        description="Train the same network by the evidence and by the task loss, or by other\n"
+        "rivals, and show how well each does and what each layer shares. Tasks with the\n"
+        "same labels are also tested on each other's images. Finished trials are kept in\n"
+        "OUT/trials, the first seed's networks in OUT/fits: an interrupted run goes on\n"
+        "where it stopped. Writes comparison.json and comparison.png.",
         epilog="examples:\n  bayesws compare\n  bayesws compare --quick --out /tmp/look\n"
-        "  bayesws compare --data mnist --data-root ~/data --train-size 2000 --test-size 2000 --task turned\n"
+        "  bayesws compare --data mnist --train-size 2000 --test-size 2000 --task turned\n"
         "  bayesws compare --seeds 5 --structures all\n"
         "  bayesws compare --task turned --objectives all --seed 3",
     )

@@ -30,8 +30,9 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         "fit",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         help="train and save one network",
-        description="Train one network and save it as a folder: weights.safetensors and fit.json. What an\n"
-        "interrupted fit has done is kept in OUT.unfinished, and the same command goes on from there.",
+        description="Train one network and save it as a folder: weights.safetensors and fit.json.\n"
+        "What an interrupted fit has done is kept in OUT.unfinished, and the same command\n"
+        "goes on from there.",
         epilog="examples:\n  bayesws fit --task orientation --out runs/orientation\n"
         "  bayesws fit --data mine.npz --objective task --epochs 100",
     )

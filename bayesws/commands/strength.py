@@ -3,22 +3,33 @@
 import argparse
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from bayesws import data as data_sets
+from bayesws.analysis.decomposition import (
+    ORDERS,
+    OrbitDecomposition,
+    best_decomposition,
+    decomposition_table,
+    orbit_decompositions,
+)
 from bayesws.analysis.equivariance import EXACT, RESAMPLED, equivariance_errors, error_table
 from bayesws.analysis.strength import sharing_strength
 from bayesws.commands.arguments import Parser, add_data, add_place, check_device, count, data_arguments, known_tasks
 from bayesws.commands.provenance import command, versions
 from bayesws.commands.terminal import wide_console
-from bayesws.files import check_writable, write_whole
+from bayesws.files import check_writable, without_nan, write_whole
 from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.result import FitResult
 from bayesws.trained import seen_by, trained_network
 
 MOTIONS = ("quarter-turn", "half-turn", "flip", "shift:0.25", "scale:0.8")
+MATCHED = 300  # images that show which channels of a layer's input become which
 
 
 def add(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -28,9 +39,10 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         help="how symmetric is each layer of a network, with intervals",
         description="Measure how far every layer of a trained network is from moving its outputs as\n"
-        "its inputs are moved (0: equivariant, 1: unrelated), with 95 % intervals. Of a\n"
-        "saved fit also the posterior of every layer's sharing strength. Writes\n"
-        "strength.json.",
+        "its inputs are moved (0: equivariant, 1: unrelated), with 95 % intervals; and,\n"
+        "for turns and flips, how much of each plain convolution's weights a shared\n"
+        "pathway would explain, with its evidence. Of a saved fit also the posterior of\n"
+        "every layer's sharing strength. Writes strength.json.",
         epilog="MODEL is a folder written by FitResult.save or `bayesws fit`, a torch.export\n"
         "program FILE.pt2, package.module:function that makes a network, or a torchvision\n"
         "name; the latter two with --weights FILE.safetensors or FILE.pt.\n\n"
@@ -77,24 +89,46 @@ def run(options: argparse.Namespace) -> None:
         "versions": versions(),
         "command": command(),
     }
+    explained = {}
+    if any(isinstance(module, nn.Conv2d) for module in net.modules()):
+        explained = {m: orbit_decompositions(net, x[:MATCHED], m, seed=options.seed) for m in motions if m in ORDERS}
+        record["explained"] = {m: _rows(rows) for m, rows in explained.items()}
+        record["best"] = _best(explained)
     found = None
     if fit is not None and fit.posterior and any(_is_shared_and_free(m) for m in fit.model.modules()):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its notes are shown
             found = sharing_strength(fit, seed=options.seed)
         record["sharing"] = found.record()
-    text = json.dumps(record, indent=1)
+    text = json.dumps(without_nan(record), indent=1, allow_nan=False)
     write_whole(options.out / "strength.json", lambda path: path.write_text(text + "\n"))
     if options.json:
         print(text)
         return
     console = wide_console()
     console.print(error_table(errors))
+    if explained:
+        console.print(decomposition_table(explained))
     if found is not None:
         console.print(found.table())
         for note in found.notes:
             console.print(f"note: {note}")
     console.print(f"written: {options.out / 'strength.json'}")
+
+
+def _rows(decompositions: Mapping[str, OrbitDecomposition]) -> dict[str, dict[str, Any] | None]:
+    """For JSON: orbits by their size in place of the partner of every channel; null for what is not measured."""
+    found: dict[str, dict[str, Any] | None] = {}
+    for layer, row in decompositions.items():
+        cells = {name: value for name, value in asdict(row).items() if name not in ("motion", "partner")}
+        found[layer] = cells | {"orbits": row.orbits()} if row.compared else None
+    return found
+
+
+def _best(decompositions: Mapping[str, Mapping[str, OrbitDecomposition]]) -> dict[str, str | None]:
+    layers = next(iter(decompositions.values()), {})
+    best = {layer: best_decomposition(rows[layer] for rows in decompositions.values()) for layer in layers}
+    return {layer: row.motion if row else None for layer, row in best.items()}
 
 
 def _is_shared_and_free(module: Any) -> bool:

@@ -10,7 +10,7 @@ from bayesws.analysis.study_table import rows, study_groups_table, study_table
 from bayesws.commands.arguments import Parser, add_place, check_device, positive
 from bayesws.commands.provenance import command, versions
 from bayesws.commands.terminal import wide_console
-from bayesws.files import check_writable, write_whole
+from bayesws.files import check_writable, without_nan, write_whole
 from bayesws.kept import told_when_stopped
 from bayesws.progress import trial_bar
 from bayesws.study import Study
@@ -52,6 +52,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("plan", type=Path, help="the study, a JSON file, see below")
     parser.add_argument("--seeds", type=positive, default=None, help="instead of those in the study")
     parser.add_argument("--jobs", type=positive, default=os.cpu_count(), help="processes (default: all cores)")
+    parser.add_argument("--json", action="store_true", help="print study.json, not the table")
     add_place(parser, "runs/study")
     parser.set_defaults(run=run)
 
@@ -68,10 +69,14 @@ def run(options: argparse.Namespace) -> None:
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(told_when_stopped(study.cells, options.out)) from stop
     summary = {"versions": versions(), "command": command(), "trials": records}
-    write_whole(options.out / "study.json", lambda path: path.write_text(json.dumps(summary) + "\n"))
-    console = wide_console()
+    text = json.dumps(without_nan(summary), allow_nan=False)
+    write_whole(options.out / "study.json", lambda path: path.write_text(text + "\n"))
     cells = list(rows(records))
     save_study_picture(cells, options.out / "study.png")
+    if options.json:
+        print(text)
+        return
+    console = wide_console()
     console.print(study_table(cells))
     if (groups := study_groups_table(cells)).row_count:
         console.print("", groups, sep="\n")

@@ -23,6 +23,7 @@ def loss_curve(history: Sequence[dict[str, float]]) -> Figure:
         _logarithmic(axes)
     else:
         axes.locator_params(axis="y", nbins=4)
+        axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_xlabel("epoch")
     axes.set_title("training loss, nats per datum")
     _label_ends(axes, [(losses[-1], f"{losses[-1]:.3g}", "accent")], epochs[-1])

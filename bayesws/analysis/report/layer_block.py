@@ -179,5 +179,5 @@ def _cycles(permutation: Tensor) -> str:
     text = "".join(f"({' '.join(map(str, cycle))})" for cycle in cycles)
     if len(text) > LONGEST:
         counts = sorted(Counter(len(cycle) for cycle in cycles).items())
-        return ", ".join(f"{count} cycles of length {length}" for length, count in counts)
+        return ", ".join(f"{count} × length {length}" for length, count in counts)
     return text or "identity"
