@@ -78,12 +78,16 @@ def ranking():
 
 def strength(layer="lift"):
     error = EquivarianceError(0.25, (0.2, 0.3), "flip", "matched", 9).__dict__
+    explained = {"explained": 0.71, "interval": [0.6, 0.8], "evidence": 99.0, "chance": 0.2, "compared": 72}
+    explained["orbits"] = {"2": 4}
     sharing = {"name": layer, "mean": 0.9, "interval": [0.8, 0.95], "fitted": 0.91, "r_hat": 1.0}
     return {
         "model": "runs/fit",
         "data": "digits/turned",
         "images": 9,
-        "errors": {"flip": {layer: error}, "scale:0.8": {layer: error | {"error": float("nan")}}},
+        "errors": {"flip": {layer: error}, "scale:0.8": {layer: error | {"error": None, "interval": [None, None]}}},
+        "explained": {"flip": {layer: explained, "head": None}},
+        "best": {layer: "flip", "head": None},
         "sharing": {"layers": [sharing | {"effective_samples": 900.0}], "method": "NUTS", "settings": {}, "notes": []},
         "versions": {"bayesws": "0.1.0"},
         "command": ["bayesws", "strength"],
@@ -143,6 +147,7 @@ def test_report_of_every_kind_of_run(runs, tmp_path):
         "lower bound",
         "Equivariance error up to lift: flip 0.25.",
         "0.800 to 0.950",
+        "0.71*",  # of the weights that sharing would explain
         "task loss",  # of the study
         "train for longer",
     ):

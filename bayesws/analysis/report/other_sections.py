@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bayesws.analysis.comparison import Summary
+from bayesws.analysis.decomposition import OrbitDecomposition, decomposition_table
 from bayesws.analysis.equivariance import EquivarianceError, error_table
 from bayesws.analysis.ranking import LayerRanking, Ranking
 from bayesws.analysis.report.curves import size_curves
@@ -58,9 +59,7 @@ def ranking_section(found: Ranking | LayerRanking, name: str) -> Section:
 def strength_section(record: Mapping[str, Any], name: str) -> Section:
     """All about measured symmetries: what strength.json holds."""
     errors = {
-        motion: {
-            layer: EquivarianceError(**(row | {"interval": tuple(row["interval"])})) for layer, row in by_layer.items()
-        }
+        motion: {layer: EquivarianceError(**_measured(row)) for layer, row in by_layer.items()}
         for motion, by_layer in record["errors"].items()
     }
     summary = [
@@ -86,15 +85,18 @@ def strength_section(record: Mapping[str, Any], name: str) -> Section:
         if some
     ]
     blocks = [Block("What the network does", drawings=drawings, grids=[grid_of(error_table(errors))])]
+    if record.get("explained"):
+        explained = {motion: _decompositions(motion, found) for motion, found in record["explained"].items()}
+        blocks.append(Block("What sharing would explain", grids=[grid_of(decomposition_table(explained))]))
     if "sharing" in record:
         blocks.insert(0, _posterior_block(record["sharing"], name))
-    made = {k: v for k, v in record.items() if k not in ("errors", "sharing")}
+    made = {k: v for k, v in record.items() if k not in ("errors", "sharing", "explained", "best")}
     return Section("Symmetry", name, summary, [*blocks, Origin(made).block()])
 
 
 def study_section(record: Mapping[str, Any], name: str) -> Section:
     """All about a study: what study.json holds."""
-    cells = list(rows(record["trials"]))
+    cells = list(rows([_measured(trial) for trial in record["trials"]]))
     if not cells:
         raise ValueError(f"study {name} holds no trial: run it again")
     summary, drawings = [], []
@@ -126,6 +128,21 @@ def study_section(record: Mapping[str, Any], name: str) -> Section:
     seeds = ", ".join(map(str, sorted({r["settings"]["seed"] for r in record["trials"]})))
     blocks = [Block("How well", drawings=drawings, grids=grids), Origin(made).block(seeds=seeds)]
     return Section("Study", name, summary, blocks)
+
+
+def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's numbers, null as nan and an interval as a pair."""
+    numbers = {k: math.nan if v is None else v for k, v in row.items()}
+    if "interval" in row:
+        numbers["interval"] = tuple(math.nan if end is None else end for end in row["interval"])
+    return numbers
+
+
+def _decompositions(motion: str, found: Mapping[str, Any]) -> dict[str, OrbitDecomposition]:
+    """Of every layer; nan throughout where it was not measured."""
+    nothing = {"explained": None, "interval": (None, None), "evidence": None, "chance": None, "compared": 0}
+    rows = {layer: {k: v for k, v in (row or nothing).items() if k != "orbits"} for layer, row in found.items()}
+    return {layer: OrbitDecomposition(**_measured(row), motion=motion, partner=()) for layer, row in rows.items()}
 
 
 def _error_marks(found: Mapping[str, EquivarianceError]) -> list[Mark]:
