@@ -1,6 +1,8 @@
 """bayesws: how much of its weights may each layer share? The evidence decides."""
 
 from bayesws import data, layers, models, sharing
+from bayesws.analysis.annealing import AnnealedEvidence, annealed_evidence
+from bayesws.analysis.calibration import Calibration, calibrate, linear_gaussian_evidence, rank_agreement
 from bayesws.analysis.comparison import Comparison, Trial
 from bayesws.analysis.equivariance import EquivarianceError, equivariance_error, equivariance_errors
 from bayesws.analysis.groups import Identified, identify_group, identify_groups
@@ -21,6 +23,8 @@ from bayesws.select_layers import select_layers
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnnealedEvidence",
+    "Calibration",
     "Candidate",
     "Categorical",
     "Comparison",
@@ -35,6 +39,8 @@ __all__ = [
     "Schedule",
     "SharingStrength",
     "Trial",
+    "annealed_evidence",
+    "calibrate",
     "candidates",
     "compare",
     "data",
@@ -46,8 +52,10 @@ __all__ = [
     "identify_group",
     "identify_groups",
     "layers",
+    "linear_gaussian_evidence",
     "log_evidence",
     "models",
+    "rank_agreement",
     "select",
     "select_layers",
     "share",
