@@ -94,7 +94,12 @@ def cell(
         sampled = {}
     else:
         settings = config["gold"] | config["gold_by_examples"].get(str(examples), {})
-        gold = bws.annealed_evidence(net, data, likelihood, prior, seed=config["seed"], **settings)
+        wanted = 0.8 * config["largest_standard_error"] * examples  # a margin, as it is itself an estimate
+        for attempt in range(config["attempts"]):
+            gold = bws.annealed_evidence(net, data, likelihood, prior, seed=config["seed"] + attempt, **settings)
+            if gold.standard_error <= wanted:
+                break
+            settings["chains"] *= 4
         names = ("by_population", "temperatures", "acceptance", "effective")
         sampled = {name: getattr(gold, name) for name in names}
     held = bws.calibrate(net, data, likelihood, gold, prior=prior, log_copies=log_copies(spec))
@@ -174,7 +179,7 @@ def main() -> None:
 
 
 SHARED = (  # what of the configuration bears on a cell
-    *("noise", "inputs", "outputs", "log_precisions", "gold", "gold_by_examples"),
+    *("noise", "inputs", "outputs", "log_precisions", "gold", "gold_by_examples", "largest_standard_error", "attempts"),
     *("restarts", "iterations", "polish", "seed"),
 )
 
