@@ -38,7 +38,8 @@ class AnnealedEvidence:
 
     Attributes:
         log_evidence: nats, summed over the data; log of the mean of the populations' estimates of p(D).
-        standard_error: of `log_evidence`, nats, from the spread of the populations.
+        standard_error: of `log_evidence`, nats, by the jackknife over populations; to be trusted where most of them
+            are `effective`.
         by_population: log p(D) of every population alone, nats.
         temperatures: how many β_t there were after 0.
         acceptance: lowest mean acceptance of the moves at any of them.
@@ -113,17 +114,17 @@ def annealed_evidence(
     logs, acceptance = _annealed(found, schedule, populations, moves, leapfrogs)
     shares = (logs - logs.max()).exp()
     effective = float(shares.sum() ** 2 / shares.square().sum())
-    error = float(shares.std() / shares.mean()) / math.sqrt(populations)
+    log_mean, error = _log_mean(logs)
     notes = []
     if acceptance < TOO_FEW:
         notes.append(f"acceptance down to {acceptance:.2f}: take more leapfrogs, or overlap nearer to 1")
     if effective < populations / 2:
         notes.append(
-            f"{effective:.1f} of {populations} populations count: the standard error is too small; take more chains, "
-            "or overlap nearer to 1"
+            f"{effective:.1f} of {populations} populations count: estimate and standard error may be too small; take "
+            "more chains, or overlap nearer to 1"
         )
     return AnnealedEvidence(
-        float(logs.logsumexp(0)) - math.log(populations),
+        log_mean,
         error,
         tuple(logs.tolist()),
         len(schedule),
@@ -248,6 +249,18 @@ def _annealed(
             weights = torch.where(uneven[:, None], torch.full_like(weights, -math.log(count)), weights)
         lowest = min([lowest] + [chains.move(at, leapfrogs) for _ in range(moves)])
     return logs, lowest
+
+
+def _log_mean(logs: Tensor) -> tuple[float, float]:
+    """log of the mean of exp(logs), (n,), and its standard error by the jackknife.
+
+    Where one of them outweighs the others that error is about its distance to them, and does not saturate.
+    """
+    count = len(logs)
+    others = logs.repeat(count, 1)[~torch.eye(count, dtype=torch.bool, device=logs.device)].reshape(count, count - 1)
+    without = others.logsumexp(1) - math.log(count - 1)
+    error = math.sqrt((count - 1) / count * float((without - without.mean()).square().sum()))
+    return float(logs.logsumexp(0)) - math.log(count), error
 
 
 def _systematic(weights: Tensor, offsets: Tensor) -> Tensor:

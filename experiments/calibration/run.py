@@ -94,12 +94,12 @@ def cell(
         sampled = {}
     else:
         settings = config["gold"] | config["gold_by_examples"].get(str(examples), {})
-        wanted = 0.8 * config["largest_standard_error"] * examples  # a margin, as it is itself an estimate
+        wanted = config["largest_standard_error"] * examples
         for attempt in range(config["attempts"]):
             gold = bws.annealed_evidence(net, data, likelihood, prior, seed=config["seed"] + attempt, **settings)
             if gold.standard_error <= wanted:
                 break
-            settings["chains"] *= 4
+            settings["chains"] *= 2
         names = ("by_population", "temperatures", "acceptance", "effective")
         sampled = {name: getattr(gold, name) for name in names}
     held = bws.calibrate(net, data, likelihood, gold, prior=prior, log_copies=log_copies(spec))
@@ -128,7 +128,7 @@ def cells(config: dict[str, Any]) -> dict[str, tuple[dict[str, Any], dict[str, A
             both = config["structures"]["both"] | {"likelihood": data["likelihood"], "strength": data["strength"]}
             alone = {1.0: ["shared"], 0.0: ["free"]}.get(data["strength"])
             teacher = both | {"pathways": alone} if alone else both
-            for structure, spec in config["structures"].items():
+            for structure, spec in config["structures"].items() if examples in config["ranking_examples"] else ():
                 about = {"part": "ranking", "data": name, "structure": structure, "examples": examples}
                 full = spec | {"likelihood": data["likelihood"]}
                 found[f"ranking-{name}-{structure}-{examples}"] = (full, teacher, examples, seed, about)

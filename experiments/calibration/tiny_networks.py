@@ -78,7 +78,7 @@ def log_precisions(net: nn.Module, spec: dict[str, Any], config: dict[str, Any])
 
     With both pathways α⁻¹ = ρ and β⁻¹ = 1 - ρ, ρ the specification's strength, a half if it says nothing.
     """
-    chosen = config["log_precisions"]
+    chosen = config["log_precisions"] | spec.get("log_precisions", {})
     names = [name for name, _ in bws.layers.named_pathways(net)]
     prior = {name: spec.get("log_precision", chosen.get(name, chosen["default"])) for name in names}
     if len(spec.get("pathways", [])) == 2:
