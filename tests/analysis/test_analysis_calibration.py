@@ -24,7 +24,7 @@ NETS = [
 linear_nets = pytest.mark.parametrize("sharing", NETS, ids=["both", "shared", "soft", "free"])
 
 
-def linear_problem(sharing, examples=8):
+def linear_problem(sharing, examples=8, noise=NOISE):
     """A sharing layer as the whole network, data, a prior that is not the layer's own, and the closed form by scipy."""
     net = networks.Linear(*sharing)
     x = torch.randn(examples, 4, dtype=D)
@@ -41,11 +41,11 @@ def linear_problem(sharing, examples=8):
             for n in names
         ]
     )
-    theta = oracles.linear_gaussian_map(phi, y, precisions, NOISE)
+    theta = oracles.linear_gaussian_map(phi, y, precisions, noise)
     with torch.no_grad():
         for name, part in zip(names, theta.split([net.get_parameter(n).numel() for n in names]), strict=True):
             net.get_parameter(name).copy_(part.reshape(net.get_parameter(name).shape))
-    expected = oracles.linear_gaussian_log_evidence(phi, y, precisions, NOISE)
+    expected = oracles.linear_gaussian_log_evidence(phi, y, precisions, noise)
     with torch.no_grad():
         for tensor in starting_log_precisions(net).values():
             tensor.fill_(0.7)  # what is given as prior must win over what the layer holds
@@ -101,25 +101,41 @@ def test_closed_form_is_scipys_and_the_laplace_evidence_is_both(sharing):
     assert not found.notes  # the closed-form MAP is the MAP
 
 
-@pytest.mark.parametrize("sharing", [NETS[0], NETS[2]], ids=["both", "soft"])
+@pytest.mark.parametrize("sharing", [NETS[1], NETS[2]], ids=["shared", "soft"])
 def test_annealing_meets_the_closed_form(sharing):
     net, data, prior, expected = linear_problem(sharing)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    found = bws.annealed_evidence(net, data, gaussian(), prior, chains=24, moves=1)
+    found = bws.annealed_evidence(net, data, gaussian(), prior, chains=12, moves=1)
     assert abs(found.log_evidence - expected) < 4 * found.standard_error
-    assert found.standard_error < 0.4
+    assert found.standard_error < 1
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert found.samples.keys() == set(oracles.weight_names(net))
 
 
+def scores_of(net, data, likelihood, prior, expected, seeds):
+    """(estimate - truth) / standard error of independent estimates."""
+    found = [bws.annealed_evidence(net, data, likelihood, prior, chains=16, seed=seed) for seed in range(seeds)]
+    return torch.tensor([(f.log_evidence - expected) / f.standard_error for f in found])
+
+
+def assert_honest(scores):
+    """As Student's t with 7 degrees of freedom: squares have mean 1.4 and standard deviation 2.5."""
+    count = len(scores)
+    assert 0.2 < scores.square().mean() < 1.4 + 4 * 2.5 / count**0.5
+    assert abs(scores.mean()) < 4 * (1.4 / count) ** 0.5
+
+
 def test_its_standard_error_is_honest():
-    """16 independent estimates: squares in standard errors of Student's t with 7 degrees of freedom."""
-    net, data, prior, expected = linear_problem(NETS[1], 6)
-    found = [bws.annealed_evidence(net, data, gaussian(), prior, 8, 16, 0.85, 1, 4, seed) for seed in range(16)]
-    scores = torch.tensor([(f.log_evidence - expected) / f.standard_error for f in found])
-    # their mean is 1.4, with a standard deviation of 2.5 / √16
-    assert 0.3 < scores.square().mean() < 1.4 + 4 * 2.5 / 4
-    assert abs(scores.mean()) < 4 * 1.4**0.5 / 4
+    net = nn.Linear(2, 1, dtype=D)
+    data = torch.randn(5, 2, dtype=D), torch.randn(5, 1, dtype=D)
+    expected = bws.linear_gaussian_evidence(net, data, gaussian(), 0.0)
+    assert_honest(scores_of(net, data, gaussian(), 0.0, expected, seeds=12))
+
+
+@pytest.mark.slow
+def test_its_standard_error_is_honest_for_a_sharing_layer():
+    net, data, prior, expected = linear_problem(NETS[1], 6, noise=1.5)
+    assert_honest(scores_of(net, data, gaussian(1.5), prior, expected, seeds=32))
 
 
 def test_the_error_of_a_mean_is_the_jackknifes():
