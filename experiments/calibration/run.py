@@ -76,7 +76,12 @@ def highest(
 
 
 def cell(
-    spec: dict[str, Any], teacher: dict[str, Any], examples: int, data_seed: int, config: dict[str, Any]
+    spec: dict[str, Any],
+    teacher: dict[str, Any],
+    examples: int,
+    data_seed: int,
+    config: dict[str, Any],
+    sampler: dict[str, Any],
 ) -> dict[str, Any]:
     """One network on one data set: MAP, every Laplace evidence, gold."""
     began = time.perf_counter()
@@ -91,9 +96,9 @@ def cell(
     at_map = highest(net, data, likelihood, prior, config)
     if spec.get("gold") == "closed form":
         gold: Any = bws.linear_gaussian_evidence(net, data, likelihood, prior)
-        sampled = {}
+        sampled: dict[str, Any] = {}
     else:
-        settings = gold_settings(config, examples)
+        settings = dict(sampler)
         wanted = config["largest_standard_error"] * examples
         for attempt in range(config["attempts"]):
             gold = bws.annealed_evidence(net, data, likelihood, prior, seed=config["seed"] + attempt, **settings)
@@ -126,9 +131,11 @@ def cell(
     }
 
 
-def gold_settings(config: dict[str, Any], examples: int) -> dict[str, Any]:
-    """Of the sampler: the more data, the fewer chains are enough."""
-    return config["gold"] | config["gold_by_examples"].get(str(examples), {})
+def gold_settings(config: dict[str, Any], examples: int, name: str) -> dict[str, Any]:
+    """Of the sampler: the more data, the fewer chains are enough; some cells mix too slowly for that."""
+    by_examples, by_cell = config["gold_by_examples"].get(str(examples), {}), config["gold_by_cell"].get(name, {})
+    settings: dict[str, Any] = config["gold"] | by_examples | by_cell
+    return settings
 
 
 def cells(config: dict[str, Any]) -> dict[str, tuple[dict[str, Any], dict[str, Any], int, int, dict[str, Any]]]:
@@ -174,12 +181,12 @@ def main() -> None:
         if options.examples and examples not in options.examples:
             continue
         path = kept / f"{name.replace(', ', '-').replace(' ', '-')}.json"
-        bears = {key: config[key] for key in SHARED} | {"gold": gold_settings(config, examples)}
+        bears = {key: config[key] for key in SHARED} | {"gold": gold_settings(config, examples, name)}
         asked = {"spec": spec, "teacher": teacher, "config": bears, "seed": seed}
         if path.exists() and (done := json.loads(path.read_text()))["asked"] == asked:
             records.append(done["record"])
             continue
-        record = about | cell(spec, teacher, examples, seed, config)
+        record = about | cell(spec, teacher, examples, seed, config, bears["gold"])
         write(path, json.dumps({"asked": asked, "record": record}))
         records.append(record)
         full = record["errors_nats_per_datum"]["full"]["error"]
@@ -194,7 +201,7 @@ def main() -> None:
 
 
 SHARED = (  # what of the configuration bears on a cell
-    *("noise", "inputs", "outputs", "log_precisions", "largest_standard_error", "attempts"),
+    *("noise", "inputs", "outputs", "log_precisions", "largest_standard_error"),
     *("restarts", "iterations", "polish", "seed"),
 )
 
@@ -203,6 +210,7 @@ def write(path: Path, text: str) -> None:
     """Whole or not at all."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as draft:
         draft.write(text)
+    Path(draft.name).chmod(0o644)
     Path(draft.name).replace(path)
 
 

@@ -129,7 +129,7 @@ def test_its_standard_error_is_honest():
     net = nn.Linear(2, 1, dtype=D)
     data = torch.randn(5, 2, dtype=D), torch.randn(5, 1, dtype=D)
     expected = bws.linear_gaussian_evidence(net, data, gaussian(), 0.0)
-    assert_honest(scores_of(net, data, gaussian(), 0.0, expected, seeds=12))
+    assert_honest(scores_of(net, data, gaussian(), 0.0, expected, seeds=8))
 
 
 @pytest.mark.slow
@@ -281,38 +281,38 @@ def test_bad_comparisons_are_told():
 
 @pytest.mark.slow
 def test_thermodynamic_integration_with_pyro_finds_the_same():
-    """log p(D) = ∫ E_β[log p(D | θ)] dβ (Gelman and Meng, 1998), E_β by NUTS: 200 draws at each of 16 temperatures.
+    """log p(D) = ∫ E_β[log p(D | θ)] dβ (Gelman and Meng, 1998), E_β by NUTS: 200 draws at each of 12 temperatures.
 
-    β_k = (k/15)⁵ (Friel and Pettitt, 2008); trapezoids, error of the rule below the noise of the draws.
+    β_k = (k/11)⁵ (Friel and Pettitt, 2008), by trapezoids.
     """
     import pyro
     from pyro import distributions as dist
     from pyro.infer import MCMC, NUTS
 
-    net = nn.Sequential(nn.Linear(2, 2, dtype=D), nn.Tanh(), nn.Linear(2, 1, dtype=D))
-    x = torch.randn(15, 2, dtype=D)
-    data = x, torch.tanh(x[:, :1] - x[:, 1:]) + NOISE * torch.randn(15, 1, dtype=D)
+    net = nn.Sequential(nn.Linear(1, 2, dtype=D), nn.Tanh(), nn.Linear(2, 1, dtype=D))
+    x = torch.randn(10, 1, dtype=D)
+    data = x, torch.tanh(x) + NOISE * torch.randn(10, 1, dtype=D)
     target = Whitened(net, data, gaussian(), 0.0)
-    assert sum(p.numel for _, p in named_pathways(net)) == target.size == 9
+    assert sum(p.numel for _, p in named_pathways(net)) == target.size == 7
     state = pyro.util.get_rng_state()
     pyro.set_rng_seed(0)
-    betas = (torch.arange(16, dtype=D) / 15) ** 5
+    betas = (torch.arange(12, dtype=D) / 11) ** 5
     means, errors = [], []
     for beta in betas:
 
         def model(beta=beta):
-            z = pyro.sample("z", dist.Normal(torch.zeros(9, dtype=D), 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(torch.zeros(7, dtype=D), 1.0).to_event(1))
             pyro.factor("likelihood", beta * target.likelihood.log_prob(target.forward(z), target.y))
 
-        run = MCMC(NUTS(model), num_samples=200, warmup_steps=100, disable_progbar=True)
+        run = MCMC(NUTS(model, max_tree_depth=5), num_samples=200, warmup_steps=80, disable_progbar=True)
         run.run()
-        values = target.log_likelihood(run.get_samples()["z"])
+        values = target.log_likelihood(run.get_samples()["z"].detach()).detach()
         means.append(values.mean())
         errors.append(values.reshape(10, 20).mean(1).std() / 10**0.5)
     pyro.util.set_rng_state(state)
-    integral = float(torch.trapezoid(torch.stack(means), betas))
+    integral = float(torch.trapezoid(torch.stack(means), betas).detach())
     widths = torch.cat([betas[1:2], betas[2:] - betas[:-2], betas[-1:] - betas[-2:-1]]) / 2
     error = float((widths * torch.stack(errors)).square().sum().sqrt())
     found = bws.annealed_evidence(net, data, gaussian(), 0.0)
     assert error < 0.3
-    assert abs(found.log_evidence - integral) < 4 * math.hypot(error, found.standard_error) + 0.05
+    assert abs(found.log_evidence - integral) < 4 * math.hypot(error, found.standard_error) + 0.05  # of the rule
