@@ -55,6 +55,15 @@ def gold_quality(result: dict[str, Any]) -> str:
     noted = sum(bool(r["notes"]) for r in sampled(records))
     alone = sum(r["map"]["starts_at_best"] == 1 for r in sampled(records))
     sizes = [r["parameters"] for r in records]
+    counted = []
+    for n in sorted({r["examples"] for r in sampled(records)}):
+        own = [r for r in sampled(records) if r["examples"] == n]
+        within = [sum(abs(error(r, "full", copies)) <= WITHIN for r in own) for copies in (False, True)]
+        apart = max(abs(error(r, "full", False) - error(r, "full, 1 sample", False)) for r in own)
+        counted.append(
+            f"N = {n}: full within {WITHIN} in {within[0]} of {len(own)} networks, with copies in {within[1]}; its one "
+            f"sample at most {apart:.3f} from it."
+        )
     return "\n".join(
         [
             f"{len(records)} cells, {min(sizes)} to {max(sizes)} parameters.",
@@ -62,6 +71,7 @@ def gold_quality(result: dict[str, Any]) -> str:
             f"Gold by sampling, {len(errors)} cells: standard error at most {max(e for e, _ in errors):.4f} nats per "
             f"datum (wanted {wanted}), {max(e for _, e in errors):.2f} nats; {noted} with a note.",
             f"MAP: in {alone} of {len(errors)} cells one start alone reached the highest log joint.",
+            *counted,
         ]
     )
 
@@ -132,7 +142,7 @@ def rankings(records: list[Record]) -> str:
 
 
 def biases(records: list[Record]) -> str:
-    """By how many nats a curvature favours "shared" over the larger structures, beyond what gold says; wrong choices."""
+    """By how many nats a curvature favours "shared" over larger structures, beyond what gold says; wrong choices."""
     found = {(r["data"], r["examples"], r["structure"]): r for r in records if r["part"] == "ranking"}
     cells = list(dict.fromkeys((data, n) for data, n, _ in found))
     lines = [
