@@ -1,6 +1,8 @@
 """bayesws: how much of its weights may each layer share? The evidence decides."""
 
 from bayesws import data, layers, models, rivals, sharing
+from bayesws.analysis.annealing import AnnealedEvidence, annealed_evidence
+from bayesws.analysis.calibration import Calibration, calibrate, linear_gaussian_evidence, rank_agreement
 from bayesws.analysis.comparison import Comparison
 from bayesws.analysis.decomposition import OrbitDecomposition, orbit_decomposition, orbit_decompositions
 from bayesws.analysis.equivariance import EquivarianceError, equivariance_error, equivariance_errors
@@ -24,6 +26,8 @@ from bayesws.select_layers import select_layers
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnnealedEvidence",
+    "Calibration",
     "Candidate",
     "Categorical",
     "Comparison",
@@ -39,6 +43,8 @@ __all__ = [
     "Schedule",
     "SharingStrength",
     "Trial",
+    "annealed_evidence",
+    "calibrate",
     "candidates",
     "compare",
     "data",
@@ -50,10 +56,12 @@ __all__ = [
     "identify_group",
     "identify_groups",
     "layers",
+    "linear_gaussian_evidence",
     "log_evidence",
     "models",
     "orbit_decomposition",
     "orbit_decompositions",
+    "rank_agreement",
     "rivals",
     "select",
     "select_layers",

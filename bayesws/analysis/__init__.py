@@ -1,5 +1,7 @@
 """Reading results: comparison tables, groups, rankings and pictures. Never trains."""
 
+from bayesws.analysis.annealing import AnnealedEvidence, annealed_evidence
+from bayesws.analysis.calibration import Agreement, Calibration, calibrate, linear_gaussian_evidence, rank_agreement
 from bayesws.analysis.comparison import Comparison
 from bayesws.analysis.decomposition import (
     OrbitDecomposition,
@@ -16,6 +18,9 @@ from bayesws.analysis.strength import LayerStrength, SharingStrength, sharing_st
 from bayesws.analysis.trial import Trial
 
 __all__ = [
+    "Agreement",
+    "AnnealedEvidence",
+    "Calibration",
     "Candidate",
     "Comparison",
     "EquivarianceError",
@@ -27,15 +32,19 @@ __all__ = [
     "Ranking",
     "SharingStrength",
     "Trial",
+    "annealed_evidence",
     "best_decomposition",
+    "calibrate",
     "decomposition_table",
     "equivariance_error",
     "equivariance_errors",
     "error_table",
     "identify_group",
     "identify_groups",
+    "linear_gaussian_evidence",
     "orbit_decomposition",
     "orbit_decompositions",
+    "rank_agreement",
     "sharing_strength",
     "write_report",
 ]
