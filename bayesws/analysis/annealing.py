@@ -9,8 +9,8 @@ with the weight that it has. Chains of one population are resampled where their 
 Monte Carlo sampler), which keeps the estimate of p(D) unbiased; populations are independent, and give the standard
 error.
 
-Our own, as Pyro's samplers run one chain after another: here all chains move at once (torch.func.vmap), some hundred
-times faster for networks of this size. A test holds it against thermodynamic integration with Pyro's NUTS.
+Our own, as Pyro's samplers run one chain after another: here all chains move at once (torch.func.vmap), which is
+what makes thousands of them affordable. A test holds it against thermodynamic integration with Pyro's NUTS.
 
 References: Neal (2001), Annealed importance sampling, Statistics and Computing 11; Del Moral, Doucet and Jasra (2006),
 Sequential Monte Carlo samplers, JRSS B 68; Neal (2011), MCMC using Hamiltonian dynamics, arXiv 1206.1901.
