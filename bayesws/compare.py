@@ -145,5 +145,6 @@ class Job:
             )
         trial = Trial.of(result, images.train, images.test, self.task, self.seed, self.structure, others)
         if self.fits is not None:
+            result.settings |= {"test": {"accuracy": trial.accuracy, "nll": trial.nll}}
             result.save(Path(self.fits) / self.name)
         return trial

@@ -25,6 +25,7 @@ from bayesws.sharing.candidates import Candidates
 from bayesws.sharing.groups import Group
 
 FORMAT = 2
+FILES = {"fit.json", "weights.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -244,8 +245,7 @@ class FitResult:
             ValueError: a path that cannot be written, or that exists and is not a saved fit.
         """
         target = Path(path)
-        if target.exists() and not (target / "fit.json").is_file():
-            raise ValueError(f"{target} exists and is not a saved fit: choose another path")
+        check_free_for(target)
         record = {
             "format": FORMAT,
             "network": _network_record(self.model),
@@ -346,6 +346,16 @@ class FitResult:
                 )
             },
         )
+
+
+def check_free_for(folder: Path) -> None:
+    """Raise ValueError where a fit cannot be saved as `folder`: it is there, and is more than a saved fit."""
+    if not folder.exists():
+        return
+    if not (folder / "fit.json").is_file():
+        raise ValueError(f"{folder} exists and is not a saved fit: choose another path")
+    if others := sorted({path.name for path in folder.iterdir()} - FILES):
+        raise ValueError(f"{folder} holds {others[0]!r} beside a fit, which would be lost: choose another path")
 
 
 def _is_posterior(kind: str) -> bool:

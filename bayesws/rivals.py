@@ -146,7 +146,7 @@ def rival_named(objective: str | Rival) -> Rival | None:
     if not isinstance(objective, str):
         return objective
     if objective not in OBJECTIVES:
-        raise ValueError(f"objective={objective!r}: expected one of {', '.join(OBJECTIVES)}, or a rival of bayesws")
+        raise ValueError(f"objective={objective!r}: expected one of {', '.join(OBJECTIVES)}")
     return None if objective == "evidence" else RIVALS[objective]()
 
 

@@ -92,9 +92,10 @@ def _made(model: str) -> nn.Module:
     try:
         factory = getattr(importlib.import_module(place), name)
         net = factory()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever code of the user's raises
         raise ValueError(
-            f"model {model!r}: {_first_line(error)}; expected package.module:function, called without arguments"
+            f"model {model!r}: {type(error).__name__}: {_first_line(error)}; expected package.module:function, called "
+            "without arguments"
         ) from error
     if not isinstance(net, nn.Module):
         raise ValueError(f"model {model!r} gives a {type(net).__name__}: expected an nn.Module")
@@ -105,8 +106,10 @@ def _torchvision(model: str, state: Mapping[str, Tensor] | None) -> nn.Module:
     from torchvision import models
 
     if model not in models.list_models():
+        came = " is a file of weights: give it with --weights beside a model" if Path(model).is_file() else ""
         raise ValueError(
-            f"model {model!r}: expected FILE.pt2, package.module:function, or a torchvision name such as 'resnet18'"
+            f"model {model!r}{came}: expected a folder that bayesws fit wrote, FILE.pt2, package.module:function, or a "
+            "torchvision name such as 'resnet18'"
         )
     settings = {}
     if state is not None:

@@ -26,6 +26,7 @@ def test_fit_command_saves_a_fit(tmp_path, capsys):
 @pytest.mark.parametrize("objective", ["evidence", "constrained"])
 def test_interrupted_fit_goes_on_to_the_last_bit(objective, tmp_path, capsys, monkeypatch):
     arguments = [*SMALL, "--objective", objective]
+    monkeypatch.setattr("bayesws.commands.fit.command", lambda: ["bayesws", "fit"])
     assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     out = tmp_path / "fit"
 
@@ -72,3 +73,26 @@ def test_numbers_as_json(tmp_path, capsys):
     numbers = json.loads(capsys.readouterr().out)
     assert numbers["log_evidence"] == bws.FitResult.load(tmp_path / "fit").log_evidence
     assert 0 <= numbers["test"]["accuracy"] <= 1 and len(numbers["sharing"]) == 2
+
+
+def test_fit_does_not_write_over_what_is_not_its_own(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "fit"
+    monkeypatch.setattr("sys.argv", ["bayesws", *SMALL])
+    assert main([*SMALL, "--out", str(out)]) == 0
+    monkeypatch.setattr("sys.argv", ["bayesws", *SMALL, "--task", "turned"])
+    before = (out / "weights.safetensors").read_bytes()
+    assert main([*SMALL, "--task", "turned", "--out", str(out)]) == 2
+    assert "holds a fit that was made by another command" in capsys.readouterr().err
+    (out / "notes.txt").write_text("mine")
+    assert main([*SMALL, "--out", str(out)]) == 2
+    assert "holds 'notes.txt' beside a fit" in capsys.readouterr().err
+    assert (out / "notes.txt").exists() and (out / "weights.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("verb", ["compare", "select", "strength", "study"])
+def test_other_verbs_leave_a_fit_alone(verb, tmp_path, capsys):
+    (tmp_path / "fit.json").write_text("{}")
+    given = {"strength": ["resnet18"], "study": ["study.json"]}.get(verb, [])
+    assert main([verb, *given, "--out", str(tmp_path)]) == 2
+    assert "holds a fit (fit.json): choose another --out" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["fit.json"]

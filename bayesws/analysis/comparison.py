@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from bayesws.analysis.paired import Difference
@@ -81,17 +82,26 @@ class Comparison:
         return found
 
     def table(self) -> Table:
-        """How every cell did on test data, mean ± standard error over seeds.
+        """How every cell did on test data, mean ± standard error over seeds; NLL in nats per datum."""
+        table = Table(title="How well: mean ± standard error over seeds", title_justify="left", box=SIMPLE_HEAD)
+        return self._of_metrics(table, ("accuracy %", "NLL", "log evidence", "seconds"))
 
-        NLL in nats per datum; gap: what it is above that of the training data; ECE: expected calibration error.
+    def calibration_table(self) -> Table:
+        """How far every cell's probabilities can be believed on test data, mean ± standard error over seeds.
+
+        ECE: expected calibration error; gap: the NLL above that of the training data, nats per datum.
         """
-        table = Table(title="How well: mean ± standard error over seeds", title_justify="left")
+        table = Table(title="How calibrated: mean ± standard error over seeds", title_justify="left", box=SIMPLE_HEAD)
+        return self._of_metrics(table, ("ECE %", "Brier", "gap"))
+
+    def _of_metrics(self, table: Table, names: tuple[str, ...]) -> Table:
         for name in self._labels(("task", "structure", "objective")):
-            table.add_column(name)
-        for metric in METRICS:
-            table.add_column(metric.name, justify="right", no_wrap=True)
+            table.add_column(name, no_wrap=True)
+        metrics = [metric for metric in METRICS if metric.name in names]
+        for metric in metrics:
+            table.add_column(metric.name, justify="right")
         for labels, trials in self.cells().items():
-            shown = [Summary.of([m.of(t) for t in trials]).show(m.digits, m.scale) for m in METRICS]
+            shown = [Summary.of([m.of(t) for t in trials]).show(m.digits, m.scale) for m in metrics]
             table.add_row(*self._labels(labels), *shown)
         return table
 
@@ -125,9 +135,11 @@ class Comparison:
         A plus is more of it: good for the accuracy and for the log evidence (there it is a log Bayes factor, nats),
         bad for the others. The p-values are not corrected for their number.
         """
-        table = Table(title=f"{first} less the others: paired over seeds, 95 % interval", title_justify="left")
+        table = Table(
+            title=f"{first} less the others, by seed: mean, 95 % interval", title_justify="left", box=SIMPLE_HEAD
+        )
         for name in self._labels(("task", "structure", "against")):
-            table.add_column(name)
+            table.add_column(name, no_wrap=True)
         for metric in TESTED:
             table.add_column(metric.name, justify="right")
         for labels, by_metric in self.differences(first).items():
@@ -144,9 +156,9 @@ class Comparison:
 
     def elsewhere_table(self) -> Table:
         """Every cell on the test data of other tasks, mean ± standard error over seeds."""
-        table = Table(title="Trained on one task, tested on another", title_justify="left")
+        table = Table(title="Trained on one task, tested on another", title_justify="left", box=SIMPLE_HEAD)
         for name in (*self._labels(("trained on", "structure", "objective")), "tested on"):
-            table.add_column(name)
+            table.add_column(name, no_wrap=True)
         for name in ("accuracy %", "NLL", "ECE %"):
             table.add_column(name, justify="right", no_wrap=True)
         for labels, trials in self.cells().items():
@@ -167,11 +179,11 @@ class Comparison:
 
     def sharing_table(self) -> Table:
         """Sharing strength and effective parameters of every layer of the networks with both pathways."""
-        table = Table(title="How much is shared, layer by layer: mean over seeds", title_justify="left")
+        table = Table(title="How much is shared, by layer: mean over seeds", title_justify="left", box=SIMPLE_HEAD)
         for name in ("task", "objective", "layer"):
-            table.add_column(name)
+            table.add_column(name, no_wrap=True)
         for name in ("ρ", "ρ by seed", "γ shared", "γ free", "of free"):
-            table.add_column(name, justify="right", no_wrap=True)
+            table.add_column(name, justify="right")
         for (task, structure, objective), trials in self.cells().items():
             if structure != "chosen":
                 continue
@@ -232,4 +244,4 @@ class Comparison:
         except OSError as error:
             raise ValueError(f"cannot read {path}: {error.strerror}") from error
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a comparison written by bayesws") from error
+            raise ValueError(f"{path} is damaged, or not a comparison written by bayesws") from error

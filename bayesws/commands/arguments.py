@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import torch
 
 from bayesws import data as data_sets
+from bayesws.files import check_writable
 from bayesws.fit import Schedule
 
 
@@ -73,6 +74,28 @@ def data_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "test_size": options.test_size,
         "side": options.side,
     }
+
+
+RUNS = {
+    "fit.json": "a fit",
+    "comparison.json": "a comparison",
+    "ranking.json": "a selection",
+    "strength.json": "measured strengths",
+    "study.json": "a study",
+}
+
+
+def check_out(folder: Path, mine: str) -> None:
+    """Raise ValueError where files cannot be written into a folder, or where it holds another kind of run.
+
+    Args:
+        folder: of --out.
+        mine: the file by which this kind of run is known.
+    """
+    check_writable(folder)
+    for name, what in RUNS.items():
+        if name != mine and (folder / name).exists():
+            raise ValueError(f"{folder} holds {what} ({name}): choose another --out")
 
 
 def check_device(name: str) -> None:

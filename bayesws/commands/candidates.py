@@ -14,13 +14,14 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         "candidates",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         help="the symmetries that the images themselves propose, before any training",
-        description="List the permutations of a patch's positions that the images' second and third moments allow, by\n"
-        "their misfit, and name the group that the images are symmetric under. Nothing is written.",
+        description="List the permutations of a patch's positions that the images' second and third\n"
+        "moments allow, by their misfit, and name the group that the images are symmetric\n"
+        "under. Nothing is written.",
         epilog="examples:\n  bayesws candidates --data mnist --task turned --train-size 10000\n"
         "  bayesws candidates --data mine.npz --kernel-size 5",
     )
     add_data(parser)
-    parser.add_argument("--task", default="upright", metavar="TASK", help=known_tasks())
+    parser.add_argument("--task", default="upright", metavar="TASK", help=f"{known_tasks()} (default upright)")
     parser.add_argument("--seed", type=int, default=0, help="of the subset and the task's motions (default 0)")
     parser.add_argument("--kernel-size", type=positive, default=3, help="positions a side of a patch (default 3)")
     parser.add_argument("--json", action="store_true", help="print JSON")

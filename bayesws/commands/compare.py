@@ -13,6 +13,7 @@ from bayesws.commands.arguments import (
     add_data,
     add_network,
     check_device,
+    check_out,
     count,
     data_arguments,
     known_tasks,
@@ -22,7 +23,6 @@ from bayesws.commands.provenance import command, versions
 from bayesws.commands.terminal import wide_console
 from bayesws.compare import COMPARED, SAMPLED, Job
 from bayesws.evidence.curvature import Curvature
-from bayesws.files import check_writable
 from bayesws.fit import Schedule
 from bayesws.kept import run_kept, told_when_stopped
 from bayesws.progress import trial_bar
@@ -81,7 +81,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
 def run(options: argparse.Namespace) -> None:
     """Run what the folder does not hold yet, write the comparison and its picture, print the tables."""
     check_device(options.device)
-    check_writable(options.out)
+    check_out(options.out, "comparison.json")
     jobs = _jobs(options)
     processes = options.jobs if options.device == "cpu" else 1
     try:
@@ -99,6 +99,7 @@ def run(options: argparse.Namespace) -> None:
         return
     console = wide_console()
     console.print(comparison.table())
+    console.print(comparison.calibration_table())
     if len({t.seed for t in comparison.trials}) > 1 and comparison.differences():
         console.print(comparison.difference_table())
     if any(t.elsewhere for t in comparison.trials):

@@ -31,7 +31,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         "  bayesws fit --data mine.npz",
     )
     add_data(parser)
-    parser.add_argument("--task", default="upright", metavar="TASK", help=known_tasks())
+    parser.add_argument("--task", default="upright", metavar="TASK", help=f"{known_tasks()} (default upright)")
     parser.add_argument("--seed", type=count, default=0, help="of the split and the task's motions (default 0)")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw some images of every class")
     parser.add_argument("--npz", type=Path, metavar="FILE.npz", help="write the images, as --data takes them")

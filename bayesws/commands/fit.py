@@ -20,7 +20,7 @@ from bayesws.commands.terminal import wide_console
 from bayesws.compare import network_for
 from bayesws.files import check_writable
 from bayesws.fit import Schedule, fit
-from bayesws.result import FitResult
+from bayesws.result import FitResult, check_free_for
 from bayesws.rivals import OBJECTIVES
 
 
@@ -37,10 +37,12 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         "  bayesws fit --data mine.npz --objective task --epochs 100",
     )
     add_data(parser)
-    parser.add_argument("--task", default="upright", metavar="TASK", help=known_tasks())
+    parser.add_argument("--task", default="upright", metavar="TASK", help=f"{known_tasks()} (default upright)")
     parser.add_argument("--seed", type=int, default=0, help="of split, weights and order (default 0)")
-    parser.add_argument("--objective", choices=OBJECTIVES, default="evidence")
-    parser.add_argument("--structure", choices=tuple(STRUCTURES), default="chosen", help="pathways")
+    parser.add_argument("--objective", choices=OBJECTIVES, default="evidence", help="default evidence")
+    parser.add_argument(
+        "--structure", choices=tuple(STRUCTURES), default="chosen", help="default chosen, both pathways"
+    )
     parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="log the training curves for TensorBoard")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     add_network(parser, "runs/fit")
@@ -51,8 +53,8 @@ def run(options: argparse.Namespace) -> None:
     """Go on with what a stopped fit left, or start; save the fit and print its numbers."""
     check_device(options.device)
     check_writable(options.out)
-    if options.out.exists() and not (options.out / "fit.json").is_file() and any(options.out.iterdir()):
-        raise ValueError(f"{options.out} exists and is not a saved fit: choose another --out")
+    if options.out.exists() and any(options.out.iterdir()):
+        _check_same_command(options.out)
     images = data_sets.load(**data_arguments(options), task=options.task, seed=options.seed)
     torch.manual_seed(options.seed)
     net = network_for(images, options.structure, hidden_channels=options.hidden_channels, layers=options.layers)
@@ -72,10 +74,11 @@ def run(options: argparse.Namespace) -> None:
     except KeyboardInterrupt as stop:
         kept = f"what was done is kept in {unfinished}: the same command goes on from there"
         raise KeyboardInterrupt(kept if unfinished.exists() else "") from stop
+    scores = Scores.of(result, *images.test)
     result.settings |= {"data": options.data, "task": options.task, "versions": versions(), "command": command()}
+    result.settings |= {"test": asdict(scores)}
     result.save(options.out)
     shutil.rmtree(unfinished)
-    scores = Scores.of(result, *images.test)
     if options.json:
         print(json.dumps({"test": asdict(scores)} | _numbers(result), indent=1))
         return
@@ -86,6 +89,15 @@ def run(options: argparse.Namespace) -> None:
         effective = ", ".join(f"{n} {g:.1f} of {row.parameters[n]}" for n, g in row.effective.items())
         console.print(f"{row.name}: ρ = {row.strength:.2f}; effective parameters: {effective}")
     console.print(f"written: {options.out}")
+
+
+def _check_same_command(folder: Path) -> None:
+    """Raise ValueError where the folder holds anything but what this very command would write anew."""
+    check_free_for(folder)
+    made = FitResult.load(folder).settings.get("command", [])
+    if made != command():
+        by = f"by another command ({' '.join(made)})" if made else "elsewhere"
+        raise ValueError(f"{folder} holds a fit that was made {by}: choose another --out, or remove it")
 
 
 @contextmanager

@@ -11,11 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from bayesws import data as data_sets
-from bayesws.commands.arguments import Parser, add_data, add_place, check_device, data_arguments, known_tasks, positive
+from bayesws.commands.arguments import (
+    Parser,
+    add_data,
+    add_place,
+    check_device,
+    check_out,
+    data_arguments,
+    known_tasks,
+    positive,
+)
 from bayesws.commands.provenance import command, versions
 from bayesws.commands.terminal import wide_console
 from bayesws.evidence.curvature import STRUCTURES as CURVATURES
-from bayesws.files import check_writable
 from bayesws.select import WIDTH, group_candidates, group_network, select
 from bayesws.select_layers import select_layers
 
@@ -31,15 +39,15 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         help="which group do the data want? networks over several, ranked by their evidence",
         description="Train a network over each group, all of equal width, and rank them by their\n"
-        "evidence; test images only add a column. What an interrupted run has done is kept in\n"
-        "OUT/fits, and the same command goes on from there. Writes ranking.json.",
+        "evidence; test images only add a column. What an interrupted run has done is\n"
+        "kept in OUT/fits, and the same command goes on from there. Writes ranking.json.",
         epilog="examples:\n  bayesws select --task turned\n"
         "  bayesws select --task flipped --groups none,flips,up-down-flips,klein-four-axes\n"
         "  bayesws select --data mnist --train-size 1000 --task dihedral --layers 3 --epochs 40\n"
         "  bayesws select --task orientation --by-layer",
     )
     add_data(parser)
-    parser.add_argument("--task", default="upright", metavar="TASK", help=known_tasks())
+    parser.add_argument("--task", default="upright", metavar="TASK", help=f"{known_tasks()} (default upright)")
     parser.add_argument(
         "--groups",
         default=",".join(GROUPS),
@@ -68,7 +76,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
 def run(options: argparse.Namespace) -> None:
     """Run it, print, write."""
     check_device(options.device)
-    check_writable(options.out)
+    check_out(options.out, "ranking.json")
     images = data_sets.load(**data_arguments(options), task=options.task, seed=0)
     groups = [name.strip() for name in options.groups.split(",")]
     networks = group_candidates(images, groups, options.width, options.layers)

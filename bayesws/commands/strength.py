@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,10 +21,19 @@ from bayesws.analysis.decomposition import (
 )
 from bayesws.analysis.equivariance import EXACT, RESAMPLED, equivariance_errors, error_table
 from bayesws.analysis.strength import sharing_strength
-from bayesws.commands.arguments import Parser, add_data, add_place, check_device, count, data_arguments, known_tasks
+from bayesws.commands.arguments import (
+    Parser,
+    add_data,
+    add_place,
+    check_device,
+    check_out,
+    count,
+    data_arguments,
+    known_tasks,
+)
 from bayesws.commands.provenance import command, versions
 from bayesws.commands.terminal import wide_console
-from bayesws.files import check_writable, without_nan, write_whole
+from bayesws.files import without_nan, write_whole
 from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.result import FitResult
 from bayesws.trained import seen_by, trained_network
@@ -53,7 +63,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("model", metavar="MODEL", help="see below")
     parser.add_argument("--weights", help="state dict: FILE.safetensors or FILE.pt (tensors alone)")
     add_data(parser)
-    parser.add_argument("--task", default="upright", metavar="TASK", help=known_tasks())
+    parser.add_argument("--task", default="upright", metavar="TASK", help=f"{known_tasks()} (default upright)")
     parser.add_argument(
         "--motions",
         default=",".join(MOTIONS),
@@ -69,7 +79,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
 def run(options: argparse.Namespace) -> None:
     """Run it, print, write."""
     check_device(options.device)
-    check_writable(options.out)
+    check_out(options.out, "strength.json")
     fit = FitResult.load(options.model) if Path(options.model).is_dir() else None
     if fit is not None and options.weights:
         raise ValueError(f"--weights {options.weights} beside a saved fit: it has its own")
@@ -94,12 +104,22 @@ def run(options: argparse.Namespace) -> None:
         explained = {m: orbit_decompositions(net, x[:MATCHED], m, seed=options.seed) for m in motions if m in ORDERS}
         record["explained"] = {m: _rows(rows) for m, rows in explained.items()}
         record["best"] = _best(explained)
+    notes = []
+    if fit is None and options.weights is None and not options.model.endswith(".pt2"):
+        notes.append(f"{options.model} was made without --weights: unless its maker loads some, they are random")
     found = None
     if fit is not None and fit.posterior and any(_is_shared_and_free(m) for m in fit.model.modules()):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its notes are shown
+            print("sampling the posterior of every layer's ρ: up to a minute or two", file=sys.stderr)
             found = sharing_strength(fit, seed=options.seed)
         record["sharing"] = found.record()
+        notes += found.notes
+    if any(not row.compared for rows in explained.values() for row in rows.values()):
+        notes.append("ρ –: not measured, too few weights or channels that a motion makes correspond")
+    if explained and not all(record["best"].values()):
+        notes.append("no *: no motion's sharing of weights is convincing beyond chance")
+    record["notes"] = notes
     text = json.dumps(without_nan(record), indent=1, allow_nan=False)
     write_whole(options.out / "strength.json", lambda path: path.write_text(text + "\n"))
     if options.json:
@@ -111,8 +131,8 @@ def run(options: argparse.Namespace) -> None:
         console.print(decomposition_table(explained))
     if found is not None:
         console.print(found.table())
-        for note in found.notes:
-            console.print(f"note: {note}")
+    for note in notes:
+        console.print(f"note: {note}")
     console.print(f"written: {options.out / 'strength.json'}")
 
 

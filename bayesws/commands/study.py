@@ -7,10 +7,10 @@ from pathlib import Path
 
 from bayesws.analysis.study_picture import save_study_picture
 from bayesws.analysis.study_table import rows, study_groups_table, study_table
-from bayesws.commands.arguments import Parser, add_place, check_device, positive
+from bayesws.commands.arguments import Parser, add_place, check_device, check_out, positive
 from bayesws.commands.provenance import command, versions
 from bayesws.commands.terminal import wide_console
-from bayesws.files import check_writable, without_nan, write_whole
+from bayesws.files import without_nan, write_whole
 from bayesws.kept import told_when_stopped
 from bayesws.progress import trial_bar
 from bayesws.study import Study
@@ -60,7 +60,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
 def run(options: argparse.Namespace) -> None:
     """Run it, print, write."""
     check_device(options.device)
-    check_writable(options.out)
+    check_out(options.out, "study.json")
     study = Study.read(options.plan, options.device, options.seeds)
     processes = options.jobs if options.device == "cpu" else 1
     try:

@@ -77,7 +77,8 @@ def cifar10(root: Root = None, download: bool = False) -> ImageData:
         if download:
             raise _no_download("cifar10", folder, error) from error
         raise ValueError(
-            f"{whole} is incomplete or corrupt ({one_line(error)}); delete it and pass download=True"
+            f"{whole} is incomplete or corrupt ({one_line(error)}); delete it and download it again (--download, "
+            "download=True)"
         ) from error
     train_x, test_x = (torch.from_numpy(split.data).permute(0, 3, 1, 2) for split in splits)
     train_y, test_y = (torch.tensor(split.targets) for split in splits)
@@ -117,7 +118,7 @@ def _unit(x: Tensor) -> Tensor:
 def _not_found(name: str, root: Path, searched: str) -> ValueError:
     return ValueError(
         f"{name} is not under {root}, expected {searched} there;"
-        " set --data-root or BAYESWS_DATA to a folder that has it, or pass download=True with a network"
+        " set --data-root or BAYESWS_DATA to a folder that has it, or let it be downloaded (--download, download=True)"
     )
 
 

@@ -145,7 +145,7 @@ def test_report_of_every_kind_of_run(runs, tmp_path):
         "The data want quarter-turns",
         "held-out data flips",
         "lower bound",
-        "Equivariance error up to lift: flip 0.25.",
+        "Equivariance error up to layer 'lift': flip 0.25.",
         "0.800 to 0.950",
         "0.71*",  # of the weights that sharing would explain
         "task loss",  # of the study

@@ -56,7 +56,7 @@ def comparison_section(comparison: Comparison, name: str) -> Section:
 
 def _tables(comparison: Comparison) -> list[Table]:
     """Those that have something to say."""
-    tables = [comparison.table()]
+    tables = [comparison.table(), comparison.calibration_table()]
     if any(t.objective == "evidence" for t in comparison.trials) and comparison.differences():
         tables.append(comparison.difference_table())
     tables += [comparison.elsewhere_table(), comparison.sharing_table()]

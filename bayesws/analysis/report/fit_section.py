@@ -13,7 +13,8 @@ from bayesws.analysis.strength import OUTSIDE, LayerStrength, SharingStrength, s
 from bayesws.result import FitResult, SharingRow
 
 SAMPLING = {"chains": 2, "draws": 300, "warmup": 150}
-DEGREES = ((0.95, "shares nearly everything"), (0.7, "shares most"), (0.3, "shares in part"), (0.05, "shares little"))
+UNDETERMINED = 0.6  # an interval of ρ that is wider says nothing
+DEGREES = ((0.95, "shares nearly everything"), (0.7, "mostly shares"), (0.3, "shares in part"), (0.05, "shares little"))
 
 
 def fit_section(fit: FitResult, name: str, within: str = "") -> Section:
@@ -35,6 +36,8 @@ def fit_section(fit: FitResult, name: str, within: str = "") -> Section:
         *(_sentence(row, known.get(row.name), group_of(fit, row.name)) for row in rows),
     ]
     figures = [("log evidence", signed(evidence.log_evidence, 1), "nats")]
+    if test := fit.settings.get("test"):
+        figures.append(("test NLL", f"{test['nll']:.3f}", f"nats per datum; accuracy {100 * test['accuracy']:.1f} %"))
     figures += [(f"ρ, {row.name}", of_rho(row.strength), _interval(known.get(row.name))) for row in rows[:3]]
     blocks = [_layers_block(fit, posterior, start)] if rows else []
     blocks += [layer_block(name, layer, start) for name, layer in sharing_layers(fit)]
@@ -52,7 +55,7 @@ def fit_section(fit: FitResult, name: str, within: str = "") -> Section:
         "seconds": round(fit.seconds, 1),
     }
     of_data = {k: v for k, v in fit.settings.items() if k in ("command", "versions", "data", "task", "device")}
-    schedule = {k: v for k, v in fit.settings.items() if k not in of_data}
+    schedule = {k: v for k, v in fit.settings.items() if k not in of_data and k != "test"}
     origin = Origin(of_data, f"as of {within}" if within else "not recorded")
     blocks.append(origin.block(**made, schedule=schedule))
     return Section("Fit", name, summary, blocks, figures, within)
@@ -172,6 +175,8 @@ def _sentence(row: SharingRow, sure: LayerStrength | None, group: str) -> str:
         return f"{row.name} shares by construction{over}."
     words = next((words for least, words in DEGREES if row.strength >= least), "shares nothing")
     within = "" if sure is None else f" (95 % interval {_interval(sure)})"
+    if sure is not None and sure.interval[1] - sure.interval[0] > UNDETERMINED:
+        words = "may share little or much, the data do not tell"
     if sure is not None and not sure.interval[0] - OUTSIDE <= row.strength <= sure.interval[1] + OUTSIDE:
         within = f" (outside of its 95 % interval, {_interval(sure)}: the precisions had not converged)"
     return f"{row.name} {words}: ρ = {of_rho(row.strength)}{within}{over}."

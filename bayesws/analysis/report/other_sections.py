@@ -69,7 +69,7 @@ def strength_section(record: Mapping[str, Any], name: str) -> Section:
     if ends:
         said = [f"{motion} {e.error:.2f}" for motion, (_, e) in ends.items() if not math.isnan(e.error)]
         last = next(iter(ends.values()))[0] or "the output"
-        summary.append(f"Equivariance error up to {last}: {', '.join(said)}.")
+        summary.append(f"Equivariance error up to layer {last!r}: {', '.join(said)}.")
     marks = {motion: _error_marks(found) for motion, found in errors.items()}
     top = max([1.0, *(mark.interval[1] for some in marks.values() for mark in some if mark.interval is not None)])
     drawings = [
