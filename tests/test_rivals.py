@@ -132,7 +132,7 @@ def test_search_finds_the_best_of_every_axis(monkeypatch):
         def __init__(self, net, data, likelihood, plan, seed, objective, curvature, penalties):
             self.penalties, self.net = penalties, net
 
-        def train(self, watching):
+        def train(self, watching, checkpoint, what):
             r, d = self.penalties.ratios["free"], self.penalties.weight_decay
             table[r, d] = (math.log10(r) - 1) ** 2 + (math.log10(d) + 2) ** 2
             with torch.no_grad():  # a network whose held-out loss is a known function of the penalties
