@@ -79,6 +79,9 @@ def told(records: list[dict[str, Any]], config: dict[str, Any]) -> list[str]:
     plain = [r for r in records if r["part"] == "coverage"]
     for strength in config["strengths"]:
         mine = [r for r in plain if r["strength"] == strength]
+        if not mine:
+            lines.append(f"{strength:<6} not run")
+            continue
         hits = sum(bool(r["covered"]) for r in mine)
         exact = binomtest(hits, len(mine)).proportion_ci(0.95)
         width = statistics.median(r["high"] - r["low"] for r in mine)
@@ -88,6 +91,8 @@ def told(records: list[dict[str, Any]], config: dict[str, Any]) -> list[str]:
         )
     for part, what in (("outputs", "outputs (independent weights)"), ("examples", "examples")):
         mine = [r for r in records if r["part"] == part]
+        if not mine:
+            continue
         lines.append(f"\n{what}: median width in Fisher's z, and times the root of their number")
         for count in config["widths"][part]:
             width = statistics.median(spread(r) for r in mine if r[part] == count)
@@ -135,10 +140,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/coverage"))
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each (default 2)")
     parser.add_argument("--data-sets", type=int, help="a strength, instead of those of config.json")
+    parser.add_argument("--tables", action="store_true", help="print what the folder holds, run nothing")
     options = parser.parse_args()
     config = json.loads(CONFIG.read_text())
     if options.data_sets:
         config["data_sets"] = config["widths"]["data_sets"] = options.data_sets
+    if options.tables:
+        kept = [
+            json.loads(path.read_text()) for path in sorted(options.out.glob("*.json")) if path.stem in blocks(config)
+        ]
+        minutes = sum(block["minutes"] for block in kept)
+        print("\n".join([*told([r for b in kept for r in b["records"]], config), f"{minutes:.1f} minutes"]))
+        return
     options.out.mkdir(parents=True, exist_ok=True)
     finished = []
     with ProcessPoolExecutor(options.workers) as pool:
