@@ -134,6 +134,12 @@ def blocks(config: dict[str, Any]) -> dict[str, list[tuple[str, float, int, int,
     return found
 
 
+def summary(finished: list[dict[str, Any]], config: dict[str, Any]) -> list[str]:
+    """The tables of finished blocks, and what they took."""
+    records = [record for block in finished for record in block["records"]]
+    return [*told(records, config), f"{sum(block['minutes'] for block in finished):.1f} minutes"]
+
+
 def main() -> None:
     """Run what the folder does not hold yet, print the tables, write results.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,6 +151,7 @@ def main() -> None:
     config = json.loads(CONFIG.read_text())
     if options.data_sets:
         config["data_sets"] = config["widths"]["data_sets"] = options.data_sets
+    finished: list[dict[str, Any]] = []
     if options.tables:
         kept = [
             json.loads(path.read_text()) for path in sorted(options.out.glob("*.json")) if path.stem in blocks(config)
@@ -153,7 +160,6 @@ def main() -> None:
         print("\n".join([*told([r for b in kept for r in b["records"]], config), f"{minutes:.1f} minutes"]))
         return
     options.out.mkdir(parents=True, exist_ok=True)
-    finished = []
     with ProcessPoolExecutor(options.workers) as pool:
         for name, problems in blocks(config).items():
             path = options.out / f"{name}.json"
@@ -168,10 +174,9 @@ def main() -> None:
             minutes = (time.perf_counter() - began) / 60
             finished.append({"config": config, "minutes": minutes, "records": records})
             path.write_text(json.dumps(finished[-1]) + "\n")
+    print("\n".join(["", *summary(finished, config)]))
     records = [record for block in finished for record in block["records"]]
-    minutes = sum(block["minutes"] for block in finished)
-    print("\n".join(["", *told(records, config), f"{minutes:.1f} minutes"]))
-    result = {"config": config, "minutes": minutes, "records": records}
+    result = {"config": config, "minutes": sum(block["minutes"] for block in finished), "records": records}
     (options.out / "results.json").write_text(json.dumps(result) + "\n")
 
 
