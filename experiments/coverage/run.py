@@ -153,11 +153,8 @@ def main() -> None:
         config["data_sets"] = config["widths"]["data_sets"] = options.data_sets
     finished: list[dict[str, Any]] = []
     if options.tables:
-        kept = [
-            json.loads(path.read_text()) for path in sorted(options.out.glob("*.json")) if path.stem in blocks(config)
-        ]
-        minutes = sum(block["minutes"] for block in kept)
-        print("\n".join([*told([r for b in kept for r in b["records"]], config), f"{minutes:.1f} minutes"]))
+        paths = [path for name in blocks(config) if (path := options.out / f"{name}.json").exists()]
+        print("\n".join(summary([json.loads(path.read_text()) for path in paths], config)))
         return
     options.out.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(options.workers) as pool:
