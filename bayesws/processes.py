@@ -27,6 +27,8 @@ def in_processes(jobs: Sequence[Any], processes: int) -> Iterator[tuple[int, Any
         pool = context.Pool(min(processes, len(jobs)), initializer=_one_thread)
     with pool:
         yield from pool.imap_unordered(_run_numbered, list(enumerate(jobs)))
+        pool.close()
+        pool.join()  # processes that end by themselves leave nothing behind
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def test_interrupted_comparison_goes_on_to_the_same_numbers(tmp_path, capsys):
     arguments = [*SMALL, "--task", "turned", "--task", "upright", "--seeds", "2", "--objectives", "evidence,fixed"]
     assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     told = capsys.readouterr()
-    assert "8 of 8 trials" in told.err and "tested on" in told.out and "won" in told.out
+    assert "8 of 8 trials" in told.err and "tested on" in told.out and "seeds won" in told.out
     shutil.copytree(tmp_path / "whole" / "trials", tmp_path / "half" / "trials")
     left = tmp_path / "half" / "trials" / "turned-chosen-fixed-1.json"
     left.unlink()

@@ -136,7 +136,9 @@ class Comparison:
         bad for the others. The p-values are not corrected for their number.
         """
         table = Table(
-            title=f"{first} less the others, by seed: mean, 95 % interval", title_justify="left", box=SIMPLE_HEAD
+            title=f"{first} less the others, by seed: mean, 95 % interval; p, seeds won",
+            title_justify="left",
+            box=SIMPLE_HEAD,
         )
         for name in self._labels(("task", "structure", "against")):
             table.add_column(name, no_wrap=True)
@@ -146,11 +148,9 @@ class Comparison:
             shown = []
             for metric in TESTED:
                 found = by_metric[metric.name]
-                won = f"won {found.wins} of {found.pairs}"
-                shown.append(
-                    f"{found.show(metric.digits, metric.scale)}\n"
-                    + (won if math.isnan(found.p_value) else f"p = {found.p_value:.2g}, {won}")
-                )
+                won = f"{found.wins}/{found.pairs}"
+                p = "" if math.isnan(found.p_value) else f"p = {found.p_value:.2g}, "
+                shown.append(f"{found.show(metric.digits, metric.scale)}\n{p}{won}")
             table.add_row(*self._labels(labels), *shown)
         return table
 
