@@ -37,7 +37,7 @@ def fit_section(fit: FitResult, name: str, within: str = "") -> Section:
     ]
     figures = [("log evidence", signed(evidence.log_evidence, 1), "nats")]
     if test := fit.settings.get("test"):
-        figures.append(("test NLL", f"{test['nll']:.3f}", f"nats per datum; accuracy {100 * test['accuracy']:.1f} %"))
+        figures.append(("test NLL", f"{test['nll']:.3f}", f"accuracy {100 * test['accuracy']:.1f} %"))
     figures += [(f"ρ, {row.name}", of_rho(row.strength), _interval(known.get(row.name))) for row in rows[:3]]
     blocks = [_layers_block(fit, posterior, start)] if rows else []
     blocks += [layer_block(name, layer, start) for name, layer in sharing_layers(fit)]
