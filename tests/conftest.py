@@ -48,3 +48,11 @@ def device(request):
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return request.param
+
+
+LONGEST_FIRST = ("test_readme.py", "test_study.py", "test_compare.py", "test_select.py", "test_full_disk.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first, or one process would end long after the others."""
+    items.sort(key=lambda item: item.path.name not in LONGEST_FIRST)
