@@ -9,7 +9,6 @@ from operator import add
 import numpy as np
 import torch
 from jaxtyping import Float
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from bayesws.analysis.equivariance import EXACT, Move
 from bayesws.analysis.likeness import input_likeness
 from bayesws.analysis.orbits import Products, products
 from bayesws.analysis.pairing import cycles, pairing, random_pairing
+from bayesws.analysis.tables import table_by_layer
 
 ORDERS = {"quarter-turn": 4, "half-turn": 2, "flip": 2, "up-down-flip": 2, "transpose": 2}
 FOLDS = 4
@@ -189,15 +189,8 @@ def decomposition_table(decompositions: Mapping[str, Mapping[str, OrbitDecomposi
     Args:
         decompositions: by motion and layer.
     """
-    table = Table(
-        title="Weights that a shared pathway would explain: ρ; of the best (*) interval, chance and evidence",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("convolution", min_width=12, overflow="fold")
-    for heading in (*decompositions, "95 % interval", "chance", "nats"):
-        table.add_column(heading, justify="right", overflow="fold")
+    title = "Weights that a shared pathway would explain: ρ; of the best (*) interval, chance and evidence"
+    table = table_by_layer(title, "convolution", (*decompositions, "95 % interval", "chance", "nats"))
     for layer in next(iter(decompositions.values()), {}):
         rows = [of_motion[layer] for of_motion in decompositions.values()]
         best = best_decomposition(rows)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from bayesws.analysis.maps import layer_maps
+from bayesws.analysis.tables import table_by_layer
 from bayesws.data.geometry import rescale, rotate, shift
 
 Move = Callable[[Tensor], Tensor]
@@ -145,15 +145,8 @@ def error_table(errors: Mapping[str, Mapping[str, EquivarianceError]]) -> Table:
     Args:
         errors: by motion and layer.
     """
-    table = Table(
-        title="Equivariance error: 0 moves as its input, 1 is unrelated; 95 % interval",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("layer", min_width=12, overflow="fold")
-    for motion in errors:
-        table.add_column(motion, justify="right", overflow="fold")
+    title = "Equivariance error: 0 moves as its input, 1 is unrelated; 95 % interval"
+    table = table_by_layer(title, "layer", errors)
     for layer in next(iter(errors.values())):
         cells = (rows[layer] for rows in errors.values())
         table.add_row(layer or "(network)", *(_shown(cell) for cell in cells))
