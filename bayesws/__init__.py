@@ -1,48 +1,38 @@
 """bayesws: how much of its weights may each layer share? The evidence decides."""
 
-from bayesws import data, layers, models, rivals, sharing
-from bayesws.analysis.annealing import AnnealedEvidence, annealed_evidence
-from bayesws.analysis.calibration import Calibration, calibrate, linear_gaussian_evidence, rank_agreement
-from bayesws.analysis.comparison import Comparison
-from bayesws.analysis.decomposition import OrbitDecomposition, orbit_decomposition, orbit_decompositions
-from bayesws.analysis.equivariance import EquivarianceError, equivariance_error, equivariance_errors
-from bayesws.analysis.groups import Identified, identify_group, identify_groups
-from bayesws.analysis.ranking import Candidate, LayerRanking, Ranking
-from bayesws.analysis.report import write_report
-from bayesws.analysis.strength import SharingStrength, sharing_strength
-from bayesws.analysis.trial import Trial
-from bayesws.candidates import candidates
-from bayesws.compare import compare
+from bayesws import analysis, data, evidence, layers, models, report, sharing, training, trials
+from bayesws.analysis.annealing import annealed_evidence
+from bayesws.analysis.calibration import calibrate
+from bayesws.analysis.data_symmetries import candidates
+from bayesws.analysis.decomposition import orbit_decomposition, orbit_decompositions
+from bayesws.analysis.equivariance import equivariance_error, equivariance_errors
+from bayesws.analysis.strength import sharing_strength
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.gradient import evidence_gradient
 from bayesws.evidence.likelihood import Categorical, Gaussian
 from bayesws.evidence.objective import Evidence, log_evidence
-from bayesws.fit import Schedule, fit
-from bayesws.layers import harden, share
-from bayesws.result import FitResult
-from bayesws.select import select
-from bayesws.select_layers import select_layers
+from bayesws.layers.convert import share
+from bayesws.layers.export import harden
+from bayesws.layers.identify import identify_group, identify_groups
+from bayesws.report import write_report
+from bayesws.training import objectives
+from bayesws.training.fit import fit
+from bayesws.training.result import FitResult
+from bayesws.training.schedule import Schedule
+from bayesws.trials.compare import compare
+from bayesws.trials.select import select
+from bayesws.trials.select_layers import select_layers
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "AnnealedEvidence",
-    "Calibration",
-    "Candidate",
     "Categorical",
-    "Comparison",
     "Curvature",
-    "EquivarianceError",
     "Evidence",
     "FitResult",
     "Gaussian",
-    "Identified",
-    "LayerRanking",
-    "OrbitDecomposition",
-    "Ranking",
     "Schedule",
-    "SharingStrength",
-    "Trial",
+    "analysis",
     "annealed_evidence",
     "calibrate",
     "candidates",
@@ -50,23 +40,25 @@ __all__ = [
     "data",
     "equivariance_error",
     "equivariance_errors",
+    "evidence",
     "evidence_gradient",
     "fit",
     "harden",
     "identify_group",
     "identify_groups",
     "layers",
-    "linear_gaussian_evidence",
     "log_evidence",
     "models",
+    "objectives",
     "orbit_decomposition",
     "orbit_decompositions",
-    "rank_agreement",
-    "rivals",
+    "report",
     "select",
     "select_layers",
     "share",
     "sharing",
     "sharing_strength",
+    "training",
+    "trials",
     "write_report",
 ]

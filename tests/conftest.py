@@ -14,7 +14,7 @@ CHECKED = (
     "bayesws.models",
     "bayesws.evidence.batches",
     "bayesws.evidence.likelihood",
-    "bayesws.evidence.signals",
+    "bayesws.evidence.capture",
 )
 jaxtyping.install_import_hook(list(CHECKED), "beartype.beartype")
 

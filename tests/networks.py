@@ -123,7 +123,7 @@ def softmax_regression(d, classes):
 
 
 class Folding(nn.Module):
-    """Calls a layer with positions folded into the batch, which the evidence cannot tell from more data."""
+    """LayerIO a layer with positions folded into the batch, which the evidence cannot tell from more data."""
 
     def __init__(self, layer):
         super().__init__()

@@ -13,11 +13,11 @@ from scipy.stats import kendalltau
 from torch import Tensor, nn
 
 from bayesws.analysis.annealing import AnnealedEvidence
-from bayesws.analysis.tables import as_text
 from bayesws.analysis.whitened import Whitened
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.likelihood import Categorical, Gaussian
 from bayesws.evidence.objective import log_evidence
+from bayesws.io.tables import as_text
 
 CURVATURES: dict[str, Curvature] = {
     "full": Curvature("full"),

@@ -12,11 +12,11 @@ from jaxtyping import Float
 from rich.table import Table
 from torch import Tensor, nn
 
+from bayesws.analysis.channel_correlation import input_correlations
+from bayesws.analysis.channel_matching import cycles, matching, random_matching
 from bayesws.analysis.equivariance import EXACT, Move
-from bayesws.analysis.likeness import input_likeness
 from bayesws.analysis.orbits import Products, products
-from bayesws.analysis.pairing import cycles, pairing, random_pairing
-from bayesws.analysis.tables import table_by_layer
+from bayesws.io.tables import table_by_layer
 
 ORDERS = {"quarter-turn": 4, "half-turn": 2, "flip": 2, "up-down-flip": 2, "transpose": 2}
 FOLDS = 4
@@ -122,15 +122,15 @@ def orbit_decomposition(
     elif len(parts) < 2:
         return _not_measured(motion)
     else:
-        found = [pairing(_scores(parts[:f] + parts[f + 1 :]), order) for f in range(len(parts))]
+        found = [matching(_scores(parts[:f] + parts[f + 1 :]), order) for f in range(len(parts))]
     sums = reduce(add, (part.sums(p) for part, p in zip(parts, found, strict=True)))
     if not sums.compared():
         return _not_measured(motion)
     explained, interval, evidence = sums.posterior()
-    several = [random_pairing(len(w), order, generator) for _ in range(RANDOM_PAIRINGS)]
+    several = [random_matching(len(w), order, generator) for _ in range(RANDOM_PAIRINGS)]
     by_chance = [reduce(add, (part.sums(p) for part in parts)).posterior()[0] for p in several]
     chance = float(np.quantile(by_chance, 0.95))
-    partner = found[0] if depthwise else pairing(_scores(parts), order)
+    partner = found[0] if depthwise else matching(_scores(parts), order)
     return OrbitDecomposition(
         explained, interval, evidence, chance, motion, sums.compared(), tuple(int(c) for c in partner)
     )
@@ -164,7 +164,7 @@ def orbit_decompositions(
     layers = {name: module for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
     if not layers:
         raise ValueError("a network without a torch.nn.Conv2d: nothing to decompose; bws.harden makes plain layers")
-    likeness = input_likeness(net, list(layers), x, move, order, batch_size)
+    likeness = input_correlations(net, list(layers), x, move, order, batch_size)
     found = {}
     for name, alike in likeness.items():
         weight, groups = layers[name].weight, layers[name].groups
@@ -172,7 +172,7 @@ def orbit_decompositions(
         if move(weight).shape != weight.shape or not len(alive):
             found[name] = _not_measured(motion)
             continue
-        q = torch.from_numpy(pairing(correlation, order))
+        q = torch.from_numpy(matching(correlation, order))
         if groups == 1:
             weight = weight[:, alive]
         elif _is_depthwise(weight, groups):

@@ -10,9 +10,9 @@ from rich.table import Table
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from bayesws.analysis.maps import layer_maps
-from bayesws.analysis.tables import table_by_layer
 from bayesws.data.geometry import rescale, rotate, shift
+from bayesws.io.tables import table_by_layer
+from bayesws.layers.features import layer_features
 
 Move = Callable[[Tensor], Tensor]
 INSIDE = 0.999  # of a moved image of ones: what has not come in from outside
@@ -116,7 +116,7 @@ def equivariance_errors(
     modules = dict(net.named_modules())
     if layers is None:
         own = [name for name, m in modules.items() if any(p.ndim > 1 for p in m.parameters(recurse=False))]
-        called = layer_maps(net, own, x[:1])
+        called = layer_features(net, own, x[:1])
         layers = [name for name in own if name in called]
     if unknown := next((name for name in layers if name not in modules), None):
         raise ValueError(f"layer {unknown!r}: expected modules of the network, such as {', '.join(list(modules)[1:4])}")
@@ -128,7 +128,7 @@ def equivariance_errors(
     sums = {name: _Comparison(move, channels == "matched") for name in layers}
     for learn, half in zip((True, False), halves, strict=True):
         for images in half.split(batch_size):
-            before, after = layer_maps(net, layers, images), layer_maps(net, layers, move(images))
+            before, after = layer_features(net, layers, images), layer_features(net, layers, move(images))
             for name in layers:
                 if name not in before:
                     raise ValueError(f"layer {name!r} was not called: expected one that the network uses")

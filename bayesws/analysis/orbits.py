@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from bayesws.analysis.pairing import cycles
+from bayesws.analysis.channel_matching import cycles
 
 CLOSEST = 1e-6  # smallest 1 - ρ: copies that differ by a thousandth of their size are not told from equal ones
 _LOW, _HIGH = np.linspace(0.0, 0.99, 991), 1 - np.geomspace(0.01, CLOSEST, 401)

@@ -12,12 +12,12 @@ from rich.table import Table
 from scipy.optimize import minimize
 from torch import Tensor
 
-from bayesws.analysis.tables import as_text
 from bayesws.evidence.precision import LOG_BOUNDS
 from bayesws.evidence.surface import Separate, Surface, surface
-from bayesws.layers.base import named_pathways
+from bayesws.io.tables import as_text
+from bayesws.layers.contract import named_pathways
 from bayesws.layers.weight_sharing import WeightSharing
-from bayesws.result import FitResult
+from bayesws.training.result import FitResult
 
 SPREAD = 3.0  # standard deviation of log δ under the hyperprior
 LARGEST_RHAT = 1.01  # arXiv 1903.08008

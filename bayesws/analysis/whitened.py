@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bayesws.evidence.batches import as_tensors
 from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
 from bayesws.evidence.objective import resolve_prior
-from bayesws.layers.base import named_pathways, starting_log_precisions
+from bayesws.layers.contract import named_pathways, starting_log_precisions
 
 CACHED = 2**16  # chains times data at once: what a layer then makes of them stays in a processor's cache
 

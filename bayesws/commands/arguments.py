@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 import torch
 
 from bayesws import data as data_sets
-from bayesws.files import check_writable
-from bayesws.fit import Schedule
+from bayesws.io.files import check_writable
+from bayesws.training.fit import Schedule
 
 
 class Parser(argparse.ArgumentParser):

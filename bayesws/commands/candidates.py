@@ -4,7 +4,7 @@ import argparse
 import json
 
 from bayesws import data as data_sets
-from bayesws.candidates import candidates
+from bayesws.analysis.data_symmetries import candidates
 from bayesws.commands.arguments import Parser, add_data, data_arguments, known_tasks, positive
 
 

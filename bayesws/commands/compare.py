@@ -5,9 +5,6 @@ import math
 import os
 
 from bayesws import data as data_sets
-from bayesws.analysis.comparison import STRUCTURES, Comparison
-from bayesws.analysis.plots import save_picture
-from bayesws.analysis.trial import Trial
 from bayesws.commands.arguments import (
     Parser,
     add_data,
@@ -19,14 +16,17 @@ from bayesws.commands.arguments import (
     known_tasks,
     positive,
 )
-from bayesws.commands.provenance import command, versions
 from bayesws.commands.terminal import wide_console
-from bayesws.compare import COMPARED, SAMPLED, Job
 from bayesws.evidence.curvature import Curvature
-from bayesws.fit import Schedule
-from bayesws.kept import run_kept, told_when_stopped
-from bayesws.progress import trial_bar
-from bayesws.rivals import OBJECTIVES, rival_named
+from bayesws.io.progress import trial_bar
+from bayesws.io.provenance import command, versions
+from bayesws.report.figures.comparison import save_picture
+from bayesws.training.fit import Schedule
+from bayesws.training.objectives.rivals import OBJECTIVES, rival_named
+from bayesws.trials.compare import COMPARED, SAMPLED, Job
+from bayesws.trials.comparison import STRUCTURES, Comparison
+from bayesws.trials.records import Trial
+from bayesws.trials.store import run_kept, told_when_stopped
 
 DEMO_TASKS = ("turned", "orientation", "upright")
 QUICK_EPOCHS = 40

@@ -11,11 +11,11 @@ import numpy as np
 from rich.table import Table
 
 from bayesws import data as data_sets
-from bayesws.analysis.contact_sheet import save_contact_sheet
 from bayesws.commands.arguments import Parser, add_data, count, data_arguments, known_tasks
 from bayesws.commands.terminal import wide_console
 from bayesws.data import ImageData
-from bayesws.files import write_whole
+from bayesws.io.files import write_whole
+from bayesws.report.figures.contact_sheet import save_contact_sheet
 
 
 def add(commands: "argparse._SubParsersAction[Parser]") -> None:

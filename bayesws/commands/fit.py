@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 from bayesws import data as data_sets
-from bayesws.analysis.comparison import STRUCTURES
-from bayesws.analysis.scores import Scores
 from bayesws.commands.arguments import Parser, add_data, add_network, check_device, data_arguments, known_tasks
-from bayesws.commands.provenance import command, versions
 from bayesws.commands.terminal import wide_console
-from bayesws.compare import network_for
-from bayesws.files import check_writable
-from bayesws.fit import Schedule, fit
-from bayesws.result import FitResult, check_free_for
-from bayesws.rivals import OBJECTIVES
+from bayesws.io.files import check_writable
+from bayesws.io.provenance import command, versions
+from bayesws.training.fit import Schedule, fit
+from bayesws.training.objectives.rivals import OBJECTIVES
+from bayesws.training.result import FitResult, check_free_for
+from bayesws.trials.compare import network_for
+from bayesws.trials.comparison import STRUCTURES
+from bayesws.trials.scores import Scores
 
 
 def add(commands: "argparse._SubParsersAction[Parser]") -> None:

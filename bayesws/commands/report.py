@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from bayesws.analysis.report import write_report
 from bayesws.commands.arguments import Parser
-from bayesws.files import check_writable
+from bayesws.io.files import check_writable
+from bayesws.report import write_report
 
 
 def add(commands: "argparse._SubParsersAction[Parser]") -> None:

@@ -21,11 +21,11 @@ from bayesws.commands.arguments import (
     known_tasks,
     positive,
 )
-from bayesws.commands.provenance import command, versions
 from bayesws.commands.terminal import wide_console
 from bayesws.evidence.curvature import STRUCTURES as CURVATURES
-from bayesws.select import WIDTH, group_candidates, group_network, select
-from bayesws.select_layers import select_layers
+from bayesws.io.provenance import command, versions
+from bayesws.trials.select import WIDTH, group_candidates, group_network, select
+from bayesws.trials.select_layers import select_layers
 
 GROUPS = ("none", "half-turns", "quarter-turns", "dihedral")
 SELECT_EPOCHS = 200

@@ -31,12 +31,12 @@ from bayesws.commands.arguments import (
     data_arguments,
     known_tasks,
 )
-from bayesws.commands.provenance import command, versions
 from bayesws.commands.terminal import wide_console
-from bayesws.files import without_nan, write_whole
+from bayesws.io.files import without_nan, write_whole
+from bayesws.io.provenance import command, versions
 from bayesws.layers.weight_sharing import WeightSharing
-from bayesws.result import FitResult
-from bayesws.trained import seen_by, trained_network
+from bayesws.models.pretrained import pretrained_network, seen_by
+from bayesws.training.result import FitResult
 
 MOTIONS = ("quarter-turn", "half-turn", "flip", "shift:0.25", "scale:0.8")
 MATCHED = 300  # images that show which channels of a layer's input become which
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
     fit = FitResult.load(options.model) if Path(options.model).is_dir() else None
     if fit is not None and options.weights:
         raise ValueError(f"--weights {options.weights} beside a saved fit: it has its own")
-    net = trained_network(options.model, options.weights) if fit is None else fit.model
+    net = pretrained_network(options.model, options.weights) if fit is None else fit.model
     images = data_sets.load(**data_arguments(options), task=options.task, seed=options.seed)
     x = seen_by(net, images.test[0]).to(options.device)
     motions = [name.strip() for name in options.motions.split(",")]

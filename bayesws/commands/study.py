@@ -5,15 +5,15 @@ import json
 import os
 from pathlib import Path
 
-from bayesws.analysis.study_picture import save_study_picture
-from bayesws.analysis.study_table import rows, study_groups_table, study_table
 from bayesws.commands.arguments import Parser, add_place, check_device, check_out, positive
-from bayesws.commands.provenance import command, versions
 from bayesws.commands.terminal import wide_console
-from bayesws.files import without_nan, write_whole
-from bayesws.kept import told_when_stopped
-from bayesws.progress import trial_bar
-from bayesws.study import Study
+from bayesws.io.files import without_nan, write_whole
+from bayesws.io.progress import trial_bar
+from bayesws.io.provenance import command, versions
+from bayesws.report.figures.study import save_study_picture
+from bayesws.trials.store import told_when_stopped
+from bayesws.trials.study import Study
+from bayesws.trials.study_table import rows, study_groups_table, study_table
 
 STUDY_HELP = """a study, with all that it must have:
   {"data": {"name": "digits"},

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Generator, Tensor
 
-from bayesws.data import motions
+from bayesws.data import transforms
 from bayesws.data.geometry import rescale, rotate
 from bayesws.data.images import ImageData
 from bayesws.data.messages import unknown_name
@@ -39,17 +39,17 @@ class Task:
 _PLAIN = {
     plain.name: plain
     for plain in (
-        Task("upright", "the images as they are", motions.stay),
-        Task("turned", "turned by a random multiple of 90 degrees, label kept", motions.turn),
+        Task("upright", "the images as they are", transforms.stay),
+        Task("turned", "turned by a random multiple of 90 degrees, label kept", transforms.turn),
         Task(
             "orientation",
             "turned the same way, label = number of quarter turns",
-            partial(motions.turn, relabel=True),
+            partial(transforms.turn, relabel=True),
             classes=4,
         ),
-        Task("flipped", "mirrored left-right at random", partial(motions.reverse, axes=(-1,))),
-        Task("half-turned", "turned by 180 degrees at random", partial(motions.reverse, axes=(-2, -1))),
-        Task("dihedral", "moved by a random one of the eight motions of the square", motions.turn_and_flip),
+        Task("flipped", "mirrored left-right at random", partial(transforms.reverse, axes=(-1,))),
+        Task("half-turned", "turned by 180 degrees at random", partial(transforms.reverse, axes=(-2, -1))),
+        Task("dihedral", "moved by a random one of the eight motions of the square", transforms.turn_and_flip),
     )
 }
 # name: (how it is written with numbers, what these are when it is written without)
@@ -89,20 +89,20 @@ def task(name: str) -> Task:
     if kind == "translated":
         (fraction,) = numbers
         _require(0 < fraction < 1, name, "0 < FRACTION < 1", "translated:0.25")
-        return Task(name, f"moved by up to {fraction:g} of the side", partial(motions.translate, fraction=fraction))
+        return Task(name, f"moved by up to {fraction:g} of the side", partial(transforms.translate, fraction=fraction))
     low, high = numbers
     if kind == "rotated":
         _require(low <= high, name, "LOW <= HIGH, in degrees", "rotated:-30:30")
         return Task(
             name,
             f"rotated by {low:g} to {high:g} degrees",
-            partial(motions.vary, move=rotate, low=low, high=high),
+            partial(transforms.vary, move=rotate, low=low, high=high),
         )
     _require(0 < low <= high, name, "0 < LOW <= HIGH, as factors", "rescaled:0.3:1")
     return Task(
         name,
         f"scaled by a factor of {low:g} to {high:g}",
-        partial(motions.vary, move=rescale, low=low, high=high),
+        partial(transforms.vary, move=rescale, low=low, high=high),
     )
 
 
@@ -118,7 +118,7 @@ def transform(data: ImageData, task: str, seed: int) -> ImageData:
     Args:
         data: the images.
         task: a name that the function `task` knows; ``data.name`` gains it, as in ``"digits/turned"``.
-        seed: of the random motions.
+        seed: of the random transforms.
 
     Raises:
         ValueError: if the task is unknown, or the images do not allow it.

@@ -6,13 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayesws.evidence.accumulators import (
+    DiagonalAccumulator,
+    KroneckerAccumulator,
+    RowAccumulator,
+    accumulators_for,
+    named,
+)
+from bayesws.evidence.capture import Forward, Layers, output_gradients, run_forward
 from bayesws.evidence.curvature import Curvature
-from bayesws.evidence.moments import DiagonalMoments, KroneckerMoments, RowMoments, moments_for, named
 from bayesws.evidence.objective import COLUMNS_AT_ONCE
 from bayesws.evidence.sampling import Draw
-from bayesws.evidence.signals import Forward, Layers, output_gradients, run_forward
-from bayesws.layers.base import Factors, declarations
-from bayesws.layers.once import computed_once
+from bayesws.layers.cache import computed_once
+from bayesws.layers.contract import Factors, declarations
 
 Probes = Callable[[Tensor], Tensor]  # outputs (batch, ...) to S (batch, C, columns)
 
@@ -35,7 +41,7 @@ def batch_jacobians(
     with computed_once(net):
         layers, forward, outputs = _forward(net, x, create_graph)
         pathways = named(layers)
-        source = RowMoments(layers, pathways)
+        source = RowAccumulator(layers, pathways)
         with torch.set_grad_enabled(create_graph):
             source.add_inputs(forward.calls, WHOLE)
             parts = []
@@ -68,23 +74,23 @@ def batch_factors(
     """
     with computed_once(net):
         layers, forward, outputs = _forward(net, x, create_graph)
-        pathways, moments = named(layers), moments_for(Curvature("kron", factors), layers)
+        pathways, accumulators = named(layers), accumulators_for(Curvature("kron", factors), layers)
         with torch.set_grad_enabled(create_graph):
-            for part in moments:
+            for part in accumulators:
                 part.add_inputs(forward.calls, WHOLE)
             for gradients in output_gradients(forward, probes(outputs), create_graph, COLUMNS_AT_ONCE):
-                for part in moments:
+                for part in accumulators:
                     part.add_gradients(forward.calls, gradients)
             found: dict[int, Factors] = {}
-            for part in moments:
-                if isinstance(part, KroneckerMoments):
+            for part in accumulators:
+                if isinstance(part, KroneckerAccumulator):
                     for name, blocks in part.factors(part.sums).items():
                         pathway = pathways[name][1]
                         share = len(x) / examples if pathway.acts == "kernel" else 1.0
                         found[id(pathway.parameter)] = [(share * a, b) for a, b in blocks]
                     continue
                 for key, block in part.sums.items():
-                    diagonal = isinstance(part, DiagonalMoments)
+                    diagonal = isinstance(part, DiagonalAccumulator)
                     (pathway_name,) = key if diagonal else part.pathways
                     one = block.new_ones(1, 1)
                     dense = torch.diag(block) if diagonal else block

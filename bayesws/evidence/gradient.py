@@ -19,25 +19,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayesws.evidence.accumulators import DenseAccumulator, DiagonalAccumulator, Sums, accumulators_for
 from bayesws.evidence.batches import Batches
+from bayesws.evidence.capture import run_forward
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
-from bayesws.evidence.moments import DenseMoments, DiagonalMoments, Sums, moments_for
 from bayesws.evidence.objective import (
     Evidence,
     add_batch,
     assemble,
     batch_plan,
-    evaluating,
     finish,
     gather,
     laplace_pass,
     resolve_prior,
 )
 from bayesws.evidence.sampling import sampled_batches
-from bayesws.evidence.signals import run_forward
-from bayesws.layers.base import declarations, shaping_precisions, starting_log_precisions, structure
-from bayesws.layers.once import computed_once, cut_from_parameters
+from bayesws.layers.cache import computed_once, cut_from_parameters
+from bayesws.layers.contract import declarations, evaluating, shaping_precisions, starting_log_precisions, structure
 
 WAYS = ("once", "twice", "local")
 # The second pass keeps the graphs of all columns of a part, so it takes parts this much smaller than the first: where
@@ -117,7 +116,7 @@ def gradient_in(
     with torch.no_grad():
         gathered = gather(net, data, likelihood, asked)
     with torch.enable_grad(), computed_once(net):
-        leaves = [{key: value.requires_grad_() for key, value in m.sums.items()} for m in gathered.moments]
+        leaves = [{key: value.requires_grad_() for key, value in m.sums.items()} for m in gathered.accumulators]
         evidence = assemble(net, finish(gathered, leaves), log_precisions)
         flat = [value for sums in leaves for value in sums.values()]
         found = _gradients(evidence.total, [*flat, *wanted])
@@ -151,11 +150,11 @@ def _second_pass(
             smaller = min(smaller, 2 * draws.samples)
         parts_of_a_batch, copies = batch_plan(net, layers, data)
         for x, y, draw in sampled_batches(data, draws, parts_of_a_batch * smaller):
-            moments = moments_for(curvature, layers)
+            accumulators = accumulators_for(curvature, layers)
             forward = run_forward(net, layers, x, copies)
-            weighted = list(zip(moments, weights, strict=True))
+            weighted = list(zip(accumulators, weights, strict=True))
             if local:  # Kronecker factors are sums of signals alone; rows of Jacobians have been through the stack
-                weighted = [(m, w) for m, w in weighted if isinstance(m, DenseMoments | DiagonalMoments)]
+                weighted = [(m, w) for m, w in weighted if isinstance(m, DenseAccumulator | DiagonalAccumulator)]
             parts, graph = [m for m, _ in weighted], "layers" if local else "signals"
             value = times * add_batch(forward, y, likelihood, parts, draw, graph)
             for part, weight in weighted:

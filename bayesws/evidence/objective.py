@@ -2,29 +2,29 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bayesws.evidence.accumulators import CACHED, Accumulator, Sums, accumulators_for, joint_hessian
 from bayesws.evidence.batches import Batches
+from bayesws.evidence.capture import Forward, Layers, check_declarations, output_gradients, overwrites, run_forward
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.hessian import Hessian, Repeated, sum_tensors
 from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
-from bayesws.evidence.moments import CACHED, Moments, Sums, joint_hessian, moments_for
 from bayesws.evidence.sampling import Draw, sampled_batches
-from bayesws.evidence.signals import Forward, Layers, check_declarations, output_gradients, overwrites, run_forward
-from bayesws.layers.base import (
+from bayesws.layers.cache import computed_once
+from bayesws.layers.contract import (
     declarations,
+    evaluating,
     named_pathways,
     shaping_precisions,
     starting_log_precisions,
     structure,
 )
-from bayesws.layers.once import computed_once
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Gathered:
     """What a walk through the data has summed."""
 
     data_fit: Tensor  # of the data looked at
-    moments: list[Moments]
+    accumulators: list[Accumulator]
     seen: int
     examples: int
     outputs: int
@@ -146,7 +146,7 @@ def gather(
 ) -> Gathered:
     """Walk through the data once and sum what the curvature needs; `graph` as for `add_batch`."""
     layers = declarations(net)
-    moments = moments_for(curvature, layers)
+    accumulators = accumulators_for(curvature, layers)
     _warn_of_normalisation(net)
     data_fits, seen, width = [], 0, 0
     with evaluating(net), computed_once(net):
@@ -157,13 +157,13 @@ def gather(
                 likelihood.check(forward.outputs, y)
             if check and not seen:
                 check_declarations(net, layers, x)
-            data_fits.append(add_batch(forward, y, likelihood, moments, draw, graph))
+            data_fits.append(add_batch(forward, y, likelihood, accumulators, draw, graph))
             seen += len(x)
             width = forward.outputs[0].numel()
     data_fit = sum_tensors(data_fits)
     if not torch.isfinite(data_fit):
         raise ValueError("the data fit is not finite: check the network's weights, its inputs and the targets")
-    return Gathered(data_fit, moments, seen, max(len(data), seen), width, curvature)
+    return Gathered(data_fit, accumulators, seen, max(len(data), seen), width, curvature)
 
 
 def batch_plan(net: nn.Module, layers: Layers, data: Batches) -> tuple[int, bool]:
@@ -181,11 +181,11 @@ def add_batch(
     forward: Forward,
     y: Tensor,
     likelihood: Categorical | Gaussian,
-    moments: list[Moments],
+    accumulators: list[Accumulator],
     draw: Draw,
     graph: str = "none",
 ) -> Tensor:
-    """Add one batch to the moments; its log likelihood, nats.
+    """Add one batch to the accumulators; its log likelihood, nats.
 
     Args:
         graph: what the sums are to be differentiable in: "none", "signals" (everything) or "layers" (what the layers
@@ -194,20 +194,20 @@ def add_batch(
     through, keep = graph == "signals", graph != "none"
     calls = forward.calls if through else {name: heard.detached() for name, heard in forward.calls.items()}
     with torch.set_grad_enabled(keep):
-        for part in moments:
+        for part in accumulators:
             part.add_inputs(calls, draw)
         root = draw.combine(likelihood.hessian_root(forward.outputs if through else forward.outputs.detach()))
-        if moments:
+        if accumulators:
             root = root if through else root.detach()
             for gradients in output_gradients(forward, root, through, COLUMNS_AT_ONCE, keep):
-                for part in moments:
+                for part in accumulators:
                     part.add_gradients(calls, gradients)
         return likelihood.log_prob(forward.outputs, y)
 
 
 def finish(gathered: Gathered, sums: list[Sums] | None = None) -> LaplacePass:
     """The pass that follows from what was gathered, or from sums in its place (to differentiate in them)."""
-    hessian = joint_hessian(gathered.moments, [m.sums for m in gathered.moments] if sums is None else sums)
+    hessian = joint_hessian(gathered.accumulators, [m.sums for m in gathered.accumulators] if sums is None else sums)
     if gathered.curvature.subset < 1:
         hessian = Repeated(hessian, gathered.times)
     data_fit = gathered.times * gathered.data_fit
@@ -322,19 +322,6 @@ class _Within(nn.Module):
 
     def forward(self, run: Callable[[nn.Module], Evidence]) -> Evidence:
         return run(self.network)
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """The network in eval mode; afterwards every module is in the mode that it was in."""
-    modes = {module: module.training for module in net.modules()}
-    for module in modes:
-        module.training = False  # what eval() does, and may not be called on an exported program
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _warn_of_normalisation(net: nn.Module) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.hessian import Hessian, sum_tensors
-from bayesws.layers.base import named_pathways
+from bayesws.layers.contract import named_pathways
 
 LOG_BOUNDS = (-8.0, 16.0)  # of log δ: e¹⁶ switches a pathway off, in float32 as well
 

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.hessian import sum_tensors
 from bayesws.evidence.likelihood import Categorical, Gaussian
-from bayesws.evidence.objective import evaluating
-from bayesws.layers.base import named_pathways
+from bayesws.layers.contract import evaluating, named_pathways
 
 
 class Surface(Protocol):

@@ -1,24 +1,27 @@
 """Where weights are shared: modules with torch's own signatures that declare their pathways."""
 
 from bayesws.layers import plain  # registers what torch's own layers declare
-from bayesws.layers.base import Declaration, Pathway, declarations, declare, named_pathways, structure
+from bayesws.layers.cache import Deriving, computed_once
+from bayesws.layers.change_group import ChangeGroup
+from bayesws.layers.contract import Declaration, Pathway, declarations, declare, named_pathways, structure
 from bayesws.layers.conv import WSConv2d, WSConv3d, WSLiftConv2d, WSLiftConv3d
 from bayesws.layers.convert import Conversion, share, sharing_plan
-from bayesws.layers.flat import Flat
-from bayesws.layers.hardening import harden
+from bayesws.layers.export import harden
+from bayesws.layers.fold_group import FoldGroup
+from bayesws.layers.identify import Identified, Match, identify_group, identify_groups
 from bayesws.layers.linear import WSLinear
-from bayesws.layers.once import Deriving, computed_once
-from bayesws.layers.regroup import Regroup
 from bayesws.layers.stack import RepresentationStack
 from bayesws.layers.weight_sharing import WeightSharing
 
 __all__ = [
+    "ChangeGroup",
     "Conversion",
     "Declaration",
     "Deriving",
-    "Flat",
+    "FoldGroup",
+    "Identified",
+    "Match",
     "Pathway",
-    "Regroup",
     "RepresentationStack",
     "WSConv2d",
     "WSConv3d",
@@ -30,6 +33,8 @@ __all__ = [
     "declarations",
     "declare",
     "harden",
+    "identify_group",
+    "identify_groups",
     "named_pathways",
     "plain",
     "share",

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bayesws.layers.conv import WSConv2d, WSConv3d, WSLiftConv2d, WSLiftConv3d
-from bayesws.layers.flat import Flat
+from bayesws.layers.fold_group import FoldGroup
 from bayesws.layers.linear import WSLinear
 from bayesws.layers.weight_sharing import PATHWAYS, WeightSharing
 from bayesws.sharing.groups import Group
@@ -54,10 +54,10 @@ def share(
     """A copy of any torch network whose layers may share weights; at the start it computes the same function.
 
     Every nn.Conv2d and nn.Linear whose number of outputs is a multiple of G becomes a sharing layer on flat channels
-    (see `Flat`): its output o·G + g is copy g of channel o. A convolution reads its input's channels in the same way,
-    as in / G channels on G group elements, where an earlier layer (in the order of the modules) was shared and makes so
-    many channels; else, as for images, it lifts. Canonical weights w are the least-squares ones, the free pathway holds
-    the exact rest, biases stay one per output, precisions start at 1 as those of any new layer.
+    (see `FoldGroup`): its output o·G + g is copy g of channel o. A convolution reads its input's channels in the same
+    way, as in / G channels on G group elements, where an earlier layer (in the order of the modules) was shared and
+    makes so many channels; else, as for images, it lifts. Canonical weights w are the least-squares ones, the free
+    pathway holds the exact rest, biases stay one per output, precisions start at 1 as those of any new layer.
 
     What cannot be shared stays as it is, like a head of 10 classes with G = 4: `sharing_plan`, with the same arguments,
     lists every layer, what becomes of it and why. A module that is used at several places stays one module; dtype,
@@ -95,7 +95,7 @@ def share(
             layer: Any = model.get_submodule(outcome.name)
             new = _sharing_layer(layer, outcome.trial.on_features, layer.weight.device, sharing)
             _take_over(new, layer)
-            twins[layer] = Flat(new).train(layer.training)
+            twins[layer] = FoldGroup(new).train(layer.training)
     return replaced(model, twins)
 
 

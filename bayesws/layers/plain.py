@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bayesws.layers.base import Declaration, Factors, Pathway, declare
+from bayesws.layers.contract import Declaration, Factors, Pathway, declare
 from bayesws.layers.patches import image_patches
 
 Reshape = Callable[[Tensor], Tensor]

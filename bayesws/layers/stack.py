@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bayesws.sharing.candidates import factors
+from bayesws.sharing.candidates import split_product
 from bayesws.sharing.doubly_stochastic import (
     CONSTRAINTS,
     DoublyStochastic,
@@ -141,7 +141,7 @@ class RepresentationStack(nn.Module):
                     raise ValueError("permutations that are not the powers of the second: use stack='dense'")
                 power = power[wanted[0]]
         else:
-            parts = [factors(p, self.axis) for p in permutations[1:]]
+            parts = [split_product(p, self.axis) for p in permutations[1:]]
             wanted = [torch.stack([part[i] for part in parts]) for i in range(2)] if parts else []
             whole = [s[:, None] * len(p) + p for s, p in parts]
             if any(not torch.equal(w.flatten(), p) for w, p in zip(whole, permutations[1:], strict=True)):

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayesws.layers.base import Declaration, Factors, Pathway, declare
-from bayesws.layers.once import Deriving
+from bayesws.layers.cache import Deriving
+from bayesws.layers.contract import Declaration, Factors, Pathway, declare
 from bayesws.layers.stack import RepresentationStack
 from bayesws.sharing.doubly_stochastic import DoublyStochastic
 from bayesws.sharing.groups import Group

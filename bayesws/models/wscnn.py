@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayesws.layers.change_group import ChangeGroup
 from bayesws.layers.conv import WSConv2d, WSLiftConv2d
-from bayesws.layers.regroup import Regroup
 from bayesws.layers.weight_sharing import PATHWAYS, check_sizes
 from bayesws.models.cnn import PUBLISHED, ConvolutionalNet
 from bayesws.sharing.groups import Group, generated, known_group
@@ -31,7 +31,8 @@ class WSCNN(ConvolutionalNet):
         layers: number of sharing layers, the lifting one included.
         stack, group, pathways, constraint: as for `WSConv2d`; a fixed stack of 4 elements is the quarter turns. Of a
             fixed stack `group` may also be a sequence, one group for every layer. All layers then have
-            hidden_channels · G feature maps, which each reads as channels on its own group's elements (see `Regroup`).
+            hidden_channels · G feature maps, which each reads as channels on its own group's elements (see
+            `ChangeGroup`).
         norm: "layer" for parameter-free layer normalisation over channels, group and positions before every ReLU, or
             None. It makes the weights before it scale-invariant, and the evidence of their precisions meaningless
             (arXiv 2206.08900): for training on the task loss.
@@ -91,7 +92,7 @@ class WSCNN(ConvolutionalNet):
             "padding_mode": padding_mode,
         }
         common: dict[str, Any] = {"stack": stack, "pathways": pathways, "constraint": constraint, **geometry, **new}
-        self.regroupings = nn.ModuleList()
+        self.group_changes = nn.ModuleList()
         if group is None or isinstance(group, str | Group):
             sharing: list[dict[str, Any]] = [{"group_size": group_size, "group": group}] * layers
         else:
@@ -99,7 +100,7 @@ class WSCNN(ConvolutionalNet):
             sharing = [{"group_size": g.size, "group": g} for g in groups]
             for before, after in pairwise(groups):
                 same = torch.equal(before.permutations, after.permutations)
-                self.regroupings.append(nn.Identity() if same else Regroup(before, after, device))
+                self.group_changes.append(nn.Identity() if same else ChangeGroup(before, after, device))
         channels = [hidden_channels * group_size // layer["group_size"] for layer in sharing]
         self.lift = WSLiftConv2d(in_channels, channels[0], **sharing[0], **common)
         self.group_convs = nn.ModuleList(
@@ -124,7 +125,7 @@ class WSCNN(ConvolutionalNet):
 
     def _between(self, index: int, features: Tensor) -> Tensor:
         features = super()._between(index, features)
-        return self.regroupings[index](features) if self.regroupings else features
+        return self.group_changes[index](features) if self.group_changes else features
 
     @classmethod
     def published(cls, **changes: Any) -> "WSCNN":

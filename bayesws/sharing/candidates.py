@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bayesws.sharing.automorphisms import Automorphisms, closed_sets, misfit, near_automorphisms, p_value
 from bayesws.sharing.groups import known_groups
-from bayesws.sharing.motions import motion_name
+from bayesws.sharing.transforms import transform_name
 
 ORDERS = (2, 3)  # of the moments: E[x xᵀ] and E[x xᵀ · mean of x]
 LEVEL = 1e-4  # of the test that a misfit is more than sampling noise
@@ -154,9 +154,9 @@ class Candidates:
     def name_of(self, permutation: Int64[Tensor, " d"]) -> str:
         """What a person calls a permutation: a motion of the support and of the group axis, or its numbers."""
         if self.axis == 1:
-            return motion_name(permutation, self.support) or _numbers(permutation)
-        on_axis, on_support = factors(permutation, self.axis)
-        return f"{motion_name(on_support, self.support) or _numbers(on_support)}, axis {_numbers(on_axis)}"
+            return transform_name(permutation, self.support) or _numbers(permutation)
+        on_axis, on_support = split_product(permutation, self.axis)
+        return f"{transform_name(on_support, self.support) or _numbers(on_support)}, axis {_numbers(on_axis)}"
 
 
 def candidates_of(
@@ -205,7 +205,7 @@ def candidates_of(
     return Candidates(support, axis, permutations, _rms(by_order), by_order, found.complete_below, groups, count, level)
 
 
-def factors(permutation: Int64[Tensor, " d"], axis: int) -> tuple[Int64[Tensor, " axis"], Int64[Tensor, " s"]]:
+def split_product(permutation: Int64[Tensor, " d"], axis: int) -> tuple[Int64[Tensor, " axis"], Int64[Tensor, " s"]]:
     """S and P of a permutation S ⊗ P of a group axis (in front) and a support."""
     table = permutation.reshape(axis, -1)
     positions = table.shape[1]
@@ -263,7 +263,7 @@ def _first_beyond_gap(misfits: Tensor) -> int:
 
 def _name(group: Tensor, axis: int, support: tuple[int, ...]) -> str | None:
     """The known group that a group's elements are on the support; on a group axis each must be a different one."""
-    parts = {tuple(factors(p, axis)[1].tolist()) for p in group}
+    parts = {tuple(split_product(p, axis)[1].tolist()) for p in group}
     if len(parts) < len(group):
         return None
     known = (g for g in known_groups(*support) if len(g.permutations) == len(group))

@@ -178,7 +178,7 @@ def agreement(records: list[Record], curvature: str, copies: bool) -> Any:
     errors = {r["structure"]: r["standard_error"] for r in records}
     more = {r["structure"]: r["log_copies"] if copies else 0.0 for r in records}
     found = {r["structure"]: r["log_evidence"][curvature] + more[r["structure"]] for r in records}
-    return bws.rank_agreement(gold, found, errors)
+    return bws.analysis.rank_agreement(gold, found, errors)
 
 
 def extreme(records: list[Record]) -> str:

@@ -95,7 +95,7 @@ def cell(
     prior = log_precisions(net, spec, config)
     at_map = highest(net, data, likelihood, prior, config)
     if spec.get("gold") == "closed form":
-        gold: Any = bws.linear_gaussian_evidence(net, data, likelihood, prior)
+        gold: Any = bws.analysis.linear_gaussian_evidence(net, data, likelihood, prior)
         sampled: dict[str, Any] = {}
     else:
         settings = dict(sampler)

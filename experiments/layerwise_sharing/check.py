@@ -10,30 +10,30 @@ from statistics import mean, stdev
 import bayesws as bws
 
 
-def last_free_exceeds_shared(trial: bws.Trial) -> bool:
+def last_free_exceeds_shared(trial: bws.trials.Trial) -> bool:
     """Upright digits: the last layer's free pathway holds more effective parameters than its shared one."""
     effective = trial.sharing[-1].effective
     return effective["free"] > effective["shared"]
 
 
-def shares_everywhere(trial: bws.Trial) -> bool:
+def shares_everywhere(trial: bws.trials.Trial) -> bool:
     """Turned digits: every layer has ρ > 0.95 and uses less than 1 % of its free weights."""
     return all(row.strength > 0.95 and row.effective["free"] < 0.01 * row.parameters["free"] for row in trial.sharing)
 
 
-def shares_first_only(trial: bws.Trial) -> bool:
+def shares_first_only(trial: bws.trials.Trial) -> bool:
     """Orientation: the first layer has ρ > 0.9, the last ρ < 0.1."""
     return trial.sharing[0].strength > 0.9 and trial.sharing[-1].strength < 0.1
 
 
-PICTURE: dict[str, Callable[[bws.Trial], bool]] = {
+PICTURE: dict[str, Callable[[bws.trials.Trial], bool]] = {
     "turned": shares_everywhere,
     "orientation": shares_first_only,
     "upright": last_free_exceeds_shared,
 }
 
 
-def check(comparison: bws.Comparison) -> None:
+def check(comparison: bws.trials.Comparison) -> None:
     """Print, for every task, in how many seeds the picture came out, and whether choosing cost anything."""
     cells = comparison.cells()
     for task, holds in PICTURE.items():
@@ -57,7 +57,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Hold a comparison against the predictions of this experiment.")
     parser.add_argument("file", nargs="?", type=Path, default=Path(__file__).with_name("comparison.json"))
     try:
-        check(bws.Comparison.load(parser.parse_args().file))
+        check(bws.trials.Comparison.load(parser.parse_args().file))
     except (ValueError, KeyError) as error:
         print(f"check: error: {error}; needs all tasks and --structures all", file=sys.stderr)
         return 2

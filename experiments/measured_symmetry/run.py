@@ -93,7 +93,7 @@ def explained(seed: int) -> dict[str, Any]:
     return found
 
 
-def _cells(row: bws.OrbitDecomposition) -> dict[str, Any]:
+def _cells(row: bws.analysis.OrbitDecomposition) -> dict[str, Any]:
     low, high = row.interval
     cells = {"rho": row.explained, "low": low, "high": high, "chance": row.chance, "nats": row.evidence}
     return {name: round(value, 4) for name, value in cells.items()} | {"shares": row.shares}

@@ -11,7 +11,7 @@ from torch import nn
 import bayesws as bws
 from bayesws.analysis.annealing import _log_mean, _systematic
 from bayesws.analysis.whitened import Whitened
-from bayesws.layers.base import named_pathways, starting_log_precisions
+from bayesws.layers.contract import named_pathways, starting_log_precisions
 
 D = torch.float64
 NOISE = 0.5
@@ -95,7 +95,7 @@ def quadrature(net, data, likelihood, log_precision, reach=8.0, points=401):
 @linear_nets
 def test_closed_form_is_scipys_and_the_laplace_evidence_is_both(sharing):
     net, data, prior, expected = linear_problem(sharing)
-    assert bws.linear_gaussian_evidence(net, data, gaussian(), prior) == pytest.approx(expected, rel=1e-10)
+    assert bws.analysis.linear_gaussian_evidence(net, data, gaussian(), prior) == pytest.approx(expected, rel=1e-10)
     found = bws.calibrate(net, data, gaussian(), expected, {"full": "full"}, prior)
     assert abs(found.error("full")) < 1e-8
     assert not found.notes  # the closed-form MAP is the MAP
@@ -128,7 +128,7 @@ def assert_honest(scores):
 def test_its_standard_error_is_honest():
     net = nn.Linear(2, 1, dtype=D)
     data = torch.randn(5, 2, dtype=D), torch.randn(5, 1, dtype=D)
-    expected = bws.linear_gaussian_evidence(net, data, gaussian(), 0.0)
+    expected = bws.analysis.linear_gaussian_evidence(net, data, gaussian(), 0.0)
     assert_honest(scores_of(net, data, gaussian(), 0.0, expected, seeds=8))
 
 
@@ -232,11 +232,11 @@ def test_resampling_keeps_expected_numbers():
 
 def test_rankings_agree_as_kendall_says():
     gold = {"a": 0.0, "b": -1.0, "c": -1.5, "d": -9.0}
-    found = bws.rank_agreement(gold, {"a": -3.0, "b": -2.0, "c": -4.0, "d": -5.0}, dict.fromkeys(gold, 0.2))
+    found = bws.analysis.rank_agreement(gold, {"a": -3.0, "b": -2.0, "c": -4.0, "d": -5.0}, dict.fromkeys(gold, 0.2))
     # one of six pairs is turned round; b and c are 0.5 apart, less than 2 · √2 · 0.2
     assert (found.tau, found.pairs, found.alike) == (pytest.approx(4 / 6), 5, 4)
     assert (found.same_best, found.regret) == (False, pytest.approx(1.0))
-    assert bws.rank_agreement(gold, gold).tau == pytest.approx(1.0)
+    assert bws.analysis.rank_agreement(gold, gold).tau == pytest.approx(1.0)
 
 
 def small():
@@ -268,15 +268,15 @@ def test_bad_input_is_told(change, message):
 def test_bad_comparisons_are_told():
     net, data = small()
     with pytest.raises(ValueError, match="not linear in its weights"):
-        bws.linear_gaussian_evidence(net, data)
+        bws.analysis.linear_gaussian_evidence(net, data)
     with pytest.raises(ValueError, match="needs Gaussian noise"):
-        bws.linear_gaussian_evidence(Bent(2), (data[0], torch.zeros(3, dtype=torch.long)), bws.Categorical())
+        bws.analysis.linear_gaussian_evidence(Bent(2), (data[0], torch.zeros(3, dtype=torch.long)), bws.Categorical())
     with pytest.raises(ValueError, match="log_copies=-1"):
         bws.calibrate(net, data, "regression", 0.0, log_copies=-1.0)
     with pytest.raises(ValueError, match="at least two"):
-        bws.rank_agreement({"a": 1.0}, {"a": 1.0})
+        bws.analysis.rank_agreement({"a": 1.0}, {"a": 1.0})
     with pytest.raises(ValueError, match="the same names"):
-        bws.rank_agreement({"a": 1.0, "b": 2.0}, {"a": 1.0, "c": 2.0})
+        bws.analysis.rank_agreement({"a": 1.0, "b": 2.0}, {"a": 1.0, "c": 2.0})
 
 
 @pytest.mark.slow

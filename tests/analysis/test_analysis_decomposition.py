@@ -12,11 +12,11 @@ from scipy.stats import multivariate_normal
 from torch import nn
 
 import bayesws as bws
+from bayesws.analysis.channel_matching import cycles, matching, random_matching
 from bayesws.analysis.decomposition import ORDERS, best_decomposition, decomposition_table
 from bayesws.analysis.equivariance import EXACT
 from bayesws.analysis.orbits import Sums, products
-from bayesws.analysis.pairing import cycles, pairing, random_pairing
-from bayesws.analysis.tables import as_text
+from bayesws.io.tables import as_text
 
 
 def generator(seed=0):
@@ -24,7 +24,7 @@ def generator(seed=0):
 
 
 def random_permutation(channels, order, seed=0):
-    return random_pairing(channels, order, generator(seed))
+    return random_matching(channels, order, generator(seed))
 
 
 def action(p, q, motion, k=3):
@@ -100,7 +100,7 @@ def test_sums_are_those_of_the_orbits_of_the_joint_action(motion):
 def test_pairing_has_the_order_and_no_exchange_improves_it(order):
     for seed in range(20):
         scores = np.random.default_rng(seed).normal(size=(9, 9))
-        p = pairing(scores, order)
+        p = matching(scores, order)
         assert all(order % len(cycle) == 0 for cycle in cycles(p))
         total = scores[range(9), p].sum()
         for c, d in itertools.combinations(range(9), 2):
@@ -113,8 +113,8 @@ def test_pairing_finds_what_is_planted_and_keeps_ties_in_place():
     p = random_permutation(12, 4, seed=3)
     scores = np.random.default_rng(0).normal(size=(12, 12)) * 0.1
     scores[range(12), p] += 1
-    assert (pairing(scores, 4) == p).all()
-    assert (pairing(np.ones((3, 3)), 2) == np.arange(3)).all()  # grey images in three equal channels
+    assert (matching(scores, 4) == p).all()
+    assert (matching(np.ones((3, 3)), 2) == np.arange(3)).all()  # grey images in three equal channels
 
 
 def scrambled(net, seed=0):
@@ -150,7 +150,7 @@ def test_a_group_network_with_scrambled_channels_is_all_shared(group, size, moti
 
 
 def _flat(layer):
-    from bayesws.layers.flat import plain_weight
+    from bayesws.layers.fold_group import plain_weight
 
     weight = plain_weight(layer).detach()
     conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3)
@@ -221,7 +221,7 @@ def test_matching_without_holding_out_would_find_likeness_in_noise():
     w = torch.randn(32, 1, 3, 3, generator=generator(), dtype=torch.float64)
     units = torch.tensor(action([0], [0], "quarter-turn"))
     (part,) = products(w.flatten(1), units, 4, torch.zeros_like(units))
-    mean, _, evidence = part.sums(pairing(part.scores(), 4)).posterior()
+    mean, _, evidence = part.sums(matching(part.scores(), 4)).posterior()
     assert mean > 0.25 and evidence > 20
     assert bws.orbit_decomposition(w).evidence < 3
 

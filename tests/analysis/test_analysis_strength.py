@@ -12,8 +12,8 @@ from oracles import linear_features, linear_gaussian_log_evidence
 
 import bayesws as bws
 from bayesws.analysis.strength import _Posterior, _sampled
-from bayesws.evidence import laplace
 from bayesws.evidence.batches import Batches
+from bayesws.evidence.laplace import backend as laplace
 from bayesws.evidence.surface import Separate, log_likelihood_gradient, surface
 from bayesws.layers import WSLinear, named_pathways
 from bayesws.sharing import known_group

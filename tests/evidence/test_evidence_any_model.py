@@ -9,7 +9,7 @@ from torch import nn
 from bayesws import Categorical, Curvature, log_evidence
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.objective import laplace_pass
-from bayesws.layers.base import starting_log_precisions
+from bayesws.layers.contract import starting_log_precisions
 
 D = {"dtype": torch.float64}
 N, CLASSES = 5, 3
@@ -210,7 +210,7 @@ def test_frozen_parameters_are_not_part_of_the_prior(structure):
 
 def test_wide_factors_of_a_normalisation_are_taken_by_their_diagonal(monkeypatch):
     net, x, y = problem("LayerNorm of maps")
-    monkeypatch.setattr("bayesws.evidence.moments.LARGEST_SCALE_BLOCK", 5)
+    monkeypatch.setattr("bayesws.evidence.accumulators.LARGEST_SCALE_BLOCK", 5)
     found = log_evidence(net, (x, y), curvature="kron").by_pathway["0.weight"].occam.item()
     assert found == pytest.approx(log_evidence(net, (x, y), curvature="diag").by_pathway["0.weight"].occam.item())
 

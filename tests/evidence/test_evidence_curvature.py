@@ -8,7 +8,7 @@ import torch
 from bayesws import Categorical, Curvature, Gaussian, log_evidence
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.objective import laplace_pass
-from bayesws.layers.base import starting_log_precisions
+from bayesws.layers.contract import starting_log_precisions
 
 NOISE = 0.7
 LIKELIHOODS = {

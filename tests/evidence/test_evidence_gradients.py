@@ -8,7 +8,7 @@ import torch
 from bayesws import Categorical, Curvature, Gaussian, evidence_gradient, log_evidence
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.gradient import gradient_in
-from bayesws.layers.base import starting_log_precisions, structure
+from bayesws.layers.contract import starting_log_precisions, structure
 from bayesws.sharing import doubly_stochastic
 
 SOFT = [s for s in networks.SHARING if s[0] != "fixed"]

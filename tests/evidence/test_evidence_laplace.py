@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bayesws import Categorical, Gaussian, log_evidence
-from bayesws.evidence.laplace import (
+from bayesws.evidence.laplace.backend import (
     PathwayGGN,
     PathwayKron,
     curvature_tensors,
@@ -20,7 +20,7 @@ from bayesws.evidence.laplace import (
     restored,
 )
 from bayesws.layers import WSLinear, structure
-from bayesws.layers.base import starting_log_precisions
+from bayesws.layers.contract import starting_log_precisions
 
 NOISE, N, OUTPUTS = 0.7, 7, 3
 LIKELIHOODS = {

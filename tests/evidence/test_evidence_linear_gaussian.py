@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bayesws import Gaussian, log_evidence
-from bayesws.layers.base import starting_log_precisions
+from bayesws.layers.contract import starting_log_precisions
 
 NOISE, N = 0.6, 7
 every_net = pytest.mark.parametrize("sharing", networks.SHARING, ids=networks.SHARING_IDS)

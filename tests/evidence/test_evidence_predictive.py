@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import bayesws as bws
-from bayesws.evidence.laplace import posterior
+from bayesws.evidence.laplace.backend import posterior
 from bayesws.evidence.predictive import DRAWS, mean_probabilities, predictive_log_prob
 
 

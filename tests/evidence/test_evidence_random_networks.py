@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import bayesws.layers
 from bayesws import Categorical, Curvature, Gaussian, log_evidence
 from bayesws.layers import WeightSharing
-from bayesws.layers.base import starting_log_precisions
+from bayesws.layers.contract import starting_log_precisions
 
 EPS = torch.finfo(torch.float64).eps
 EXACT = ("full", "layer", "pathway", "diag")

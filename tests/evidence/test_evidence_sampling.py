@@ -20,7 +20,7 @@ def problem():
 def sums(net, x, y, curvature):
     with torch.no_grad():
         gathered = gather(net, Batches((x, y), 5), Categorical(), curvature, check=False)
-    return torch.cat([v.flatten() for m in gathered.moments for v in m.sums.values()])
+    return torch.cat([v.flatten() for m in gathered.accumulators for v in m.sums.values()])
 
 
 @pytest.mark.parametrize("structure", ["full", "kron", "diag"])
@@ -38,12 +38,12 @@ def test_sampled_sums_are_unbiased(structure, samples):
 
 def test_thinned_inputs_are_unbiased(monkeypatch):
     """Over its four offsets, every fourth datum is every datum."""
-    monkeypatch.setattr("bayesws.evidence.moments.PLENTY", 0)
+    monkeypatch.setattr("bayesws.evidence.accumulators.PLENTY", 0)
     net, x, y = problem()
     with torch.no_grad():
         exact, thinned = (
             [
-                {key: v / m.vectors[key[0]] for m in done.moments for key, v in m.sums.items() if key[1] == "inputs"}
+                {k: v / m.vectors[k[0]] for m in done.accumulators for k, v in m.sums.items() if k[1] == "inputs"}
                 for done in (gather(net, Batches((x, y), 3), Categorical(), c, check=False) for c in curvatures)
             ]
             for curvatures in ([Curvature()], [Curvature(samples=1, seed=s) for s in range(4)])

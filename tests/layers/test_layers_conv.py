@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bayesws.layers import WSConv2d, WSConv3d, WSLiftConv2d, WSLiftConv3d
-from bayesws.layers.base import declare
+from bayesws.layers.contract import declare
 from bayesws.sharing import known_group
 
 GEOMETRIES = [

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import bayesws as bws
-from bayesws.layers import Conversion, Flat, WSConv2d, WSLiftConv2d, WSLinear, sharing_plan
+from bayesws.layers import Conversion, FoldGroup, WSConv2d, WSLiftConv2d, WSLinear, sharing_plan
 
 
 def network(dtype=torch.float64):
@@ -93,7 +93,7 @@ def test_a_layer_that_no_shared_one_feeds_lifts():
 def test_group_convolution_is_found_as_shared():
     """A hardened p4 convolution holds turned copies: with its group known, the free pathway gets nothing."""
     sharing = {"stack": "fixed", "pathways": ("shared",), "dtype": torch.float64}
-    plain = bws.harden(Flat(WSLiftConv2d(2, 3, 3, **sharing)))
+    plain = bws.harden(FoldGroup(WSLiftConv2d(2, 3, 3, **sharing)))
     found = bws.share(plain, stack="fixed").layer
     assert found.free.abs().max() < 1e-14 and found.shared.abs().max() > 0.1
 
@@ -113,7 +113,7 @@ class Tied(nn.Module):
 def test_a_module_at_two_places_stays_one():
     net = Tied().double()
     shared, x = bws.share(net), torch.randn(3, 8, dtype=torch.float64)
-    assert shared.first is shared.again and isinstance(shared.first, Flat)
+    assert shared.first is shared.again and isinstance(shared.first, FoldGroup)
     assert shared.a.weight is shared.b.weight and type(shared.a) is nn.Linear
     torch.testing.assert_close(shared(x), net(x), rtol=0, atol=1e-10)
 
@@ -147,7 +147,7 @@ def test_what_cannot_be_shared_stays_and_says_why(make, reason):
     first, second = sharing_plan(net)
     assert first == Conversion("0", "Linear", "WSLinear") and second.becomes is None and reason in second.reason
     shared = bws.share(net)
-    assert type(shared[1]) is type(net[1]) and isinstance(shared[0], Flat)
+    assert type(shared[1]) is type(net[1]) and isinstance(shared[0], FoldGroup)
     with pytest.raises(ValueError, match="nothing in this ModuleList can be shared: layer '0': "):
         bws.share(net[1:])
 
@@ -191,7 +191,7 @@ def test_flat_layers_show_the_weights_of_plain_ones():
 def test_a_transformer_that_reads_its_layers_weights():
     net = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dtype=torch.float64).eval()
     shared, x = bws.share(net), torch.randn(2, 3, 8, dtype=torch.float64)
-    assert isinstance(shared.linear1, Flat) and isinstance(shared.linear2, Flat)
+    assert isinstance(shared.linear1, FoldGroup) and isinstance(shared.linear2, FoldGroup)
     for context in (torch.no_grad(), torch.enable_grad()):  # the fast path calls no layer at all
         with context:
             torch.testing.assert_close(shared(x), net(x), rtol=0, atol=1e-10)

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from bayesws import Curvature, log_evidence
-from bayesws.evidence.objective import evaluating
-from bayesws.layers.base import starting_log_precisions
+from bayesws.layers.contract import evaluating, starting_log_precisions
 from bayesws.models import CNN, WSCNN, ResNet, WSResNet
 
 SMALL = {"num_classes": 3, "hidden_channels": 2, "dtype": torch.float64}

@@ -6,9 +6,9 @@ import torch
 from scipy.optimize import quadratic_assignment
 
 from bayesws.sharing.automorphisms import closed_sets, misfit, near_automorphisms, p_value, symmetrised
-from bayesws.sharing.candidates import candidates_of, factors
+from bayesws.sharing.candidates import candidates_of, split_product
 from bayesws.sharing.groups import known_group
-from bayesws.sharing.motions import motion_name
+from bayesws.sharing.transforms import transform_name
 
 
 def all_permutations(d):
@@ -192,7 +192,7 @@ def test_products_below_the_bound_are_all_there():
     listed = set(map(tuple, found.permutations.tolist()))
     for p, m in zip(products.tolist(), misfits.tolist(), strict=True):
         assert tuple(p) in listed or m >= found.complete_below * (1 - 1e-9)
-        s, q = factors(torch.tensor(p), 3)
+        s, q = split_product(torch.tensor(p), 3)
         assert (s[:, None] * 4 + q).flatten().tolist() == p
 
 
@@ -217,9 +217,9 @@ MOTIONS = [
 @pytest.mark.parametrize(("shape", "move", "name"), MOTIONS)
 def test_motions_have_names(shape, move, name):
     positions = torch.arange(int(torch.tensor(shape).prod())).reshape(shape)
-    assert motion_name(move(positions).flatten(), shape) == name
+    assert transform_name(move(positions).flatten(), shape) == name
 
 
 def test_other_permutations_have_none():
-    assert motion_name(torch.tensor([1, 0, 2, 3, 4, 5, 6, 7, 8]), (3, 3)) is None
-    assert motion_name(torch.tensor([1, 0, 2]), (3,)) is None
+    assert transform_name(torch.tensor([1, 0, 2, 3, 4, 5, 6, 7, 8]), (3, 3)) is None
+    assert transform_name(torch.tensor([1, 0, 2]), (3,)) is None

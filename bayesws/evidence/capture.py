@@ -1,0 +1,212 @@
+"""What flows through the declared layers of a network for one batch: patches in, output gradients back."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from bayesws.layers.contract import Declaration, Pathway
+
+Layers = dict[str, tuple[nn.Module, Declaration]]
+
+
+@dataclass
+class LayerIO:
+    """What went into a layer and came out of it, call by call; its calls lie side by side in positions."""
+
+    inputs: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+
+    def detached(self) -> "LayerIO":
+        """The same without what the inputs came from."""
+        return LayerIO([x.detach() for x in self.inputs], self.outputs)
+
+    def every(self, step: int, start: int) -> "LayerIO":
+        """The inputs of some of the data."""
+        return LayerIO([x[start::step] for x in self.inputs], self.outputs)
+
+    def first(self) -> "LayerIO":
+        """The inputs of the first datum."""
+        return LayerIO([x[:1] for x in self.inputs], self.outputs)
+
+    def split(self, size: int) -> Iterator["LayerIO"]:
+        """The inputs of so many data at a time."""
+        for start in range(0, len(self.inputs[0]), size):
+            yield LayerIO([x[start : start + size] for x in self.inputs], self.outputs)
+
+    def patches(self, declaration: Declaration) -> Tensor:
+        """(batch, fan_in, positions), what the effective kernel is multiplied with."""
+        return _side_by_side([declaration.patches(x) for x in self.inputs])
+
+    def responses(self, declaration: Declaration, gradients: list[Tensor]) -> Tensor:
+        """Gradients of the outputs, (columns, batch, ...) for every call, as (columns, batch, fan_out, positions)."""
+        found = [declaration.responses(g.flatten(0, 1)).unflatten(0, g.shape[:2]) for g in gradients]
+        return _side_by_side(found)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One batch's way through the network.
+
+    Attributes:
+        outputs: of the network, (batch, ...).
+        flat: the same, (batch, C).
+        calls: by layer; only layers that were called.
+    """
+
+    outputs: Tensor
+    flat: Tensor
+    calls: dict[str, LayerIO]
+
+
+def run_forward(net: nn.Module, layers: Layers, x: Tensor, copies: bool = True) -> Forward:
+    """Run one batch, listening to the layers; the graph from their outputs on is kept.
+
+    Args:
+        copies: whether to hand on copies of the layers' outputs: an in-place activation must not overwrite what is
+            differentiated by. Not needed where `overwrites` says so.
+
+    Raises:
+        ValueError: a layer that does not see the batch as its first dimension.
+    """
+    with torch.enable_grad(), _listening(layers, copies) as calls:
+        outputs = net(x)
+        flat = outputs.reshape(len(x), -1)
+    called = {name: heard for name, heard in calls.items() if heard.outputs}
+    for name, heard in called.items():
+        if wrong := next((len(i) for i in heard.inputs if len(i) != len(x)), None):
+            raise ValueError(
+                f"layer {name!r} sees {wrong} inputs for a batch of {len(x)}: expected the batch as its "
+                "first dimension; keep positions in a dimension of their own"
+            )
+    return Forward(outputs, flat, called)
+
+
+def output_gradients(
+    forward: Forward, root: Tensor, create_graph: bool, columns: int, keep_graph: bool = False
+) -> Iterator[dict[str, list[Tensor]]]:
+    """Jᵀ S: gradients of the network's outputs with respect to every call's output, along a root's columns.
+
+    Args:
+        forward: of the batch.
+        root: S (batch, C, K) with S Sᵀ the likelihood's Hessian.
+        create_graph: whether they are to be differentiable in the network's structure.
+        columns: how many columns go back at once.
+        keep_graph: whether the way forward is needed afterwards.
+
+    Yields: for some columns at a time, by layer and call, (columns, batch, ...).
+    """
+    probes = [output for heard in forward.calls.values() for output in heard.outputs]
+    starts = range(0, root.shape[-1], columns)
+    for start in starts:
+        chunk = root[..., start : start + columns].movedim(-1, 0)
+        several = len(chunk) > 1
+        found = torch.autograd.grad(
+            forward.flat,
+            probes,
+            grad_outputs=chunk if several else chunk[0],
+            create_graph=create_graph,
+            retain_graph=create_graph or keep_graph or start != starts[-1],
+            allow_unused=True,
+            is_grads_batched=several,
+        )
+        gradients = [
+            p.new_zeros(()).expand(len(chunk), *p.shape) if g is None else g if several else g.unsqueeze(0)
+            for g, p in zip(found, probes, strict=True)
+        ]
+        remaining = iter(gradients)
+        yield {name: [next(remaining) for _ in heard.outputs] for name, heard in forward.calls.items()}
+
+
+def jacobian_rows(pathway: Pathway, patches: Tensor, gradients: Tensor) -> Tensor:
+    """Sᵀ J of one pathway, (columns, batch, parameters): exact, summed over positions and calls."""
+    if pathway.acts == "bias":
+        return pathway.pull_back(gradients.sum(-1))
+    if pathway.acts == "scale":
+        return pathway.pull_back((gradients * patches).sum(-1))
+    return pathway.pull_back(gradients @ patches.mT)
+
+
+def check_declarations(net: nn.Module, layers: Layers, x: Tensor) -> None:
+    """Hold what the layers declare against autograd, on the first two data: nothing may act beside a layer's own call.
+
+    Raises:
+        ValueError: a parameter whose gradient is not the one that its layer's calls explain: it is used elsewhere too
+            (tied weights, functional calls), or its layer passes data from one example to another.
+    """
+    forward = run_forward(net, layers, x[:2])
+    flat = forward.flat
+    probe = torch.linspace(-1.0, 1.0, flat.numel(), dtype=flat.dtype, device=flat.device).reshape(flat.shape)
+    pathways = [(layer, p) for layer, (_, declaration) in layers.items() for p in declaration.pathways]
+    if not flat.requires_grad or not pathways:
+        return
+    wanted = [p.parameter for _, p in pathways]
+    truths = torch.autograd.grad(flat, wanted, probe, retain_graph=True, allow_unused=True)
+    with torch.no_grad():
+        gradients = next(output_gradients(forward, probe.unsqueeze(-1), False, 1))
+        for (layer, pathway), truth in zip(pathways, truths, strict=True):
+            found, terms = torch.zeros_like(pathway.parameter), 0.0
+            if layer in forward.calls:
+                calls, declaration = forward.calls[layer], layers[layer][1]
+                patches, responses = calls.patches(declaration), calls.responses(declaration, gradients[layer])
+                found = jacobian_rows(pathway, patches, responses).sum((0, 1)).reshape(pathway.parameter.shape)
+                # a normalised input is of order one: where it is smaller, a difference that cancelled
+                sizes = patches.abs().clamp(min=1) if pathway.acts == "scale" else patches.abs()
+                terms = jacobian_rows(pathway, sizes, responses.abs()).sum((0, 1)).norm().item()
+            expected = found.new_zeros(found.shape) if truth is None else truth
+            size = torch.maximum(expected.norm(), found.norm())
+            rounding = torch.finfo(found.dtype).eps ** 0.5 * terms
+            if (found - expected).norm() > CONSISTENT * size + rounding:
+                name = f"{layer}.{pathway.name}" if layer else pathway.name
+                raise ValueError(
+                    f"parameter {name!r} acts outside its layer's own calls (tied to another layer, or used by a "
+                    "function): expected every use to be a call of the module; call the module, or freeze the parameter"
+                )
+
+
+# Relative: float32 through a deep network is well below, a use that was not seen far above. Where the terms of a
+# gradient cancel, as for a bias that a normalisation takes out again, only half of the digits of the terms are held.
+CONSISTENT = 1e-2
+
+
+def _side_by_side(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def overwrites(net: nn.Module, layers: Layers, x: Tensor) -> tuple[bool, int]:
+    """Whether the network writes into a layer's output, and how many numbers one datum's widest output is."""
+    versions: list[tuple[Tensor, int]] = []
+    handles = [
+        module.register_forward_hook(lambda _m, _i, output: versions.append((output, output._version)))
+        for module, _ in layers.values()
+    ]
+    try:
+        with torch.enable_grad():  # as in `run_forward`, so that what it derives from parameters serves there, too
+            net(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    widest = max((output[0].numel() for output, _ in versions if len(output)), default=0)
+    return any(output._version != version for output, version in versions), widest
+
+
+@contextmanager
+def _listening(layers: Layers, copies: bool) -> Iterator[dict[str, LayerIO]]:
+    calls = {name: LayerIO() for name in layers}
+    handles = []
+    for name, (module, _) in layers.items():
+
+        def hear(_m: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, heard: LayerIO = calls[name]) -> Tensor:
+            output = output if output.requires_grad else output.detach().requires_grad_()
+            heard.inputs.append(inputs[0])
+            heard.outputs.append(output)
+            return output.clone() if copies or output.is_leaf else output
+
+        handles.append(module.register_forward_hook(hear))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,139 @@
+"""Networks that were trained elsewhere: found by name, with the weights that a user has."""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+def pretrained_network(model: str, weights: str | Path | None = None) -> nn.Module:
+    """A network in eval mode (an exported program in the one that it was exported in), from whatever names it.
+
+    Args:
+        model: a torch.export program, FILE.pt2 (one for a single batch size is run in such batches); a factory in
+            importable code, "package.module:function", called without arguments; or the name of a torchvision
+            architecture, such as "resnet18", made with as many classes as the weights have.
+        weights: its state dict, FILE.safetensors, or FILE.pt, read without unpickling code; None keeps those it is made
+            with (random ones for torchvision: nothing is downloaded).
+
+    Raises:
+        ValueError: what cannot be found or read, weights that do not fit.
+    """
+    if model.endswith(".pt2"):
+        if weights is not None:
+            raise ValueError(f"weights={str(weights)!r} beside {model}: an exported program has its own")
+        return _exported(Path(model))
+    state = None if weights is None else _state(Path(weights))
+    net = _made(model) if ":" in model else _torchvision(model, state)
+    if state is not None:
+        try:
+            net.load_state_dict(state)
+        except (RuntimeError, ValueError) as error:
+            lines = [line.strip() for line in str(error).splitlines()]
+            raise ValueError(f"weights {weights} do not fit {model}: {lines[min(1, len(lines) - 1)]}") from error
+    return net.eval()
+
+
+def _exported(path: Path) -> nn.Module:
+    if not path.is_file():
+        raise ValueError(f"no file {path}: expected a program saved by torch.export.save")
+    try:
+        program = torch.export.load(str(path))
+        net = program.module()
+    except Exception as error:  # a damaged archive fails in many ways
+        raise ValueError(f"{path} is no program saved by torch.export.save: {_first_line(error)}") from error
+    images = next((n.meta["val"] for n in program.graph.nodes if n.name in program.graph_signature.user_inputs), None)
+    size = images.shape[0] if isinstance(images, Tensor) and images.ndim else None
+    return _InBatches(net, size) if isinstance(size, int) else net
+
+
+class _InBatches(nn.Module):
+    """A program that was exported for one batch size, for any: what is missing in the last batch is filled up."""
+
+    def __init__(self, program: nn.Module, size: int) -> None:
+        super().__init__()
+        self.program, self.size = program, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (batch, ...), one for each datum."""
+        missing = -len(x) % self.size
+        filled = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
+        outputs = [self.program(part) for part in filled.split(self.size)]
+        for y in outputs:
+            if not isinstance(y, Tensor) or y.shape[:1] != (self.size,):
+                kind = f"outputs of shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+                raise RuntimeError(f"the program gives {kind} for a batch of {self.size}: expected a row a datum")
+        return torch.cat(outputs)[: len(x)]
+
+
+def _state(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"no file {path}: expected a state dict, FILE.safetensors or FILE.pt")
+    try:
+        found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read: {_first_line(error)}") from error
+    except Exception as error:  # pickle's own: what weights_only refuses
+        raise ValueError(f"{path} holds more than tensors: save model.state_dict(), best as safetensors") from error
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]
+    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise ValueError(f"{path} is no state dict: expected tensors by name; save model.state_dict()")
+    return found
+
+
+def _made(model: str) -> nn.Module:
+    place, _, name = model.partition(":")
+    try:
+        factory = getattr(importlib.import_module(place), name)
+        net = factory()
+    except Exception as error:  # whatever code of the user's raises
+        raise ValueError(
+            f"model {model!r}: {type(error).__name__}: {_first_line(error)}; expected package.module:function, called "
+            "without arguments"
+        ) from error
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"model {model!r} gives a {type(net).__name__}: expected an nn.Module")
+    return net
+
+
+def _torchvision(model: str, state: Mapping[str, Tensor] | None) -> nn.Module:
+    from torchvision import models
+
+    if model not in models.list_models():
+        came = " is a file of weights: give it with --weights beside a model" if Path(model).is_file() else ""
+        raise ValueError(
+            f"model {model!r}{came}: expected a folder that bayesws fit wrote, FILE.pt2, package.module:function, or a "
+            "torchvision name such as 'resnet18'"
+        )
+    settings = {}
+    if state is not None:
+        with torch.device("meta"):
+            sizes = {name: len(p) for name, p in models.get_model(model, weights=None).named_parameters() if p.ndim}
+        head = list(sizes)[-1]  # the bias or the weight of the last layer: a row for each class
+        settings = {"num_classes": len(state[head])} if head in state else {}
+    return models.get_model(model, weights=None, **settings)
+
+
+def seen_by(net: nn.Module, images: Tensor) -> Tensor:
+    """The images with as many channels as the network's first convolution takes: grey ones are repeated.
+
+    Raises:
+        ValueError: channels that do not fit.
+    """
+    first = next((m for m in net.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
+    wanted = images.shape[1] if first is None else first.in_channels
+    if images.shape[1] == 1:
+        return images.expand(-1, wanted, -1, -1)
+    if wanted != images.shape[1]:
+        raise ValueError(f"images of {images.shape[1]} channels: this network takes {wanted}")
+    return images
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

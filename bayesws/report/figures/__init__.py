@@ -1,0 +1,1 @@
+"""Figures, with one palette: of reports, and of what the commands write beside their numbers."""

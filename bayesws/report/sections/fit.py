@@ -1,0 +1,193 @@
+"""The section of one fit: what each layer shares, over which group, and how the training went."""
+
+import warnings
+from dataclasses import asdict
+
+from bayesws.analysis.strength import OUTSIDE, LayerStrength, SharingStrength, sharing_strength
+from bayesws.report.figures.curves import evidence_curves, loss_curve
+from bayesws.report.figures.dots import Mark, dot_chart
+from bayesws.report.figures.drawing import Drawing
+from bayesws.report.grid import Grid, as_words
+from bayesws.report.sections.layer import group_of, layer_block, sharing_layers
+from bayesws.report.sections.section import WORDS, Block, Origin, Section, of_rho, signed
+from bayesws.training.result import FitResult, SharingRow
+
+SAMPLING = {"chains": 2, "draws": 300, "warmup": 150}
+UNDETERMINED = 0.6  # an interval of ρ that is wider says nothing
+DEGREES = ((0.95, "shares nearly everything"), (0.7, "mostly shares"), (0.3, "shares in part"), (0.05, "shares little"))
+
+
+def fit_section(fit: FitResult, name: str, within: str = "") -> Section:
+    """All about a fit.
+
+    Args:
+        fit: as `FitResult.load` gives it.
+        name: of its folder.
+        within: name of the run that it is a part of.
+    """
+    start = f"{within}-{name}" if within else name
+    posterior = posterior_of(fit)
+    known = _by_layer(posterior)
+    evidence, rows = fit.evidence, fit.sharing
+    examples = max(evidence.examples, 1)
+    summary = [
+        f"{type(fit.model).__name__} trained by {WORDS.get(fit.objective, fit.objective)} on {examples} data: "
+        f"log evidence {signed(evidence.log_evidence, 1)} nats, {signed(evidence.log_evidence / examples, 3)} a datum.",
+        *(_sentence(row, known.get(row.name), group_of(fit, row.name)) for row in rows),
+    ]
+    figures = [("log evidence", signed(evidence.log_evidence, 1), "nats")]
+    if test := fit.settings.get("test"):
+        figures.append(("test NLL", f"{test['nll']:.3f}", f"accuracy {100 * test['accuracy']:.1f} %"))
+    figures += [(f"ρ, {row.name}", of_rho(row.strength), _interval(known.get(row.name))) for row in rows[:3]]
+    blocks = [_layers_block(fit, posterior, start)] if rows else []
+    blocks += [layer_block(name, layer, start) for name, layer in sharing_layers(fit)]
+    blocks.append(_training_block(fit, start))
+    if fit.notes or (posterior is not None and posterior.notes):
+        blocks.append(Block("To be known", notes=[*fit.notes, *(posterior.notes if posterior is not None else [])]))
+    made = {
+        "seed": fit.seed,
+        "objective": fit.objective,
+        "likelihood": fit.likelihood.name,
+        "network": _network(fit),
+        "curvature": {k: v for k, v in asdict(fit.curvature).items() if v is not None},
+        "the evidence is": fit.curvature.bound,
+        "weight decay": fit.weight_decay,
+        "seconds": round(fit.seconds, 1),
+    }
+    of_data = {k: v for k, v in fit.settings.items() if k in ("command", "versions", "data", "task", "device")}
+    schedule = {k: v for k, v in fit.settings.items() if k not in of_data and k != "test"}
+    origin = Origin(of_data, f"as of {within}" if within else "not recorded")
+    blocks.append(origin.block(**made, schedule=schedule))
+    return Section("Fit", name, summary, blocks, figures, within)
+
+
+def posterior_of(fit: FitResult) -> SharingStrength | None:
+    """The posterior of every layer's sharing strength; None where the fit kept none, or has nothing to be sure of."""
+    both = any({"shared", "free"} <= set(row.parameters) for row in fit.sharing)
+    if fit.objective != "evidence" or not fit.posterior or not both:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its notes are shown
+        return sharing_strength(fit, **SAMPLING)
+
+
+def _by_layer(posterior: SharingStrength | None) -> dict[str, LayerStrength]:
+    return {} if posterior is None else {row.name: row for row in posterior.layers}
+
+
+def strength_marks(rows: list[tuple[str, float, tuple[float, float] | None]]) -> list[Mark]:
+    """A row a layer: ρ as fitted, with its interval."""
+    return [Mark(name, value, of_rho(value), interval) for name, value, interval in rows]
+
+
+def _layers_block(fit: FitResult, posterior: SharingStrength | None, start: str) -> Block:
+    rows, known = fit.sharing, _by_layer(posterior)
+    strengths = [(r.name, r.strength, known[r.name].interval if r.name in known else None) for r in rows]
+    used = [
+        Mark(
+            pathway,
+            100 * row.effective[pathway] / max(count, 1),
+            f"{row.effective[pathway]:.1f} of {count}",
+            tone={"shared": "accent", "free": "warm"}[pathway],
+            group=row.name,
+        )
+        for row in rows
+        for pathway, count in row.parameters.items()
+        if pathway in ("shared", "free")
+    ]
+    how = "The dot is the fitted value"
+    if posterior is not None:
+        how += f", the line the 95 % credible interval ({posterior.method})."
+    else:
+        how += "; no interval: " + (
+            "precisions are not learned by this objective." if fit.objective != "evidence" else "no posterior was kept."
+        )
+    drawings = [
+        Drawing(
+            f"{start}-strength",
+            "Sharing strength of each layer",
+            f"ρ = 1 is an exact group convolution, 0 a layer with no sharing. {how}",
+            lambda: dot_chart(strength_marks(strengths), "sharing strength ρ", (0, 1)),
+        ),
+        Drawing(
+            f"{start}-effective",
+            "Parameters in use",
+            "Effective parameters γ of the shared and the free pathway, as a share of those that there are.",
+            lambda: dot_chart(used, "in use, %", (0, 100), bars=True),
+        ),
+    ]
+    return Block("Layer by layer", drawings=drawings, grids=[_table(fit, rows, known)])
+
+
+def _table(fit: FitResult, rows: list[SharingRow], known: dict[str, LayerStrength]) -> Grid:
+    """Everything about every layer in numbers."""
+    names = ["ρ", "95 % interval", "R-hat", "γ shared", "of", "γ free", "of"]
+    if not known:
+        names = [name for name in names if name not in ("95 % interval", "R-hat")]
+    lines = []
+    for row in rows:
+        sure, cells = known.get(row.name), [of_rho(row.strength)]
+        if known:
+            r_hat = "–" if sure is None or sure.r_hat is None else f"{sure.r_hat:.3f}"
+            cells += [_interval(sure) or "–", r_hat]
+        for pathway in ("shared", "free"):
+            known_there = pathway in row.effective
+            cells += [f"{row.effective[pathway]:.1f}", str(row.parameters[pathway])] if known_there else ["–", "–"]
+        lines.append([row.name, group_of(fit, row.name) or "–", *cells])
+    title = "Sharing strength ρ and effective parameters γ"
+    return Grid(title, [("layer", False), ("group", False), *((name, True) for name in names)], lines)
+
+
+def _training_block(fit: FitResult, start: str) -> Block:
+    history, examples = fit.history, max(fit.evidence.examples, 1)
+    drawings = []
+    if history:
+        drawings.append(
+            Drawing(
+                f"{start}-loss",
+                "Training loss",
+                "Mean negative log likelihood of the training data, by epoch.",
+                lambda: loss_curve(history),
+            )
+        )
+    if any("log_evidence" in record for record in history):
+        drawings.append(
+            Drawing(
+                f"{start}-evidence",
+                "What the evidence is made of",
+                "Misfit, scatter and Occam factor add up to −log evidence, at every step on the precisions.",
+                lambda: evidence_curves(history, examples),
+            )
+        )
+    e = fit.evidence
+    words = (
+        f"At the end: log evidence {signed(e.log_evidence, 1)} = data fit {signed(e.data_fit, 1)} − scatter "
+        f"{signed(e.scatter, 1)} − Occam factor {signed(e.occam, 1)} nats, summed over {e.examples} data."
+    )
+    return Block("Training", words=[words], drawings=drawings)
+
+
+def _sentence(row: SharingRow, sure: LayerStrength | None, group: str) -> str:
+    if "shared" not in row.parameters:
+        return f"{row.name} has free weights alone and shares nothing."
+    over = f", over {group}" if group else ""
+    if "free" not in row.parameters:
+        return f"{row.name} shares by construction{over}."
+    words = next((words for least, words in DEGREES if row.strength >= least), "shares nothing")
+    within = "" if sure is None else f" (95 % interval {_interval(sure)})"
+    if sure is not None and sure.interval[1] - sure.interval[0] > UNDETERMINED:
+        words = "may share little or much, the data do not tell"
+    if sure is not None and not sure.interval[0] - OUTSIDE <= row.strength <= sure.interval[1] + OUTSIDE:
+        within = f" (outside of its 95 % interval, {_interval(sure)}: the precisions had not converged)"
+    return f"{row.name} {words}: ρ = {of_rho(row.strength)}{within}{over}."
+
+
+def _interval(sure: LayerStrength | None) -> str:
+    return "" if sure is None else f"{sure.interval[0]:.3f} to {sure.interval[1]:.3f}"
+
+
+def _network(fit: FitResult) -> str:
+    """Its name and, of one of ours, its arguments; a group by its name."""
+    settings = getattr(fit.model, "settings", None)
+    plain = {k: getattr(v, "name", v) for k, v in settings.items()} if isinstance(settings, dict) else {}
+    return f"{type(fit.model).__name__}{': ' if plain else ''}{as_words(plain)}"

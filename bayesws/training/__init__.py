@@ -1,0 +1,1 @@
+"""Fitting a network: one loop, one schedule, an objective, and what a fit leaves behind."""

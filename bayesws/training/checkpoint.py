@@ -1,0 +1,144 @@
+"""What a fit leaves on its way: enough for the same fit to go on to the same numbers, to the last bit.
+
+A checkpoint is a folder: losses.json has the held-out losses of the settings that were tried, state.safetensors the run
+that is under way, fit/ the finished fit, with finished.json beside it. All say which fit they are of, by a digest of
+everything that its numbers depend on.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from bayesws.io.files import save_tensors, write_whole
+from bayesws.training.result import FitResult
+
+SECONDS = 10.0  # between two states that are written
+
+
+class Resumable(Protocol):
+    """A training run between two epochs."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors by name, and plain values."""
+        ...
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Put a new run where `state` was taken."""
+        ...
+
+
+def digest_of(settings: Any, tensors: Iterable[Tensor]) -> str:
+    """A digest of settings, by their text, and of tensors, by their numbers."""
+    found = hashlib.sha256(repr(settings).encode())
+    for tensor in tensors:
+        found.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+class Checkpoint:
+    """A folder that a fit writes into as it goes, and goes on from.
+
+    Attributes:
+        folder: made when there is something to write.
+        digest: of the fit.
+        seconds: between two states; 0 writes one after every epoch.
+    """
+
+    def __init__(self, folder: Path, digest: str, seconds: float = SECONDS) -> None:
+        self.folder, self.digest, self.seconds = folder, digest, seconds
+        self._written = time.monotonic()
+
+    def losses(self) -> dict[str, float]:
+        """Held-out losses by the settings that were tried.
+
+        Raises:
+            ValueError: a file that is damaged or of another fit.
+        """
+        return (self._read("losses.json") or {}).get("losses", {})
+
+    def keep_losses(self, losses: dict[str, float]) -> None:
+        """Write all losses so far; the state of the run that gave the last is not needed any more."""
+        self._write("losses.json", {"losses": losses})
+        (self.folder / "state.safetensors").unlink(missing_ok=True)
+
+    def resume(self, run: Resumable, what: str) -> int:
+        """Put `run`, newly made, where its state was kept; returns the epochs that it has done, 0 where none was kept.
+
+        Args:
+            run: a run of the fit.
+            what: which one, such as its penalties.
+
+        Raises:
+            ValueError: a file that is damaged or of another fit.
+        """
+        path = self.folder / "state.safetensors"
+        if not path.exists():
+            return 0
+        try:
+            with safe_open(path, "pt") as file:
+                record = json.loads(file.metadata()["record"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ValueError(f"{path} is damaged: remove {self.folder}, and the fit starts anew") from error
+        self._check(record["digest"])
+        if record["what"] != what:
+            return 0
+        run.restore(tensors, record["state"])
+        return record["epochs"]
+
+    def after_epoch(self, run: Resumable, what: str, epochs: int) -> None:
+        """Write the run's state, where the last is old enough."""
+        if time.monotonic() - self._written < self.seconds:
+            return
+        tensors, state = run.state()
+        record = json.dumps({"digest": self.digest, "what": what, "epochs": epochs, "state": state})
+        owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+        write_whole(self.folder / "state.safetensors", lambda draft: save_tensors(owned, draft, {"record": record}))
+        self._written = time.monotonic()
+
+    def finished(self, model: nn.Module) -> FitResult | None:
+        """The finished fit, with its weights in `model`; None where it is not finished.
+
+        Raises:
+            ValueError: files that are damaged or of another fit.
+        """
+        if self._read("finished.json") is None:
+            return None
+        return FitResult.load(self.folder / "fit", model)
+
+    def finish(self, fit: FitResult) -> None:
+        """Keep the finished fit, and no more."""
+        fit.save(self.folder / "fit")
+        self._write("finished.json", {})
+        for name in ("state.safetensors", "losses.json"):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self.folder / name
+        if not path.exists():
+            return None
+        try:
+            record = json.loads(path.read_text())
+            digest = record["digest"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: remove {self.folder}, and the fit starts anew") from error
+        self._check(digest)
+        return record
+
+    def _write(self, name: str, record: dict[str, Any]) -> None:
+        text = json.dumps({"digest": self.digest} | record)
+        write_whole(self.folder / name, lambda draft: draft.write_text(text))
+
+    def _check(self, digest: str) -> None:
+        if digest != self.digest:
+            raise ValueError(
+                f"{self.folder} was left by a fit with other data or settings: remove it, or choose another place"
+            )

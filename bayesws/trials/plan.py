@@ -1,0 +1,219 @@
+"""What the file of a study may say, checked as a whole before anything is run."""
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from bayesws.data import load
+from bayesws.data.tasks import task as task_named
+from bayesws.evidence.curvature import Curvature
+from bayesws.models import known_models
+from bayesws.training.fit import STARTS, fit
+from bayesws.training.objectives.rivals import OBJECTIVES
+from bayesws.training.schedule import Penalties, Schedule, check_weight_decays, with_changes
+
+Kinds = Mapping[str, Any]
+
+FIELDS: Kinds = {
+    "data": dict[str, Any],
+    "tasks": list[str],
+    "train_sizes": list[int],
+    "seeds": int,
+    "epochs": int | dict[str, int],
+    "methods": dict[str, Any],
+}
+METHOD_FIELDS: Kinds = {
+    "model": str,
+    "network": dict[str, Any],
+    "fit": dict[str, Any],
+    "curvature": dict[str, Any] | None,
+    "seeds": int,
+    "train_sizes": list[int],
+}
+# what the study sets itself, or JSON cannot say
+OF_DATA = {"task", "seed", "train_size"}
+OF_NETWORK = {"in_channels", "num_classes", "device", "dtype"}
+OF_FIT = {"net", "train", "curvature", "seed", "schedule", "device", "progress", "keep_posterior", "changes"}
+CHOICES = {"objective": OBJECTIVES, "start": STARTS, "likelihood": ("classification",)}
+WORDS = {
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    NoneType: "null",
+    dict: "an object",
+}
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """The plan in a study's JSON file, see `Study.read`.
+
+    Raises:
+        ValueError: a file that cannot be read, and whatever in it no trial could be run with, by file and method.
+    """
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_named_once)
+    except OSError as error:
+        raise ValueError(f"study {path} cannot be read: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"study {path} is not JSON: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"study {path}: {error}") from error
+    with _said_of(f"study {path}"):
+        _check_fields(plan, FIELDS, required=FIELDS)
+        _check_listed(plan, "tasks")
+        _check_listed(plan, "train_sizes")
+        _check_counts(plan, "train_sizes", "seeds", "epochs")
+        for name in plan["tasks"]:
+            task_named(name)
+        with _said_of("data"):
+            _check_fields(plan["data"], _kinds(load) | {"fresh": bool}, OF_DATA, required=["name"])
+        if not plan["methods"]:
+            raise ValueError("methods is empty: expected one method or more, by name")
+        for name, method in plan["methods"].items():
+            with _said_of(f"method {name!r}"):
+                _check_method(name, method, plan)
+    return plan
+
+
+def _check_method(name: str, method: Any, plan: dict[str, Any]) -> None:
+    if not name or not name.isprintable() or "/" in name or "\\" in name:
+        raise ValueError("the name becomes part of a file's: expected letters, numbers, spaces, no / and no \\")
+    _check_fields(method, METHOD_FIELDS, required=["model"])
+    _check_counts(method, "seeds", "train_sizes")
+    sizes = method.get("train_sizes", plan["train_sizes"])
+    if not set(sizes) & set(plan["train_sizes"]):
+        raise ValueError(f"train_sizes {sizes}: expected some of the study's, {plan['train_sizes']}")
+    if method["model"] not in known_models():
+        raise ValueError(f"model {method['model']!r}: expected one of {', '.join(known_models())}")
+    with _said_of("network"):
+        _check_network(method["model"], method.get("network", {}))
+    given = method.get("fit", {})
+    with _said_of("fit"):
+        _check_fit(given)
+    if "epochs" not in given and isinstance(plan["epochs"], dict):
+        for size in plan["train_sizes"]:
+            if size in sizes and str(size) not in plan["epochs"]:
+                raise ValueError(f"no epochs for {size} training images: add {str(size)!r} to epochs")
+    curvature = method.get("curvature") or {}
+    with _said_of("curvature"):
+        _check_fields(curvature, get_type_hints(Curvature))
+        Curvature(**curvature)
+
+
+def _check_network(model: str, given: dict[str, Any]) -> None:
+    """Build it once, without memory, and for as few channels and classes as there may be."""
+    network = known_models()[model]
+    _check_fields(given, _kinds(network.__init__), OF_NETWORK)
+    network(in_channels=1, num_classes=2, device="meta", **network_arguments(given))
+
+
+def network_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a network from JSON, which has no tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+
+
+def _check_fit(given: dict[str, Any]) -> None:
+    schedule = get_type_hints(Schedule)
+    _check_fields(given, _kinds(fit) | schedule, OF_FIT)
+    for name, known in CHOICES.items():
+        if name in given and given[name] not in known:
+            raise ValueError(f"{name} {_shown(given[name])}: expected one of {', '.join(map(_shown, known))}")
+    with_changes(Schedule(), {k: v for k, v in given.items() if k in schedule})
+    Penalties(normaliser=given.get("normaliser", 0.0), entropy=given.get("entropy", 0.0))
+    if "weight_decays" in given:
+        check_weight_decays(given["weight_decays"])
+
+
+def _kinds(call: Any) -> dict[str, Any]:
+    return {name: kind for name, kind in get_type_hints(call).items() if name != "return"}
+
+
+def _check_fields(given: Any, kinds: Kinds, reserved: Collection[str] = (), required: Collection[str] = ()) -> None:
+    """Names and types of an object from JSON; `reserved` may not be given, though they have a kind."""
+    known = ", ".join(sorted(set(kinds) - set(reserved)))
+    if not isinstance(given, dict):
+        raise ValueError(f"{_shown(given)}: expected an object with {known}")
+    if taken := sorted(set(given) & set(reserved)):
+        raise ValueError(f"{', '.join(taken)} cannot be given: the study sets it; leave it out")
+    if unknown := sorted(set(given) - set(kinds)):
+        raise ValueError(f"unknown {', '.join(unknown)}; expected {known}")
+    if missing := sorted(set(required) - set(given)):
+        raise ValueError(f"{', '.join(missing)} missing")
+    for name, value in given.items():
+        if not _fits(value, kinds[name]):
+            raise ValueError(f"{name} {_shown(value)}: expected {_in_words(kinds[name])}")
+
+
+def _check_listed(plan: dict[str, Any], name: str) -> None:
+    values = plan[name]
+    if not values:
+        raise ValueError(f"{name} is empty: expected one or more")
+    if twice := next((v for i, v in enumerate(values) if v in values[:i]), None):
+        raise ValueError(f"{name} has {_shown(twice)} twice: expected every one once")
+
+
+def _check_counts(given: dict[str, Any], *names: str) -> None:
+    for name in names:
+        value = given.get(name, 1)
+        counts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if low := [count for count in counts if count < 1]:
+            raise ValueError(f"{name} {low[0]}: expected at least 1")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON may stand where Python expects `kind`."""
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, k) for k in inner)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(v, inner[1]) for v in value.values())
+    if _is_list(origin):
+        return isinstance(value, list) and all(_fits(v, inner[0]) for v in value)
+    if origin in (int, float):
+        return isinstance(value, int | origin) and not isinstance(value, bool)
+    return origin in WORDS and isinstance(value, origin)
+
+
+def _in_words(kind: Any) -> str:
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(words for k in inner if (words := _in_words(k))))
+    if origin is dict and int in inner:
+        return "an object of whole numbers"
+    if _is_list(origin):
+        return f"a list, each {_in_words(inner[0])}"
+    return WORDS.get(origin, "")
+
+
+def _is_list(origin: Any) -> bool:
+    return isinstance(origin, type) and issubclass(origin, Sequence) and origin is not str
+
+
+def _shown(value: Any) -> str:
+    """As in the file, cut off where it is long."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object from JSON, whose reader would keep the last of two of a name."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is given twice: expected every name once")
+    return found
+
+
+@contextmanager
+def _said_of(what: str) -> Iterator[None]:
+    """Name what an error is about."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{what}: {error}") from error

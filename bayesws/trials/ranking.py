@@ -1,0 +1,253 @@
+"""Candidates ranked by their evidence: Bayes factors, probabilities, table and file."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from bayesws.io.files import write_whole
+from bayesws.io.tables import as_text
+from bayesws.training.result import FitResult, SharingRow
+
+NARROWEST = 16  # columns for a candidate's name
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One network of a ranking, at its best start.
+
+    Attributes:
+        name: as the caller called it.
+        log_evidence: nats, summed over the training data; of the best start.
+        by_seed: the same of every start.
+        seed: of the best start.
+        parameters: number of weights.
+        sharing: a row per weight-sharing layer, effective parameters by the same curvature as the evidence.
+        groups: the known group of every sharing layer by the layer's name, "no group" where it is none.
+        seconds: wall time of all its fits and evidences.
+        notes: what did not converge in the best start.
+        test_nll: negative log likelihood of held-out data at the MAP, nats per datum; None where none were given.
+    """
+
+    name: str
+    log_evidence: float
+    by_seed: list[float]
+    seed: int
+    parameters: int
+    sharing: list[SharingRow]
+    groups: dict[str, str]
+    seconds: float
+    notes: list[str]
+    test_nll: float | None = None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Candidates by their log evidence, the best first.
+
+    Attributes:
+        rows: sorted by log evidence.
+        settings: what was the same for all of them: schedule, curvature of the evidence and what its number bounds.
+        fits: the best start of every candidate by its name; empty after `load`.
+    """
+
+    rows: list[Candidate]
+    settings: dict[str, Any] = field(default_factory=dict)
+    fits: dict[str, FitResult] = field(default_factory=dict, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        """The table."""
+        return as_text(self.table())
+
+    @property
+    def best(self) -> Candidate:
+        """The candidate with the largest evidence."""
+        return self.rows[0]
+
+    @property
+    def log_bayes_factors(self) -> dict[str, float]:
+        """log p(D | candidate) - log p(D | best) by name, nats; none is positive."""
+        return {row.name: row.log_evidence - self.best.log_evidence for row in self.rows}
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """p(candidate | D) under equal prior odds, by name: the softmax of the log evidences."""
+        return _probabilities(self.log_bayes_factors)
+
+    def table(self) -> Table:
+        """Log evidence, log Bayes factor against the best and probability of every candidate; held-out NLL if known."""
+        columns = {
+            "log evidence": [f"{row.log_evidence:.1f}" for row in self.rows],
+            "log BF": [f"{factor:.1f}" for factor in self.log_bayes_factors.values()],
+            "p": [f"{probability:.2g}" for probability in self.probabilities.values()],
+            "test NLL": ["–" if row.test_nll is None else f"{row.test_nll:.3f}" for row in self.rows],
+            "starts": [str(len(row.by_seed)) for row in self.rows],
+            "weights": [str(row.parameters) for row in self.rows],
+            "s": [f"{row.seconds:.0f}" for row in self.rows],
+        }
+        if all(row.test_nll is None for row in self.rows):
+            del columns["test NLL"]
+        title = "By evidence, nats summed over the training data"
+        caption = self.settings.get("bound")
+        table = Table(
+            title=title,
+            title_justify="left",
+            caption=caption and f"({caption})",
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        table.add_column("candidate", min_width=NARROWEST, overflow="fold")
+        for name in columns:
+            table.add_column(name, justify="right", no_wrap=True)
+        for row, numbers in zip(self.rows, zip(*columns.values(), strict=True), strict=True):
+            table.add_row(row.name, *numbers)
+        return table
+
+    def disagreement(self) -> str | None:
+        """One line where held-out data prefer another candidate than the evidence does; None where they agree.
+
+        Both may be right: the evidence can disagree with generalisation (arXiv 2202.11678).
+        """
+        known = {row.name: row.test_nll for row in self.rows if row.test_nll is not None}
+        if self.best.name not in known or known[self.best.name] <= min(known.values()):
+            return None
+        other = min(known, key=known.__getitem__)
+        return (
+            f"the evidence prefers {self.best.name} (test NLL {known[self.best.name]:.3f}), held-out data {other} "
+            f"({known[other]:.3f} nats per datum)"
+        )
+
+    def sharing_table(self) -> Table:
+        """Group, sharing strength and effective parameters of every weight-sharing layer."""
+        table = Table(
+            title="What is shared, layer by layer; effective parameters γ",
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        table.add_column("candidate", min_width=NARROWEST, overflow="fold")
+        for name in ("layer", "group"):
+            table.add_column(name, overflow="fold")
+        for name in ("ρ", "γ shared", "of", "γ free", "of"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for candidate in self.rows:
+            for row in candidate.sharing:
+                numbers = [
+                    text
+                    for pathway in ("shared", "free")
+                    for text in (f"{row.effective.get(pathway, 0.0):.1f}", str(row.parameters.get(pathway, 0)))
+                ]
+                group = candidate.groups.get(row.name, "–")
+                strength = "–" if group == "trivial" else f"{row.strength:.2f}"  # over one element nothing is shared
+                table.add_row(candidate.name, row.name, group, strength, *numbers)
+        return table
+
+    def save(self, path: str | Path) -> None:
+        """Write everything but the fits as JSON, whole or not at all; factors and probabilities are written as well."""
+        text = json.dumps(self.record(), indent=1)
+        write_whole(Path(path), lambda draft: draft.write_text(text))
+
+    def record(self) -> dict[str, Any]:
+        """What `save` writes."""
+        return {
+            "settings": self.settings,
+            "log_bayes_factors": self.log_bayes_factors,
+            "probabilities": self.probabilities,
+            "candidates": [asdict(row) for row in self.rows],
+        }
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Ranking":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: a file that is missing or is not a ranking.
+        """
+        try:
+            record = json.loads(Path(path).read_text())
+            rows = [
+                Candidate(**(row | {"sharing": [SharingRow(**layer) for layer in row["sharing"]]}))
+                for row in record["candidates"]
+            ]
+            return cls(rows, record["settings"])
+        except OSError as error:
+            raise ValueError(f"cannot read {path}: {error.strerror}") from error
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a ranking written by bayesws") from error
+
+
+@dataclass(frozen=True)
+class LayerRanking:
+    """Which structure every layer wants, the other layers being as they are in the best network that was found.
+
+    Attributes:
+        chosen: the structure of every layer in that network.
+        log_evidences: for every layer, by structure: log evidence of the network with this structure in this layer,
+            nats, summed over the training data.
+        ranking: all networks that were tried, each named by its layers' structures; its best one is the chosen one.
+    """
+
+    chosen: tuple[str, ...]
+    log_evidences: list[dict[str, float]]
+    ranking: Ranking
+
+    def __str__(self) -> str:
+        """The table of the layers, and that of the networks."""
+        return f"{as_text(self.table())}\n{as_text(self.ranking.table())}"
+
+    @property
+    def log_bayes_factors(self) -> list[dict[str, float]]:
+        """For every layer, by structure: log evidence less that of the chosen network, nats; none is positive."""
+        best = self.ranking.best.log_evidence
+        return [{name: evidence - best for name, evidence in layer.items()} for layer in self.log_evidences]
+
+    @property
+    def probabilities(self) -> list[dict[str, float]]:
+        """For every layer: p(structure | D, other layers as chosen) under equal prior odds."""
+        return [_probabilities(factors) for factors in self.log_bayes_factors]
+
+    def table(self) -> Table:
+        """Log Bayes factors of every layer's structures against the chosen one, the other layers as chosen."""
+        table = Table(
+            title="Log Bayes factors by layer, nats",
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            caption=(bound := self.ranking.settings.get("bound")) and f"({bound})",
+            caption_justify="left",
+        )
+        table.add_column("layer", justify="right")
+        for name in self.log_evidences[0]:
+            table.add_column(name, justify="right", no_wrap=True)
+        for place, (factors, chosen) in enumerate(zip(self.log_bayes_factors, self.chosen, strict=True), 1):
+            table.add_row(str(place), *("[b]chosen[/b]" if n == chosen else f"{f:.1f}" for n, f in factors.items()))
+        return table
+
+    def save(self, path: str | Path) -> None:
+        """Write what `Ranking.save` does, and beside it the layers: JSON, whole or not at all."""
+        layers = {"chosen": self.chosen, "log_evidences": self.log_evidences, "probabilities": self.probabilities}
+        text = json.dumps(self.ranking.record() | {"layers": layers}, indent=1)
+        write_whole(Path(path), lambda draft: draft.write_text(text))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LayerRanking":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: a file that is missing, is not a ranking, or is one of whole networks alone.
+        """
+        ranking = Ranking.load(path)
+        layers = json.loads(Path(path).read_text()).get("layers")
+        if layers is None:
+            raise ValueError(f"{path} ranks whole networks: expected a ranking by layers; use Ranking.load")
+        return cls(tuple(layers["chosen"]), layers["log_evidences"], ranking)
+
+
+def _probabilities(factors: dict[str, float]) -> dict[str, float]:
+    odds = {name: math.exp(factor) for name, factor in factors.items()}
+    return {name: odd / sum(odds.values()) for name, odd in odds.items()}

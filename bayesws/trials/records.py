@@ -1,0 +1,105 @@
+"""One fit and how it did: a row of a comparison or of a study."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from bayesws.training.result import FitResult, SharingRow
+from bayesws.trials.scores import Scores
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fit and how it did on the test data.
+
+    Attributes:
+        task: what the data was made into, such as "turned".
+        seed: of split, initial weights and order.
+        structure: "chosen" (both pathways), "shared" or "free".
+        objective: "evidence" or a rival's name.
+        accuracy: test accuracy at the MAP weights in [0, 1]; nan for a regression.
+        nll: mean test negative log likelihood at the MAP weights, nats per datum.
+        train_nll: the same on the training data.
+        log_evidence: nats, summed over the training data.
+        sharing: a row per weight-sharing layer.
+        weight_decay: chosen for the task loss or a rival; None for the evidence.
+        seconds: wall time of the fit, the choice of its settings included.
+        training_seconds: that of its last training alone.
+        notes: what did not converge.
+        calibration_error: expected, on the test data, in [0, 1]: see `Scores`.
+        brier: on the test data, in [0, 2]: see `Scores`.
+        elsewhere: scores on the test data of other tasks, by task.
+        chosen: what else was chosen on held-out data, such as ratios or a slack.
+    """
+
+    task: str
+    seed: int
+    structure: str
+    objective: str
+    accuracy: float
+    nll: float
+    train_nll: float
+    log_evidence: float
+    sharing: list[SharingRow]
+    weight_decay: float | None
+    seconds: float
+    training_seconds: float
+    notes: list[str]
+    calibration_error: float = float("nan")
+    brier: float = float("nan")
+    elsewhere: dict[str, Scores] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def gap(self) -> float:
+        """Generalisation gap: test less training negative log likelihood, nats per datum."""
+        return self.nll - self.train_nll
+
+    @classmethod
+    def of(
+        cls,
+        fit: FitResult,
+        train: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor],
+        task: str,
+        seed: int,
+        structure: str = "chosen",
+        elsewhere: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    ) -> "Trial":
+        """Test a fit on (x, y) tensors; `elsewhere` has those of other tasks."""
+        scores = Scores.of(fit, *test)
+        return cls(
+            task,
+            seed,
+            structure,
+            fit.objective,
+            scores.accuracy,
+            scores.nll,
+            fit.nll(*train, kind="map"),
+            fit.log_evidence,
+            fit.sharing,
+            fit.weight_decay,
+            fit.seconds,
+            fit.training_seconds,
+            fit.notes,
+            scores.calibration_error,
+            scores.brier,
+            {name: Scores.of(fit, *other) for name, other in (elsewhere or {}).items()},
+            {name: fit.settings[name] for name in ("ratios", "slack") if fit.settings.get(name)},
+        )
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Trial":
+        """From what `dataclasses.asdict` made of one, as JSON brings it back; keys that are no fields are left out.
+
+        Raises:
+            KeyError, TypeError: a record of something else.
+        """
+        found = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
+        found |= {name: math.nan for name in ("accuracy", "calibration_error", "brier") if found.get(name, 0) is None}
+        found["sharing"] = [SharingRow(**row) for row in record["sharing"]]
+        found["elsewhere"] = {name: Scores(**scores) for name, scores in record.get("elsewhere", {}).items()}
+        return cls(**found)

@@ -1,0 +1,98 @@
+"""bayesws fit: what it writes and prints, Ctrl-C and going on, curves for TensorBoard."""
+
+import json
+
+import pytest
+import torch
+
+import bayesws as bws
+from bayesws.cli import main
+from bayesws.training.checkpoint import Checkpoint
+
+SMALL = ["fit", "--epochs", "4", "--train-size", "100", "--hidden-channels", "2"]
+
+
+def test_fit_command_saves_a_fit(tmp_path, capsys):
+    out = tmp_path / "fit"
+    assert main([*SMALL, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "test accuracy" in printed and "lift: ρ" in printed
+    assert [p.name for p in tmp_path.iterdir()] == ["fit"]
+    fit = bws.FitResult.load(out)
+    data = bws.data.load("digits", seed=0, train_size=100)
+    assert fit.predict(data.test[0]).sum(-1).allclose(torch.ones(len(data.test[0])))
+
+
+@pytest.mark.parametrize("objective", ["evidence", "constrained"])
+def test_interrupted_fit_goes_on_to_the_last_bit(objective, tmp_path, capsys, monkeypatch):
+    arguments = [*SMALL, "--objective", objective]
+    monkeypatch.setattr("bayesws.commands.fit.command", lambda: ["bayesws", "fit"])
+    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    out = tmp_path / "fit"
+
+    def stopping(self, run, what, epochs, after=Checkpoint.after_epoch):
+        self.seconds = 0.0
+        after(self, run, what, epochs)
+        if epochs == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "after_epoch", stopping)
+        assert main([*arguments, "--out", str(out)]) == 130
+    goes_on = f"what was done is kept in {out}.unfinished: the same command goes on from there"
+    assert capsys.readouterr().err.endswith(f"bayesws fit: interrupted, {goes_on}\n") and not out.exists()
+    assert main([*arguments, "--out", str(out), "--seed", "1"]) == 2
+    assert "with other data or settings" in capsys.readouterr().err
+    assert main([*arguments, "--out", str(out)]) == 0
+    weights = [(path / "weights.safetensors").read_bytes() for path in (out, tmp_path / "whole")]
+    assert weights[0] == weights[1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fit", "whole"]
+
+
+def test_interrupt_before_anything_is_kept(tmp_path, capsys, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bayesws.commands.fit.fit", stopped)
+    assert main([*SMALL, "--out", str(tmp_path / "fit")]) == 130
+    assert capsys.readouterr().err == "bayesws fit: interrupted, nothing was written\n"
+
+
+def test_curves_for_tensorboard_are_the_history(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert main([*SMALL, "--out", str(tmp_path / "fit"), "--tensorboard", str(tmp_path / "curves")]) == 0
+    events = event_accumulator.EventAccumulator(str(tmp_path / "curves")).Reload()
+    history = bws.FitResult.load(tmp_path / "fit").history
+    assert {"loss", "log_evidence"} <= set(events.Tags()["scalars"])
+    logged = {event.step: event.value for event in events.Scalars("loss")}
+    assert logged == pytest.approx({int(r["epoch"]): r["loss"] for r in history})
+
+
+def test_numbers_as_json(tmp_path, capsys):
+    assert main([*SMALL, "--out", str(tmp_path / "fit"), "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["log_evidence"] == bws.FitResult.load(tmp_path / "fit").log_evidence
+    assert 0 <= numbers["test"]["accuracy"] <= 1 and len(numbers["sharing"]) == 2
+
+
+def test_fit_does_not_write_over_what_is_not_its_own(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "fit"
+    monkeypatch.setattr("sys.argv", ["bayesws", *SMALL])
+    assert main([*SMALL, "--out", str(out)]) == 0
+    monkeypatch.setattr("sys.argv", ["bayesws", *SMALL, "--task", "turned"])
+    before = (out / "weights.safetensors").read_bytes()
+    assert main([*SMALL, "--task", "turned", "--out", str(out)]) == 2
+    assert "holds a fit that was made by another command" in capsys.readouterr().err
+    (out / "notes.txt").write_text("mine")
+    assert main([*SMALL, "--out", str(out)]) == 2
+    assert "holds 'notes.txt' beside a fit" in capsys.readouterr().err
+    assert (out / "notes.txt").exists() and (out / "weights.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("verb", ["compare", "select", "strength", "study"])
+def test_other_verbs_leave_a_fit_alone(verb, tmp_path, capsys):
+    (tmp_path / "fit.json").write_text("{}")
+    given = {"strength": ["resnet18"], "study": ["study.json"]}.get(verb, [])
+    assert main([verb, *given, "--out", str(tmp_path)]) == 2
+    assert "holds a fit (fit.json): choose another --out" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["fit.json"]

@@ -1,0 +1,120 @@
+"""A fit that was stopped goes on to the same numbers, to the last bit."""
+
+import pytest
+import torch
+
+import bayesws as bws
+from bayesws.training.checkpoint import Checkpoint
+from bayesws.training.objectives.rivals import Constrained
+
+SETTINGS = {"epochs": 8, "burn_in": 0.2, "every": 2, "progress": False, "batch_size": 40}
+CASES = {
+    "evidence, fixed stack": ({"stack": "fixed"}, {"objective": "evidence"}),
+    "evidence, soft stack": ({"stack": "product", "group": None}, {"start": "random", "epochs": 4}),
+    "task": ({}, {"objective": "task", "weight_decays": (0.0, 1e-3)}),
+    "constrained": ({}, {"objective": Constrained((1.0, 0.1)), "weight_decays": (1e-3,)}),
+    "one sampled column": ({}, {"objective": "evidence", "curvature": bws.Curvature("kron", samples=1)}),
+}
+
+
+class Stop(Exception):
+    """What ends a fit in these tests, as Ctrl-C would."""
+
+
+@pytest.fixture(scope="module")
+def data():
+    return bws.data.load("digits", task="turned", train_size=120, test_size=10).train
+
+
+def network(**settings):
+    torch.manual_seed(3)
+    return bws.models.WSCNN(hidden_channels=2, **{"group": "quarter-turns"} | settings)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("stops", [(3,), (1, 2)])
+def test_stopped_fit_goes_on_to_the_last_bit(case, stops, data, tmp_path, monkeypatch):
+    net, settings = network(**CASES[case][0]), SETTINGS | CASES[case][1]
+    whole = bws.fit(net, data, seed=1, **settings)
+    monkeypatch.setattr("bayesws.training.checkpoint.SECONDS", 0.0)
+    after = Checkpoint.after_epoch
+    for stop in stops:
+        left = [stop]
+
+        def stopping(self, run, what, epochs, left=left):
+            self.seconds = 0.0
+            after(self, run, what, epochs)
+            left[0] -= 1
+            if not left[0]:
+                raise Stop
+
+        monkeypatch.setattr(Checkpoint, "after_epoch", stopping)
+        with pytest.raises(Stop):
+            bws.fit(net, data, seed=1, checkpoint=tmp_path / "left", **settings)
+        torch.manual_seed(stop)  # what else is drawn must not matter
+    monkeypatch.setattr(Checkpoint, "after_epoch", after)
+    again = bws.fit(net, data, seed=1, checkpoint=tmp_path / "left", **settings)
+    assert again.log_evidence == whole.log_evidence and again.history == whole.history
+    assert again.weight_decay == whole.weight_decay
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name
+    assert sorted(p.name for p in (tmp_path / "left").iterdir()) == ["finished.json", "fit"]
+    with monkeypatch.context() as patch:
+        patch.setattr("bayesws.training.loop.Run.train", None)  # what is finished is not trained again
+        finished = bws.fit(net, data, seed=1, checkpoint=tmp_path / "left", **settings)
+    assert finished.log_evidence == whole.log_evidence and finished.history == whole.history
+    assert torch.equal(finished.model(data[0]), whole.model(data[0]))
+
+
+def test_finished_settings_are_not_trained_again(data, tmp_path, monkeypatch):
+    trained = []
+    after = Checkpoint.keep_losses
+
+    def counting(self, losses):
+        trained.append(len(losses))
+        after(self, losses)
+        if len(losses) == 2 and len(trained) == 2:
+            raise Stop
+
+    monkeypatch.setattr(Checkpoint, "keep_losses", counting)
+    settings = SETTINGS | {"objective": "task", "weight_decays": (0.0, 1e-3, 1e-2), "checkpoint": tmp_path / "left"}
+    with pytest.raises(Stop):
+        bws.fit(network(), data, **settings)
+    bws.fit(network(), data, **settings)
+    assert trained == [1, 2, 3]
+
+
+def stopped(data, folder, monkeypatch):
+    """A folder that a stopped fit left."""
+
+    def stopping(self, run, what, epochs, after=Checkpoint.after_epoch):
+        self.seconds = 0.0
+        after(self, run, what, epochs)
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "after_epoch", stopping)
+        with pytest.raises(Stop):
+            bws.fit(network(), data, checkpoint=folder, **SETTINGS)
+
+
+def test_another_fit_does_not_go_on_from_it(data, tmp_path, monkeypatch):
+    stopped(data, tmp_path / "left", monkeypatch)
+    for change in ({"seed": 2}, {"epochs": 9}):
+        with pytest.raises(ValueError, match="left by a fit with other data or settings"):
+            bws.fit(network(), data, checkpoint=tmp_path / "left", **SETTINGS | change)
+    with pytest.raises(ValueError, match="left by a fit with other data or settings"):
+        bws.fit(network(), (data[0] + 1, data[1]), checkpoint=tmp_path / "left", **SETTINGS)
+    assert (tmp_path / "left" / "state.safetensors").exists()
+
+
+def test_damaged_checkpoint_is_told_in_one_line(data, tmp_path, monkeypatch):
+    stopped(data, tmp_path / "left", monkeypatch)
+    path = tmp_path / "left" / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match="is damaged: remove") as error:
+        bws.fit(network(), data, checkpoint=tmp_path / "left", **SETTINGS)
+    assert "\n" not in str(error.value)
+    (tmp_path / "left" / "losses.json").write_text("{")
+    with pytest.raises(ValueError, match=r"losses\.json is damaged"):
+        bws.fit(network(), data, objective="task", checkpoint=tmp_path / "left", **SETTINGS)
