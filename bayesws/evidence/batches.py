@@ -1,6 +1,7 @@
 """Data as the evidence and the fit see it: batches of (x, y) from a pair of tensors, a Dataset or a DataLoader."""
 
-from collections.abc import Iterator, Sized
+import hashlib
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import torch
@@ -69,6 +70,10 @@ class Batches:
             raise ValueError("data from a DataLoader: expected tensors or a Dataset, whose order can be taken up again")
         return self._x, self._y
 
+    def digest(self) -> str | None:
+        """SHA-256 of all data, (x, y); None for a DataLoader, which draws its order where nobody else can."""
+        return None if self._loader is not None else digest_of("data", (self._x, self._y))
+
     def shuffled(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch in an order drawn from `generator`; a DataLoader shuffles, or not, as it was told."""
         if self._loader is not None:
@@ -94,6 +99,15 @@ class Batches:
         parts = (order[held:], order[:held])
         keep, out = (Batches((x[p], y[p]), self.batch_size, self._device) for p in parts)
         return keep, out
+
+
+def digest_of(settings: Any, tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of settings, by their text, and of tensors, by their shapes, types and numbers."""
+    found = hashlib.sha256(repr(settings).encode())
+    for tensor in tensors:
+        found.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def as_tensors(data: Any) -> tuple[Tensor, Tensor]:

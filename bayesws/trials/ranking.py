@@ -11,7 +11,8 @@ from rich.table import Table
 
 from bayesws.io.files import write_whole
 from bayesws.io.tables import as_text
-from bayesws.training.result import FitResult, SharingRow
+from bayesws.training.result import FitResult
+from bayesws.training.summaries import SharingRow
 
 NARROWEST = 16  # columns for a candidate's name
 

@@ -193,7 +193,7 @@ def test_on_every_device(device):
 
 def test_precisions_that_had_not_converged_are_noted(fitted):
     moved = copy.deepcopy(fitted)
-    moved.prior = {name: dict(moved.model.log_precisions)[name] for name in PATHWAYS}
+    moved = replace(moved, prior={name: dict(moved.model.log_precisions)[name] for name in PATHWAYS})
     with torch.no_grad():
         moved.prior["free"].fill_(-6.0)
     found = bws.sharing_strength(moved, 1, 60, 60)

@@ -3,9 +3,23 @@
 from bayesws.evidence.laplace.backend import (
     PathwayGGN,
     ReducedPathwayGGN,
+    as_held,
+    curvature_tensors,
     frozen_hyperparameters,
+    output_moments,
     posterior,
     prior_precisions,
+    restored,
 )
 
-__all__ = ["PathwayGGN", "ReducedPathwayGGN", "frozen_hyperparameters", "posterior", "prior_precisions"]
+__all__ = [
+    "PathwayGGN",
+    "ReducedPathwayGGN",
+    "as_held",
+    "curvature_tensors",
+    "frozen_hyperparameters",
+    "output_moments",
+    "posterior",
+    "prior_precisions",
+    "restored",
+]
