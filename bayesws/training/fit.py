@@ -24,6 +24,7 @@ from bayesws.training.loop import Run
 from bayesws.training.objectives.rivals import Rival, choose_penalties, rival_named
 from bayesws.training.result import EvidenceSummary, FitResult, Proposal
 from bayesws.training.schedule import Penalties, Schedule, with_changes
+from bayesws.training.structure import check_regularisers
 
 STARTS = (None, "moments", "random")
 
@@ -97,7 +98,7 @@ def fit(
 
     Raises:
         ValueError: unknown names, data that does not fit, parameters that cannot be treated, weights of penalties that
-            are negative or meant for logits where a stack has none (constraint "none").
+            are negative, or meant for a regulariser that no layer offers.
         FloatingPointError: a loss that is not finite, naming the epoch.
     """
     rival = rival_named(objective)
@@ -114,7 +115,7 @@ def fit(
             noise_model.check(model(x), y)
         check_declarations(model, declarations(model), x)
         if rival is not None and (normaliser or entropy):
-            _check_penalised(model)
+            check_regularisers(model, {"normaliser": normaliser, "entropy": entropy})
     kept = None
     if checkpoint is not None:
         settings = (objective, asked, seed, plan, weight_decays, penalties, held_out, start, keep_posterior)
@@ -179,11 +180,3 @@ def fit(
 
 def _watcher(progress: bool | None, epochs: int, what: str) -> Any:
     return epoch_bar(epochs, what, progress)
-
-
-def _check_penalised(net: nn.Module) -> None:
-    for name, (_, declaration) in declarations(net).items():
-        if declaration.stack is not None and declaration.stack().constraint == "none":
-            raise ValueError(
-                f"layer {name!r} has a stack with constraint='none': normaliser and entropy are for logits; use 0"
-            )

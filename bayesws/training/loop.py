@@ -17,11 +17,18 @@ from bayesws.evidence.objective import Evidence, LaplacePass, assemble, laplace_
 from bayesws.evidence.precision import ascend_precisions, update_noise, update_precisions
 from bayesws.evidence.surface import log_likelihood_gradient
 from bayesws.layers.cache import computed_once
-from bayesws.layers.contract import declarations, named_pathways, starting_log_precisions, structure
-from bayesws.sharing.regularisers import mean_entropy, normaliser
+from bayesws.layers.contract import (
+    declarations,
+    named_pathways,
+    shaping_precisions,
+    starting_log_precisions,
+    structure,
+    structures,
+)
 from bayesws.training.checkpoint import Checkpoint
 from bayesws.training.objectives.relaxation import Relaxation
 from bayesws.training.schedule import Penalties, Schedule
+from bayesws.training.structure import Settling, regularised
 
 
 class Run:
@@ -47,10 +54,10 @@ class Run:
         self.pathways = dict(named_pathways(net))
         self.log_precisions = {n: t.detach() for n, t in starting_log_precisions(net).items()}
         self.logits = structure(net)
-        self.soft = any(d.stack is not None for _, d in declarations(net).values())
+        self.structures = structures(net)
+        self.settling = Settling(self.structures)
         self.history: list[dict[str, float]] = []
         self.draws = 0  # of curvatures so far
-        self.unconverged: dict[str, tuple[float, int]] = {}  # by layer: its worst stack's residual and iterations
         # without the evidence there is no prior that a residual would serve
         self.at_rest = [p.parameter for p in self.pathways.values() if p.of_prior_only and not self.by_evidence]
         self.relaxation = None if penalties.slack is None else Relaxation(net, penalties.slack)
@@ -65,11 +72,12 @@ class Run:
             groups.append({"params": list(self.relaxation.scales.values()), "pathway": ""})
         self.optimiser = torch.optim.Adam(groups, lr=plan.learning_rate, betas=(0.9, 0.99))
         self.hyper_optimiser: torch.optim.Optimizer | None = None
-        if self.by_evidence and self.soft:
+        if self.by_evidence and self.structures:
             self.log_precisions = starting_log_precisions(net)
             for tensor in self.log_precisions.values():
                 tensor.requires_grad_()
-            self.hyper_optimiser = torch.optim.Adam([*noise, *self.logits], lr=plan.structure_rate)
+            learned = {"params": [*noise, *self.logits]}  # none where all structure is frozen
+            self.hyper_optimiser = torch.optim.Adam([learned], lr=plan.structure_rate)
 
     def train(
         self,
@@ -121,7 +129,7 @@ class Run:
                         f"the loss is not finite in epoch {epoch} of {plan.epochs}: lower the learning rate "
                         f"(now {plan.learning_rate:g}) or check the data's scale"
                     )
-                if self.by_evidence and not self.soft and epoch > burn_in:
+                if self.by_evidence and not self.structures and epoch > burn_in:
                     evidence = self._precision_step(epoch - burn_in, epoch == plan.epochs)
                 if self.relaxation is not None:
                     evidence = self.relaxation.record()
@@ -144,7 +152,7 @@ class Run:
         for kind, optimiser in self._optimisers().items():
             for index, moments in optimiser.state_dict()["state"].items():
                 tensors |= {f"{kind}.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
-        return tensors, {"history": self.history, "draws": self.draws, "unconverged": self.unconverged}
+        return tensors, {"history": self.history, "draws": self.draws, "settling": self.settling.state()}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -168,7 +176,7 @@ class Run:
                     whole["state"].setdefault(int(position), {})[moment] = tensor
             optimiser.load_state_dict(whole)
         self.history, self.draws = values["history"], values["draws"]
-        self.unconverged = {name: tuple(worst) for name, worst in values["unconverged"].items()}
+        self.settling.restore(values["settling"])
 
     def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
         hyper = {} if self.hyper_optimiser is None else {"hyper": self.hyper_optimiser}
@@ -210,10 +218,7 @@ class Run:
             terms.append(0.5 * weights.weight_decay * squares)
         if self.relaxation is not None:
             terms.append(self.relaxation.penalty())
-        if weights.normaliser:
-            terms += [weights.normaliser * normaliser(logits) for logits in self.logits]
-        if weights.entropy:
-            terms.append(weights.entropy * _mean_entropy(self.net))
+        terms += regularised(self.structures, {"normaliser": weights.normaliser, "entropy": weights.entropy})
         return sum(terms)
 
     def _precisions(self) -> dict[str, float]:
@@ -263,32 +268,26 @@ class Run:
         )
         for parameter, gradient in zip(others, gradients[len(precisions) :], strict=True):
             parameter.grad = -gradient / evidence.examples
+        self.settling.before_step()
         self.hyper_optimiser.step()
         ascend_precisions(self.net, self.log_precisions, precisions, gradients[: len(precisions)])
-        self._note_stacks()
+        self.settling.after_step()
         return _numbers(evidence)
-
-    def _note_stacks(self) -> None:
-        for name, (_, declaration) in declarations(self.net).items():
-            if declaration.stack is None or (state := declaration.stack()).converged:
-                continue
-            worst = (state.residual, state.iterations)
-            self.unconverged[name] = max(worst, self.unconverged.get(name, worst))
 
     def final_evidence(self) -> Evidence:
         """The evidence at the weights the run ended with; else with the best precisions for them.
 
-        The precisions of a soft stack shape its kernel, so they stay what they were while it was trained.
+        Precisions that shape a kernel, as those of a soft stack, stay what they were while it was trained.
         """
         with torch.no_grad():
             exact = replace(self.curvature, samples=None, subset=1.0)
             done = laplace_pass(self.net, self.data, self.likelihood, exact, check=False)
-            if not self.by_evidence and not self.soft:
+            if not self.by_evidence and not shaping_precisions(self.net):
                 self._set_precisions(done, steps=200, damping=0.5)
             evidence = assemble(self.net, done, self.log_precisions)
         if not math.isfinite(float(evidence)):
             raise FloatingPointError("the evidence is not finite at the end of the fit: check the data's scale")
-        self._note_stacks()
+        self.settling.look()
         return evidence
 
     def final_posterior(self) -> dict[str, Tensor]:
@@ -305,11 +304,7 @@ class Run:
 
     def notes(self) -> list[str]:
         """What did not converge, a line each."""
-        notes = [
-            f"layer {name!r}: Sinkhorn stopped after {iterations} iterations at residual {residual:.1e}; "
-            "the stack was not quite doubly stochastic"
-            for name, (residual, iterations) in self.unconverged.items()
-        ]
+        notes = self.settling.notes()
         records = [r["log_evidence"] for r in self.history if "log_evidence" in r]
         if self.by_evidence and len(records) < FEW_STEPS:
             notes.append(
@@ -339,12 +334,6 @@ def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
-
-
-def _mean_entropy(net: nn.Module) -> Tensor:
-    """Mean row entropy of all soft stacks, nats."""
-    stacks = [d.stack().matrix for _, d in declarations(net).values() if d.stack is not None]
-    return torch.stack([mean_entropy(stack) for stack in stacks]).mean() if stacks else torch.zeros(())
 
 
 def _numbers(evidence: Evidence) -> dict[str, float]:
