@@ -60,8 +60,10 @@ def accumulators_for(curvature: Curvature, layers: Layers) -> list[Accumulator]:
         return [DiagonalAccumulator(layers, pathways)]
     if curvature.structure != "kron":
         return _dense(layers, pathways, curvature.structure)
-    sizes = {layer: sum(p.numel for p in declaration.pathways) for layer, (_, declaration) in layers.items()}
-    small = {n: lp for n, lp in pathways.items() if sizes[lp[0]] <= curvature.exact_up_to}
+    sizes: dict[str, int] = {}
+    for layer, pathway in pathways.values():
+        sizes[_whole(layers, layer)] = sizes.get(_whole(layers, layer), 0) + pathway.numel
+    small = {n: lp for n, lp in pathways.items() if sizes[_whole(layers, lp[0])] <= curvature.exact_up_to}
     scales = {n: lp for n, lp in pathways.items() if n not in small and lp[1].acts == "scale"}
     narrow = {n: lp for n, lp in scales.items() if lp[1].numel <= LARGEST_SCALE_BLOCK}
     wide = {n: lp for n, lp in scales.items() if n not in narrow}
@@ -85,8 +87,14 @@ def _dense(layers: Layers, pathways: Named, structure: str) -> list[Accumulator]
         return [DenseAccumulator(layers, pathways)]
     blocks: dict[str, Named] = {}
     for name, (layer, pathway) in pathways.items():
-        blocks.setdefault(layer if structure == "layer" else name, {})[name] = (layer, pathway)
+        blocks.setdefault(_whole(layers, layer) if structure == "layer" else name, {})[name] = (layer, pathway)
     return [DenseAccumulator(layers, block) for block in blocks.values()]
+
+
+def _whole(layers: Layers, name: str) -> str:
+    """The layer that a declaring module is a part of, its own name where it is a layer itself."""
+    part_of = layers[name][1].part_of
+    return name if part_of is None else part_of
 
 
 class _Sums:

@@ -1,6 +1,7 @@
 """The weight-sharing mathematics that all sharing layers have in common: kernel, prior, sharing strength."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayesws.layers.cache import Deriving
-from bayesws.layers.contract import Declaration, Factors, Pathway, declare
+from bayesws.layers.contract import Declaration, Factors, Pathway, Status, Structure, declare
 from bayesws.layers.stack import RepresentationStack
 from bayesws.sharing.doubly_stochastic import DoublyStochastic
 from bayesws.sharing.groups import Group
+from bayesws.sharing.regularisers import mean_entropy, normaliser
 
 PATHWAYS = ("shared", "free")
 FREE_SCALE = 0.1  # of the free weights at the start: a large free pathway fits first and hides the symmetry
@@ -172,13 +174,17 @@ class WeightSharing(Deriving):
         permutations; c = 1 for doubly stochastic matrices).
         Without the shared pathway ρ = 0; without the free one only the stack's softness lowers it from 1.
         """
+        return self.strength_at({})
+
+    def strength_at(self, log_precisions: Mapping[str, Tensor]) -> Tensor:
+        """`sharing_strength` at other log precisions, log δ by pathway, (...); those not given are the layer's own."""
+        logs = dict(self.log_precisions.items()) | dict(log_precisions)
         if self.shared is None:
-            return torch.zeros_like(self.log_precisions["free"])
-        log_alpha = self.log_precisions["shared"]
-        rho = torch.ones_like(log_alpha)
+            return torch.zeros_like(logs["free"])
+        rho = torch.ones_like(logs["shared"])
         if "free" in self.pathway_names:
-            rho = torch.sigmoid(self.log_precisions["free"] - log_alpha)
-        return rho * self.stack_overlap()
+            rho = torch.sigmoid(logs["free"] - logs["shared"])
+        return rho * self.stack_overlap().to(rho)
 
     def stack_overlap(self) -> Tensor:
         """Mean of ‖R_g R_hᵀ‖²_F / (c_g c_h d) over pairs g ≠ h, in [0, 1]: 1 for permutations."""
@@ -231,9 +237,38 @@ class WeightSharing(Deriving):
 
     def declaration(self) -> Declaration:
         """What the evidence may know of this layer."""
-        stack = self.convergence if self.stack.is_soft else None
-        precisions = tuple(self.log_precisions.values())
-        return Declaration(self.pathways(), self.patches, self.responses, self.structure(), precisions, stack)
+        return Declaration(
+            self.pathways(),
+            self.patches,
+            self.responses,
+            self._learned_structure(),
+            tuple(self.log_precisions.values()),
+            shaped_by_precisions=self.stack.is_soft,  # through the roots L of the free pathway
+            strength=self.strength_at,
+        )
+
+    def _learned_structure(self) -> Structure | None:
+        """The soft stack; its regularisers are for logits, which a stack with constraint "none" has not."""
+        if not self.stack.is_soft:
+            return None
+        regularisers = {"normaliser": self._normaliser, "entropy": self._entropy}
+        return Structure(self.structure(), {} if self.stack.constraint == "none" else regularisers, self._status)
+
+    def _normaliser(self) -> Tensor:
+        return torch.stack([normaliser(logits) for logits in self.stack.logits]).sum()
+
+    def _entropy(self) -> Tensor:
+        return mean_entropy(self.representations())
+
+    def _status(self) -> Status:
+        made = self.convergence()
+        if made.converged:
+            return Status(made.matrix)
+        note = (
+            f"Sinkhorn stopped after {made.iterations} iterations at residual {made.residual:.1e}; "
+            "the stack was not quite doubly stochastic"
+        )
+        return Status(made.matrix, False, note, made.residual)
 
     def patches(self, x: Tensor) -> Tensor:
         """Layer input to (batch, in·d, positions)."""

@@ -299,8 +299,8 @@ def test_bad_weights_of_penalties(changes, message):
 
 
 @pytest.mark.parametrize("penalty", ["normaliser", "entropy"])
-def test_penalties_need_logits(penalty):
-    with pytest.raises(ValueError, match=r"constraint='none'.*use 0"):
+def test_penalties_need_a_layer_that_offers_them(penalty):
+    with pytest.raises(ValueError, match=rf"{penalty}=0.1: no layer offers .*offered: none.*use 0"):
         bws.fit(soft_layer(constraint="none"), planted(), **TASK, epochs=1, **{penalty: 0.1})
 
 

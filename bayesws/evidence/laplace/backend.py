@@ -338,7 +338,7 @@ def prior_precisions(net: nn.Module, prior: Prior = None) -> Tensor:
     """
     log_precisions = resolve_prior(net, prior)
     for layer, (_, declaration) in declarations(net).items():
-        for pathway in declaration.pathways if declaration.stack is not None else ():
+        for pathway in declaration.pathways if declaration.shaped_by_precisions else ():
             name = f"{layer}.{pathway.name}" if layer else pathway.name
             if not torch.equal(log_precisions[name].detach(), cast(Tensor, pathway.log_precision).detach()):
                 raise ValueError(

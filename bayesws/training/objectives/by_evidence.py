@@ -11,11 +11,11 @@ from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.gradient import WAYS, gradient_in
 from bayesws.evidence.objective import Evidence, LaplacePass, assemble, laplace_pass
 from bayesws.evidence.precision import ascend_precisions, update_precisions
-from bayesws.layers.contract import named_pathways, starting_log_precisions, structure
+from bayesws.layers.contract import named_pathways, starting_log_precisions, structure, structures
 from bayesws.training.objectives.objective import HeldOut, LossTerm, Setting
-from bayesws.training.objectives.settled import Settled
 from bayesws.training.optimiser import optimiser_state, restore_optimiser
 from bayesws.training.schedule import steps_due
+from bayesws.training.structure import Settling
 
 PRIOR_STEP = 10.0  # a step may be at most this many prior standard deviations per unit of the learning rate
 FEW_STEPS = 3  # on the hyperparameters: with fewer nothing can be said of their convergence
@@ -92,15 +92,16 @@ class EvidenceAtWork:
         self.burn_in = round(plan.burn_in * plan.epochs)
         self.due = steps_due(plan, len(setting.data))
         self.draws = 0  # of curvatures so far
-        self.settled = Settled(net)
+        self.settling = Settling(structures(net))
         self.record: dict[str, float] = {}  # of this epoch's last step on the hyperparameters
         self.log_precisions = starting_log_precisions(net)
         noise, logits = likelihood.hyperparameters(), structure(net)
         self.hyper_optimiser: torch.optim.Optimizer | None = None
-        if self.settled.has_structure or (noise and not likelihood.settles):
+        if self.settling.layers or (noise and not likelihood.settles):
             for tensor in self.log_precisions.values():
                 tensor.requires_grad_()
-            self.hyper_optimiser = torch.optim.Adam([*noise, *logits], lr=settings.structure_rate)
+            learned = {"params": [*noise, *logits]}  # none where all structure is frozen
+            self.hyper_optimiser = torch.optim.Adam([learned], lr=settings.structure_rate)
         else:
             self.log_precisions = {name: tensor.detach() for name, tensor in self.log_precisions.items()}
         self.deltas = self._deltas()
@@ -152,14 +153,14 @@ class EvidenceAtWork:
 
     def settle(self, done: LaplacePass) -> None:
         """The precisions are those that the weights were trained with; only whether the structure settled is seen."""
-        self.settled.look()
+        self.settling.look()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Precisions, the hyperparameters' optimiser, and how many curvatures were drawn."""
         tensors = {f"prior.{name}": tensor for name, tensor in self.log_precisions.items()}
         if self.hyper_optimiser is not None:
             tensors |= optimiser_state("hyper", self.hyper_optimiser)
-        return tensors, {"draws": self.draws, "settled": self.settled.state()}
+        return tensors, {"draws": self.draws, "settling": self.settling.state()}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -169,11 +170,11 @@ class EvidenceAtWork:
         if self.hyper_optimiser is not None:
             restore_optimiser("hyper", self.hyper_optimiser, tensors)
         self.draws = values["draws"]
-        self.settled.restore(values["settled"])
+        self.settling.restore(values["settling"])
 
     def notes(self, history: list[dict[str, float]]) -> list[str]:
         """Stacks that did not converge, structure and evidence that still moved."""
-        notes = self.settled.notes()
+        notes = self.settling.notes()
         records = [r["log_evidence"] for r in history if "log_evidence" in r]
         if len(records) < FEW_STEPS:
             notes.append(
@@ -221,9 +222,10 @@ class EvidenceAtWork:
         )
         for parameter, gradient in zip(others, gradients[len(precisions) :], strict=True):
             parameter.grad = -gradient / evidence.examples
+        self.settling.before_step()
         optimiser.step()
         ascend_precisions(setting.net, self.log_precisions, precisions, gradients[: len(precisions)])
-        self.settled.look()
+        self.settling.after_step()
         return terms_of(evidence)
 
 

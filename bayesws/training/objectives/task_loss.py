@@ -9,11 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.objective import LaplacePass
-from bayesws.layers.contract import declarations, named_pathways, shaping_precisions, starting_log_precisions, structure
-from bayesws.sharing.regularisers import mean_entropy, normaliser
+from bayesws.layers.contract import (
+    named_pathways,
+    shaping_precisions,
+    starting_log_precisions,
+    structure,
+    structures,
+)
 from bayesws.training.objectives.by_evidence import set_precisions
 from bayesws.training.objectives.objective import HeldOut, LossTerm, Setting
-from bayesws.training.objectives.settled import Settled
+from bayesws.training.structure import Settling, check_regularisers, regularised
 
 FINAL_STEPS, FINAL_DAMPING = 200, 0.5  # of the fixed point on the precisions that no training has set
 
@@ -87,14 +92,8 @@ class TaskLoss:
             raise ValueError(f"held_out={self.held_out}: expected a share of the data, in (0, 1)")
 
     def check(self, setting: Setting) -> None:
-        """Raise ValueError for regularisers of logits where a stack has none."""
-        if not (self.normaliser or self.entropy):
-            return
-        for name, (_, declaration) in declarations(setting.net).items():
-            if declaration.stack is not None and declaration.stack().constraint == "none":
-                raise ValueError(
-                    f"layer {name!r} has a stack with constraint='none': normaliser and entropy are for logits; use 0"
-                )
+        """Raise ValueError for a regulariser that no layer offers."""
+        check_regularisers(setting.net, {"normaliser": self.normaliser, "entropy": self.entropy})
 
     def start(self, free: Sequence[str]) -> Penalties:
         """The penalties that the search begins with; `free` names the pathways that break a layer's sharing."""
@@ -134,7 +133,7 @@ class PenalisedAtWork:
         self.pathways = dict(named_pathways(net))
         self.log_precisions = {name: tensor.detach() for name, tensor in starting_log_precisions(net).items()}
         self.structure = structure(net)
-        self.settled = Settled(net)
+        self.settling = Settling(structures(net))
         self.burn_in = round(plan.burn_in * plan.epochs)
         # without the evidence there is no prior that a residual would serve
         self.unneeded = [p.parameter for p in self.pathways.values() if p.of_prior_only]
@@ -182,10 +181,7 @@ class PenalisedAtWork:
             squares = sum(ratios.get(n, 1.0) * p.parameter.square().sum() for n, p in self.pathways.items())
             terms.append(0.5 * weights.weight_decay * squares)
         terms += self.further_penalties()
-        if weights.normaliser:
-            terms += [weights.normaliser * normaliser(logits) for logits in self.structure]
-        if weights.entropy:
-            terms.append(weights.entropy * _mean_entropy(self.setting.net))
+        terms += regularised(self.settling.layers, {"normaliser": weights.normaliser, "entropy": weights.entropy})
         return sum(terms)
 
     def further_penalties(self) -> list[Tensor]:
@@ -204,7 +200,7 @@ class PenalisedAtWork:
 
     def settle(self, done: LaplacePass) -> None:
         """The precisions that are best for these weights; those that shape a kernel stay what they were in training."""
-        self.settled.look()
+        self.settling.look()
         if not shaping_precisions(self.setting.net):
             set_precisions(self.setting, done, self.log_precisions, FINAL_STEPS, FINAL_DAMPING)
 
@@ -220,10 +216,4 @@ class PenalisedAtWork:
 
     def notes(self, history: list[dict[str, float]]) -> list[str]:
         """Stacks that did not converge."""
-        return self.settled.notes()
-
-
-def _mean_entropy(net: nn.Module) -> Tensor:
-    """Mean row entropy of all soft stacks, nats."""
-    stacks = [d.stack().matrix for _, d in declarations(net).values() if d.stack is not None]
-    return torch.stack([mean_entropy(stack) for stack in stacks]).mean() if stacks else torch.zeros(())
+        return self.settling.notes()
