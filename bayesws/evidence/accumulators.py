@@ -56,10 +56,10 @@ def accumulators_for(curvature: Curvature, layers: Layers) -> list[Accumulator]:
     pathways = named(layers)
     if not pathways:
         return []
-    if curvature.structure == "diag":
+    if curvature.kind == "diag":
         return [DiagonalAccumulator(layers, pathways)]
-    if curvature.structure != "kron":
-        return _dense(layers, pathways, curvature.structure)
+    if curvature.kind != "kron":
+        return _dense(layers, pathways, curvature.kind)
     sizes = {layer: sum(p.numel for p in declaration.pathways) for layer, (_, declaration) in layers.items()}
     small = {n: lp for n, lp in pathways.items() if sizes[lp[0]] <= curvature.exact_up_to}
     scales = {n: lp for n, lp in pathways.items() if n not in small and lp[1].acts == "scale"}
@@ -80,12 +80,12 @@ def joint_hessian(accumulators: Iterable[Accumulator], sums: Iterable[Sums]) -> 
     return parts[0] if len(parts) == 1 else BlockDiagonal(tuple(parts))
 
 
-def _dense(layers: Layers, pathways: Named, structure: str) -> list[Accumulator]:
-    if structure == "full":
+def _dense(layers: Layers, pathways: Named, kind: str) -> list[Accumulator]:
+    if kind == "full":
         return [DenseAccumulator(layers, pathways)]
     blocks: dict[str, Named] = {}
     for name, (layer, pathway) in pathways.items():
-        blocks.setdefault(layer if structure == "layer" else name, {})[name] = (layer, pathway)
+        blocks.setdefault(layer if kind == "layer" else name, {})[name] = (layer, pathway)
     return [DenseAccumulator(layers, block) for block in blocks.values()]
 
 
@@ -178,7 +178,7 @@ class KroneckerAccumulator(_Sums):
 
     def __init__(self, layers: Layers, pathways: Named, curvature: Curvature) -> None:
         super().__init__(layers, pathways)
-        self.curvature, self.reduce = curvature, curvature.factors == "reduce"
+        self.curvature, self.reduce = curvature, curvature.kfac == "reduce"
         self.kernels = {layer for layer, pathway in pathways.values() if pathway.acts == "kernel"}
         self.all_layers = {layer for layer, _ in pathways.values()}
         self.vectors: dict[str, int] = {}  # how many a's were summed, by layer

@@ -60,7 +60,7 @@ def batch_factors(
     examples: int,
     probes: Probes,
     create_graph: bool,
-    factors: str = "expand",
+    kfac: str = "expand",
 ) -> tuple[Tensor, list[Factors]]:
     """Outputs and, for each of `params`, the batch's share of the blocks (A, B) of `examples` data.
 
@@ -70,11 +70,11 @@ def batch_factors(
     Args:
         net, params, x, probes, create_graph: as for `batch_jacobians`.
         examples: how many data there are in all.
-        factors: "expand" or "reduce".
+        kfac: "expand" or "reduce".
     """
     with computed_once(net):
         layers, forward, outputs = _forward(net, x, create_graph)
-        pathways, accumulators = named(layers), accumulators_for(Curvature("kron", factors), layers)
+        pathways, accumulators = named(layers), accumulators_for(Curvature("kron", kfac), layers)
         with torch.set_grad_enabled(create_graph):
             for part in accumulators:
                 part.add_inputs(forward.calls, WHOLE)

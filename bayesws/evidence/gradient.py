@@ -145,7 +145,7 @@ def _second_pass(
     layers = declarations(net)
     total: list[Tensor] = []
     with evaluating(net), torch.enable_grad(), cut_from_parameters(net) as cut:
-        smaller = PARTS if curvature.structure == "kron" else PARTS_WITH_ROWS
+        smaller = PARTS if curvature.kind == "kron" else PARTS_WITH_ROWS
         if draws.samples is not None:
             smaller = min(smaller, 2 * draws.samples)
         parts_of_a_batch, copies = batch_plan(net, layers, data)

@@ -262,7 +262,7 @@ def log_evidence(
             a module may be called several times. What it cannot treat raises an error, and is never left out.
         data: a pair of tensors (x, y), a Dataset or a DataLoader.
         likelihood: "classification" (logits, integer labels), "regression" (σ = 1), or a likelihood with its own σ.
-        curvature: a `Curvature`, or its structure: "full" (exact, P² memory), "layer", "pathway", "kron" or "diag".
+        curvature: a `Curvature`, or its kind: "full" (exact, P² memory), "layer", "pathway", "kron" or "diag".
         prior: log precisions by pathway name, or one for all; those not named, and None, are the layers' own, and
             log 1 for plain torch layers. A `FitResult` has its own in `.prior`.
         batch_size: how many data are treated at once; does not change the result.

@@ -73,7 +73,7 @@ def fit(
         likelihood: "classification", "regression", or a likelihood.
         objective: "evidence", "task", "fixed", "validated", "constrained", or a rival with settings of its own,
             such as `rivals.Fixed(ratio=30.0)`.
-        curvature: a `Curvature`, or its structure: "kron", "full", "layer", "pathway" or "diag". Its samples and its
+        curvature: a `Curvature`, or its kind: "kron", "full", "layer", "pathway" or "diag". Its samples and its
             subset, drawn anew at every step, are for the steps; the evidence at the end is without them.
         seed: of the order of the data, and of the held-out split.
         schedule: see `Schedule`; single fields can be given by name, as in `fit(net, train, epochs=100)`.

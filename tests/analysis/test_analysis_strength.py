@@ -40,11 +40,11 @@ def planted(rho, examples=20, outputs=3, pathways=PATHWAYS, seed=0):
 CASES = [(PATHWAYS, "full"), (("free",), "full"), (("free",), "kron"), (("free",), "diag"), (("shared",), "kron")]
 
 
-@pytest.mark.parametrize("pathways, structure", CASES)
-def test_surface_is_the_closed_form_at_every_precision(pathways, structure):
+@pytest.mark.parametrize("pathways, kind", CASES)
+def test_surface_is_the_closed_form_at_every_precision(pathways, kind):
     """A quadratic likelihood, and curvatures that are exact here (one Kronecker product; orthogonal inputs)."""
     net, x, y = planted(0.7, pathways=pathways)
-    if structure == "diag":
+    if kind == "diag":
         x = torch.eye(4, dtype=torch.float64).repeat(5, 1)
     phi = linear_features(net, x, pathways)
     sizes = [getattr(net, name).numel() for name in pathways]
@@ -58,7 +58,7 @@ def test_surface_is_the_closed_form_at_every_precision(pathways, structure):
 
     prior = {name: torch.tensor(0.4 * i - 0.3, dtype=torch.float64) for i, name in enumerate(pathways)}
     likelihood = bws.Gaussian(NOISE, learn=False, dtype=torch.float64)
-    la = laplace.posterior(net, (x, y), likelihood, structure, prior)
+    la = laplace.posterior(net, (x, y), likelihood, kind, prior)
     gradient = log_likelihood_gradient(net, Batches((x, y), 7), likelihood)
     kept = laplace.curvature_tensors(la) | {f"gradient.{name}": g for name, g in gradient.items()}
     found = surface(net, kept, likelihood)

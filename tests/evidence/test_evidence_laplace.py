@@ -27,10 +27,10 @@ LIKELIHOODS = {
     "classification": (Categorical, oracles.softmax_hessian),
     "regression": (lambda: Gaussian(NOISE, dtype=torch.float64), oracles.gaussian_hessian(NOISE)),
 }
-STRUCTURES = ["full", "diag", "kron"]
+KINDS = ["full", "diag", "kron"]
 every_net = pytest.mark.parametrize("sharing", networks.SHARING, ids=networks.SHARING_IDS)
 every_likelihood = pytest.mark.parametrize("kind", LIKELIHOODS)
-every_structure = pytest.mark.parametrize("curvature", STRUCTURES)
+every_kind = pytest.mark.parametrize("curvature", KINDS)
 FIXED, SOFT = networks.SHARING[0], networks.SHARING[3]
 
 
@@ -57,7 +57,7 @@ def close(found, expected, rtol):
 
 
 def dense_curvature(net, x, hessian, curvature):
-    """H of a structure as a matrix over all weights, the long way."""
+    """H of a kind as a matrix over all weights, the long way."""
     names = oracles.weight_names(net)
     if curvature == "kron":
         blocks = oracles.kron_blocks(net, x, hessian)
@@ -71,7 +71,7 @@ def dense_curvature(net, x, hessian, curvature):
 
 @every_net
 @every_likelihood
-@every_structure
+@every_kind
 def test_marginal_likelihood_is_the_log_evidence(sharing, kind, curvature):
     net, x, y, likelihood, _ = problem(sharing, kind)
     la = posterior(net, (x, y), likelihood, curvature, batch_size=3)  # 3 + 3 + 1
@@ -84,7 +84,7 @@ def test_marginal_likelihood_is_the_log_evidence(sharing, kind, curvature):
 
 @every_net
 @every_likelihood
-@every_structure
+@every_kind
 def test_functional_variance_is_the_dense_one(sharing, kind, curvature, tight_sinkhorn):
     net, x, y, likelihood, hessian = problem(sharing, kind)
     la = posterior(net, (x, y), likelihood, curvature, batch_size=4)
@@ -127,7 +127,7 @@ def test_jacobians_and_gradients(sharing, kind):
     close(chosen[:, 0], expected[torch.arange(N), torch.arange(N) % OUTPUTS], 1e-12)
 
 
-@every_structure
+@every_kind
 @pytest.mark.parametrize("sharing", [FIXED, SOFT], ids=["fixed", "dense"])
 def test_backpropagation_to_the_inputs(sharing, curvature, tight_sinkhorn):
     net, x, y, likelihood, _ = problem(sharing, "classification", networks.Small, 2)
@@ -148,7 +148,7 @@ def test_backpropagation_to_the_inputs(sharing, curvature, tight_sinkhorn):
 # Gradients of the marginal likelihood
 
 
-@every_structure
+@every_kind
 @every_likelihood
 @pytest.mark.parametrize("sharing", [FIXED, *networks.SHARING[3:]], ids=["fixed", *networks.SHARING_IDS[3:]])
 def test_gradients_against_finite_differences(sharing, kind, curvature, tight_sinkhorn):
@@ -196,7 +196,7 @@ class PlainDiagonal(GGNInterface):
 
 
 @every_likelihood
-@every_structure
+@every_kind
 def test_plain_nets_agree_with_laplace_torch(kind, curvature):
     net, x, y = plain(), networks.images(N), networks.targets(kind, N, OUTPUTS)
     deltas = torch.rand(len(list(net.parameters())), dtype=torch.float64) + 0.5
@@ -235,7 +235,7 @@ def test_plain_nets_agree_with_laplace_torch(kind, curvature):
 
 
 @every_likelihood
-@every_structure
+@every_kind
 @pytest.mark.parametrize("sharing", [FIXED, SOFT], ids=["fixed", "dense"])
 def test_every_predictive(sharing, kind, curvature):
     net, x, y, likelihood, _ = problem(sharing, kind)
@@ -263,7 +263,7 @@ def test_every_predictive(sharing, kind, curvature):
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 
-@every_structure
+@every_kind
 @pytest.mark.parametrize("sharing", [FIXED, SOFT], ids=["fixed", "dense"])
 def test_samples_have_the_posterior_covariance(sharing, curvature, tight_sinkhorn):
     net, x, y, likelihood, hessian = problem(sharing, "regression", networks.Small, 2)
@@ -301,7 +301,7 @@ def test_stacked_blocks_are_the_matrix(sharing, tight_sinkhorn):
     assert regular.logdet().item() == pytest.approx(regular.to_matrix().logdet().item(), rel=1e-10)
 
 
-@every_structure
+@every_kind
 def test_online_data_and_restored_posteriors(curvature):
     net, x, y, likelihood, _ = problem(SOFT, "regression")
     with torch.no_grad():
@@ -320,7 +320,7 @@ def test_a_layer_that_is_not_called_keeps_its_prior():
     net.spare = nn.Linear(3, 2, dtype=torch.float64)
     net.forward = nn.Sequential(*list(net)[:-1]).forward
     y = networks.targets("classification", N, OUTPUTS)
-    for curvature in STRUCTURES:
+    for curvature in KINDS:
         la = posterior(net, (x, y), "classification", curvature)
         assert la.n_params == sum(p.numel() for p in net.parameters())
         expected = log_evidence(net, (x, y), "classification", curvature)
@@ -331,7 +331,7 @@ def test_outputs_of_any_shape():
     """laplace-torch counts the last dimension alone when it normalises a density."""
     net = nn.Sequential(nn.Linear(3, 4, dtype=torch.float64), nn.Unflatten(1, (2, 2)))
     x, y = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, 2, dtype=torch.float64)
-    for curvature in STRUCTURES:
+    for curvature in KINDS:
         la = posterior(net, (x, y), "regression", curvature)
         expected = log_evidence(net, (x, y), "regression", curvature)
         assert la.log_marginal_likelihood().item() == pytest.approx(float(expected), rel=1e-10)

@@ -42,7 +42,7 @@ with warnings.catch_warnings():
     from laplace.utils.matrix import Kron, KronDecomposed
 
 Prior = Mapping[str, Tensor | float] | float | None
-STRUCTURES = ("full", "kron", "diag")
+HELD = ("full", "kron", "diag")
 Kfacs = Any  # a list of one or two matrices; laplace-torch's own hints promise tuples where it hands over lists
 
 
@@ -64,7 +64,7 @@ class PathwayGGN(GGNInterface):
         ValueError: `last_layer`, a parameter that nothing declares, data that does not fit.
     """
 
-    factors = "expand"
+    kfac = "expand"
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class PathwayGGN(GGNInterface):
     def kron(self, x: Any, y: Tensor, N: int, **kwargs: Any) -> tuple[Tensor, "PathwayKron"]:
         """Summed loss and this batch's share of the KFAC-expand factors of N data, a Kronecker block a pathway."""
         root, learned = self._loss.hessian_root, _is_learned(self.model)
-        outputs, factors = batch_factors(self.model, self.params, x, N, root, learned, self.factors)
+        outputs, factors = batch_factors(self.model, self.params, x, N, root, learned, self.kfac)
         return self._summed_loss(outputs, y), PathwayKron(
             [_as_kfacs(p, blocks) for p, blocks in zip(self.params, factors, strict=True)]
         )
@@ -131,7 +131,7 @@ class PathwayGGN(GGNInterface):
 class ReducedPathwayGGN(PathwayGGN):
     """The same with KFAC-reduce for its Kronecker factors."""
 
-    factors = "reduce"
+    kfac = "reduce"
 
 
 def _is_learned(net: nn.Module) -> bool:
@@ -382,7 +382,7 @@ def posterior(
 
 def as_held(curvature: Curvature) -> Curvature:
     """The curvature that laplace-torch can hold in the place of another: all data, and no joint blocks of layers."""
-    if curvature.structure in STRUCTURES:
+    if curvature.kind in HELD:
         return replace(curvature, samples=None, subset=1.0, exact_up_to=0)
     return Curvature("kron")
 
@@ -457,8 +457,8 @@ def _unfitted(
     net: nn.Module, likelihood: str | Categorical | Gaussian, curvature: str | Curvature, prior: Prior, **settings: Any
 ) -> ParametricLaplace:
     asked = curvature_named(curvature)
-    if asked.structure not in STRUCTURES:
-        raise ValueError(f"curvature={asked.structure!r}: laplace-torch holds {', '.join(STRUCTURES)}")
+    if asked.kind not in HELD:
+        raise ValueError(f"curvature={asked.kind!r}: laplace-torch holds {', '.join(HELD)}")
     model = likelihood_named(likelihood)
     if isinstance(model, Gaussian):
         settings["sigma_noise"] = model.log_noise.exp()
@@ -468,9 +468,9 @@ def _unfitted(
             net,
             model.name,
             subset_of_weights="all",
-            hessian_structure=asked.structure,
+            hessian_structure=asked.kind,
             prior_precision=deltas,
-            backend=ReducedPathwayGGN if asked.factors == "reduce" else PathwayGGN,
+            backend=ReducedPathwayGGN if asked.kfac == "reduce" else PathwayGGN,
             **settings,
         )
     return cast(ParametricLaplace, la)
