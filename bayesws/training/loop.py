@@ -295,11 +295,11 @@ class Run:
         """Curvature and gradient at the weights the run ended with: what the posterior predictive and the evidence at
         other precisions follow from.
         """
-        from bayesws.evidence.laplace import backend as laplace  # takes two seconds: `import bayesws` should not
+        from bayesws.evidence import laplace  # takes two seconds: `import bayesws` should not
 
         with torch.no_grad():
             curvature = laplace.as_held(self.curvature)
-            fitted = laplace.posterior(self.net, self.data, self.likelihood, curvature, self.log_precisions)
+            fitted = laplace.fitted_posterior(self.net, self.data, self.likelihood, curvature, self.log_precisions)
             gradient = log_likelihood_gradient(self.net, self.data, self.likelihood)
         return laplace.curvature_tensors(fitted) | {f"gradient.{name}": g for name, g in gradient.items()}
 

@@ -135,8 +135,8 @@ class FitResult:
         seconds: wall time of the fit.
         training_seconds: that of its last training alone, without the choice of a weight decay.
         posterior: the curvature at the end of the fit, from which `predict` takes the weights' posterior (see
-            `evidence.laplace.restored`), and the log likelihood's gradient, "gradient." by pathway; empty where it was
-            not kept.
+            `evidence.laplace.restored_posterior`), and the log likelihood's gradient, "gradient." by pathway; empty
+            where it was not kept.
     """
 
     model: nn.Module
@@ -225,7 +225,7 @@ class FitResult:
     def _moments(self, x: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Mean and covariance of the outputs, batch by batch."""
         # laplace-torch takes two seconds to import: only those who ask for a posterior should wait
-        from bayesws.evidence.laplace import backend as laplace
+        from bayesws.evidence import laplace
 
         _check_finite(x)
         if not self.posterior:
@@ -233,7 +233,9 @@ class FitResult:
         device = next(self.model.parameters()).device
         if self._restored is None or self._restored.mean.device != device:
             curvature = laplace.as_held(self.curvature)
-            self._restored = laplace.restored(self.model, self.posterior, self.likelihood, curvature, self.prior)
+            self._restored = laplace.restored_posterior(
+                self.model, self.posterior, self.likelihood, curvature, self.prior
+            )
         self.model.eval()
         for part in x.split(batch_size):
             yield laplace.output_moments(self._restored, part.to(device))
