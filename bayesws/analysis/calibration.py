@@ -24,7 +24,7 @@ CURVATURES: dict[str, Curvature] = {
     "layer": Curvature("layer"),
     "pathway": Curvature("pathway"),
     "kron": Curvature("kron"),
-    "kron, reduce": Curvature("kron", factors="reduce"),
+    "kron, reduce": Curvature("kron", kfac="reduce"),
     "diag": Curvature("diag"),
     "full, 1 sample": Curvature("full", samples=1),
     "kron, 1 sample": Curvature("kron", samples=1),

@@ -40,6 +40,6 @@ def final_posterior(setting: Setting, work: Work) -> dict[str, Tensor]:
     from bayesws.evidence import laplace  # takes two seconds: `import bayesws` should not
 
     curvature = laplace.as_held(setting.curvature)
-    fitted = laplace.posterior(setting.net, setting.data, setting.likelihood, curvature, work.log_precisions)
+    fitted = laplace.fitted_posterior(setting.net, setting.data, setting.likelihood, curvature, work.log_precisions)
     gradient = log_likelihood_gradient(setting.net, setting.data, setting.likelihood)
     return laplace.curvature_tensors(fitted) | {f"gradient.{name}": g for name, g in gradient.items()}

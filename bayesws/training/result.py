@@ -128,7 +128,7 @@ class FitResult:
         if device not in self._restored:
             curvature = laplace.as_held(self.recipe.curvature)
             self._restored.clear()  # of the device that the network has left
-            self._restored[device] = laplace.restored(
+            self._restored[device] = laplace.restored_posterior(
                 self.model, self.posterior, self.likelihood, curvature, self.prior
             )
         self.model.eval()

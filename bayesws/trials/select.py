@@ -125,7 +125,7 @@ def select(
         "schedule": best.recipe.schedule,
         "curvature": asdict(steps),
         "evidence_curvature": asdict(asked),
-        "bound": f"curvature {asked.structure!r}, {asked.bound}",
+        "bound": f"curvature {asked.kind!r}, {asked.bound}",
     }
     return Ranking(rows, record, fits)
 
