@@ -23,7 +23,7 @@ from bayesws.evidence.accumulators import accumulators_for
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.capture import run_forward
 from bayesws.evidence.curvature import Curvature, curvature_named
-from bayesws.evidence.gathering import DATA_FIT, add_batch, batch_plan, gather
+from bayesws.evidence.gathering import DATA_FIT, Gathered, add_batch, batch_plan, gather
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.evidence.objective import Evidence, assemble, finish, laplace_pass, resolve_prior
 from bayesws.evidence.rows import RowAccumulator
@@ -109,17 +109,24 @@ def gradient_in(
             return evidence, _gradients(evidence.total, wanted)
     with torch.no_grad():
         gathered = gather(net, data, likelihood, asked)
+    evidence, adjoints, direct = adjoints_of(net, gathered, log_precisions, wanted)
+    draws = asked if second_samples is None else replace(asked, samples=second_samples)
+    through_sums = second_pass(net, data, likelihood, asked, draws, adjoints, wanted, way == "local")
+    return evidence, [a + b for a, b in zip(direct, through_sums, strict=True)]
+
+
+def adjoints_of(
+    net: nn.Module, gathered: Gathered, log_precisions: Mapping[str, Tensor], wanted: Sequence[Tensor]
+) -> tuple[Evidence, dict[Key, Tensor], list[Tensor]]:
+    """The evidence, its derivative in every sum of a walk, and its gradient in `wanted` with the sums held."""
     with torch.enable_grad(), computed_once(net):
         leaves = gathered.sums.leaves()
         evidence = assemble(net, finish(replace(gathered, sums=leaves)), log_precisions)
         found = _gradients(evidence.total, [*leaves.tensors.values(), *wanted])
-    adjoints, total = dict(zip(leaves.tensors, found, strict=False)), found[len(leaves.tensors) :]
-    draws = asked if second_samples is None else replace(asked, samples=second_samples)
-    more = _second_pass(net, data, likelihood, asked, draws, adjoints, wanted, way == "local")
-    return evidence, [a + b for a, b in zip(total, more, strict=True)]
+    return evidence, dict(zip(leaves.tensors, found, strict=False)), found[len(leaves.tensors) :]
 
 
-def _second_pass(
+def second_pass(
     net: nn.Module,
     data: Batches,
     likelihood: Likelihood,
@@ -129,8 +136,16 @@ def _second_pass(
     wanted: Sequence[Tensor],
     local: bool,
 ) -> list[Tensor]:
-    """The gradient of Σ <adjoint, sum> over what the first pass has summed, chunk by chunk, down to the layers' stacks
-    and kernels; from there on to `wanted` once. It is a sum over data, too.
+    """The gradient of Σ <adjoint, sum>, the adjoints held; those of parts of the data add up to that of the whole.
+
+    Chunk by chunk down to the layers' stacks and kernels; from there on to `wanted` once.
+
+    Args:
+        net, data, likelihood, curvature: as in the first pass; data may be a part of that pass's.
+        draws: the curvature with the sampled columns that this pass takes.
+        adjoints: of all that the first pass has summed, by key.
+        wanted: tensors to differentiate in.
+        local: whether to take the layers' signals as constants.
     """
     layers = declarations(net)
     total: list[Tensor] = []
@@ -150,6 +165,8 @@ def _second_pass(
                 value = value + sum((adjoints[key] * term).sum() for key, term in accumulator.sums.tensors.items())
             found = _gradients(value, [*wanted, *cut.leaves])
             total = [f if t is None else t + f for t, f in zip_longest(total, found)]  # more leaves may turn up later
+        if not total:  # a part without a datum of the subset
+            return [torch.zeros_like(t) for t in wanted]
         direct, below = total[: len(wanted)], total[len(wanted) :]
         onward = torch.autograd.grad(cut.values, wanted, below, allow_unused=True) if below else [None] * len(wanted)
     return [a if b is None else a + b for a, b in zip(direct, onward, strict=True)]

@@ -62,7 +62,11 @@ class KroneckerAccumulator(Summing):
             self.add(("outputs", layer), second_moment(responses))
 
     def factors(self, sums: Sums) -> dict[str, Factors]:
-        """The blocks (A, B) of every pathway whose layer was called."""
+        """The blocks (A, B) of every pathway whose layer was called.
+
+        Raises:
+            ValueError: a layer that was called for none of the data that A is taken of.
+        """
         found = {}
         for name, (layer, pathway) in self.pathways.items():
             inputs, outputs = ("inputs", layer), ("outputs", layer)
@@ -71,6 +75,11 @@ class KroneckerAccumulator(Summing):
             b = sums.tensors[outputs]
             a = b.new_ones(1, 1)
             if pathway.acts == "kernel":
+                if inputs not in sums.tensors:
+                    raise ValueError(
+                        f"layer {layer!r} was called for none of every {THINNED}th datum: take all columns "
+                        "(samples=None), or add what other parts of the data have summed"
+                    )
                 a = sums.tensors[inputs] / sums.counts[inputs]
             split = pathway.reduced_factors if self.reduce and pathway.reduced_factors else pathway.factors
             found[name] = split(a, b)
@@ -81,6 +90,7 @@ class KroneckerAccumulator(Summing):
 
         Raises:
             FloatingPointError: factors that are not finite.
+            ValueError: as for `factors`.
         """
         factors = self.factors(sums)
         if not factors:
