@@ -27,7 +27,9 @@ def test_moments_are_those_of_a_loop():
 def test_stack_starts_at_given_permutations(kind, constraint, on_features):
     group = known_group("quarter-turns", 3, 3)
     group = group.on_features() if on_features else group
-    stack = bws.layers.RepresentationStack(kind, 4, (3, 3), on_features, dtype=torch.float64, constraint=constraint)
+    stack = bws.layers.RepresentationStack(
+        bws.Sharing(4, kind, constraint=constraint), (3, 3), on_features, dtype=torch.float64
+    )
     stack.start_at(group.permutations, softness=0.01)
     # of a row 0.01 is elsewhere; a product of two such, or the third power of one, has up to 0.02 or 0.03
     assert float((stack() - group.matrices()).abs().max()) < 0.031
@@ -144,15 +146,19 @@ BAD = [
     (lambda: bws.candidates(torch.rand(9, 1, 8, 8), kernel_size=1), "kernel_size=1.*at least 2"),
     (lambda: bws.candidates(torch.rand(9, 1, 8, 8), keep=1), "keep=1"),
     (
-        lambda: bws.layers.RepresentationStack("fixed", 4, (3, 3), False).start_at(torch.zeros(4, 9).long()),
+        lambda: bws.layers.RepresentationStack(bws.Sharing(4, "fixed"), (3, 3), False).start_at(
+            torch.zeros(4, 9).long()
+        ),
         "a fixed stack",
     ),
     (
-        lambda: bws.layers.RepresentationStack("dense", 4, (3, 3), False).start_at(torch.zeros(3, 9).long()),
+        lambda: bws.layers.RepresentationStack(bws.Sharing(4, "dense"), (3, 3), False).start_at(
+            torch.zeros(3, 9).long()
+        ),
         "expected \\(4, 9\\)",
     ),
     (
-        lambda: bws.layers.RepresentationStack("power", 8, (3, 3), False).start_at(
+        lambda: bws.layers.RepresentationStack(bws.Sharing(8, "power"), (3, 3), False).start_at(
             known_group("dihedral", 3, 3).permutations
         ),
         "no powers|not the powers",
