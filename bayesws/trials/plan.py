@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, Unpack, get_args, get_origin, get_type_hints
 
 from bayesws.data import load
 from bayesws.data.tasks import task as task_named
@@ -108,7 +108,9 @@ def _check_method(name: str, method: Any, plan: dict[str, Any]) -> None:
 def _check_network(model: str, given: dict[str, Any]) -> None:
     """Build it once, without memory, and for as few channels and classes as there may be."""
     network = known_models()[model]
-    _check_fields(given, _kinds(network.__init__), OF_NETWORK)
+    kinds = _kinds(network.__init__)
+    kinds.pop("sharing", None)  # JSON says it by its attributes
+    _check_fields(given, kinds, OF_NETWORK)
     network(in_channels=1, num_classes=2, device="meta", **network_arguments(given))
 
 
@@ -128,7 +130,14 @@ def _check_fit(given: dict[str, Any]) -> None:
 
 
 def _kinds(call: Any) -> dict[str, Any]:
-    return {name: kind for name, kind in get_type_hints(call).items() if name != "return"}
+    """What a call takes, and of which types; keywords that a TypedDict lists are taken one by one."""
+    kinds: dict[str, Any] = {}
+    for name, kind in get_type_hints(call).items():
+        if get_origin(kind) is Unpack:
+            kinds |= get_type_hints(get_args(kind)[0])
+        elif name != "return":
+            kinds[name] = kind
+    return kinds
 
 
 def _check_fields(given: Any, kinds: Kinds, reserved: Collection[str] = (), required: Collection[str] = ()) -> None:
