@@ -20,7 +20,7 @@ from bayesws.analysis.decomposition import (
     orbit_decompositions,
 )
 from bayesws.analysis.equivariance import EXACT, RESAMPLED, equivariance_errors, error_table
-from bayesws.analysis.strength import sharing_strength
+from bayesws.analysis.strength import measurable_layers, sharing_strength
 from bayesws.commands.arguments import (
     Parser,
     add_data,
@@ -34,7 +34,6 @@ from bayesws.commands.arguments import (
 from bayesws.commands.terminal import wide_console
 from bayesws.io.files import without_nan, write_whole
 from bayesws.io.provenance import command, versions
-from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.models.pretrained import pretrained_network, seen_by
 from bayesws.training.result import FitResult
 
@@ -108,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
     if fit is None and options.weights is None and not options.model.endswith(".pt2"):
         notes.append(f"{options.model} was made without --weights: unless its maker loads some, they are random")
     found = None
-    if fit is not None and fit.posterior and any(_is_shared_and_free(m) for m in fit.model.modules()):
+    if fit is not None and fit.posterior and measurable_layers(fit.model):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its notes are shown
             print("sampling the posterior of every layer's ρ: up to a minute or two", file=sys.stderr)
@@ -149,7 +148,3 @@ def _best(decompositions: Mapping[str, Mapping[str, OrbitDecomposition]]) -> dic
     layers = next(iter(decompositions.values()), {})
     best = {layer: best_decomposition(rows[layer] for rows in decompositions.values()) for layer in layers}
     return {layer: row.motion if row else None for layer, row in best.items()}
-
-
-def _is_shared_and_free(module: Any) -> bool:
-    return isinstance(module, WeightSharing) and {"shared", "free"} <= {p.name for p in module.pathways()}

@@ -1,6 +1,7 @@
 """FitResult: a trained network with its evidence, history and sharing; saved as safetensors and JSON."""
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,8 +19,7 @@ from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
 from bayesws.evidence.objective import Evidence
 from bayesws.evidence.predictive import mean_probabilities, predictive_log_prob
 from bayesws.io.files import save_tensors
-from bayesws.layers.contract import named_pathways
-from bayesws.layers.weight_sharing import WeightSharing
+from bayesws.layers.contract import layers_of, named_pathways
 from bayesws.models import known_models
 from bayesws.sharing.candidates import Candidates
 from bayesws.sharing.groups import Group
@@ -75,11 +75,12 @@ class EvidenceSummary:
 
 @dataclass(frozen=True)
 class SharingRow:
-    """How much one weight-sharing layer shares.
+    """How much one layer shares, and what it uses of its pathways.
 
     Attributes:
         name: the layer's path in the network.
-        strength: ρ in [0, 1], the correlation of corresponding weights of two copies under the fitted prior.
+        strength: ρ in [0, 1], the correlation of corresponding weights of two copies under the fitted prior; nan for a
+            layer without copies that share, such as a plain linear one.
         effective: γ by pathway, effective parameters.
         parameters: number of parameters by pathway.
         log_precisions: log δ by pathway.
@@ -90,6 +91,11 @@ class SharingRow:
     effective: dict[str, float]
     parameters: dict[str, int]
     log_precisions: dict[str, float]
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "SharingRow":
+        """From what `dataclasses.asdict` made of one, as JSON brings it back: null for nan."""
+        return cls(**{**record, "strength": math.nan if record["strength"] is None else record["strength"]})
 
 
 @dataclass(frozen=True)
@@ -163,17 +169,18 @@ class FitResult:
 
     @property
     def sharing(self) -> list[SharingRow]:
-        """A row per weight-sharing layer: name, strength, effective parameters by pathway, precisions."""
+        """A row per layer: name, strength, effective parameters by pathway, precisions; none for a frozen plain one."""
         rows = []
-        for name, layer in self.model.named_modules():
-            if not isinstance(layer, WeightSharing):
+        for layer in layers_of(self.model).values():
+            if not layer.pathways and layer.strength is None:
                 continue
-            before = f"{name}." if name else ""  # a network may be one layer alone
-            parts = {p.name: self.evidence.by_pathway[before + p.name] for p in layer.pathways()}
+            parts = {name: self.evidence.by_pathway[layer.full_name(name)] for name in layer.pathways}
+            prior = {name: self.prior[layer.full_name(name)] for name in layer.pathways}
+            strength = math.nan if layer.strength is None else float(layer.strength(prior).detach())
             rows.append(
                 SharingRow(
-                    name,
-                    float(layer.sharing_strength().detach()),
+                    layer.name,
+                    strength,
                     {n: p.effective for n, p in parts.items()},
                     {n: p.parameters for n, p in parts.items()},
                     {n: p.log_precision for n, p in parts.items()},

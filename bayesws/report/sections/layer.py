@@ -31,9 +31,9 @@ def sharing_layers(fit: FitResult) -> list[tuple[str, WeightSharing]]:
 
 def group_of(fit: FitResult, name: str) -> str:
     """What a layer shares over, in a word or two; empty where that is nothing."""
-    layer = dict(sharing_layers(fit))[name]
-    found = identified(layer)
-    return "" if found is None or layer.group_size == 1 else found.name or "no known group"
+    layer = dict(sharing_layers(fit)).get(name)
+    found = None if layer is None else identified(layer)
+    return "" if layer is None or found is None or layer.group_size == 1 else found.name or "no known group"
 
 
 def identified(layer: WeightSharing) -> Identified | None:
