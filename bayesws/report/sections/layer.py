@@ -70,7 +70,7 @@ def _words(found: Identified) -> list[str]:
     near = ", ".join(f"{m.name} {m.distance:.2f}" for m in found.matches[:3])
     measured = (
         f"Closure error {found.closure_error:.3f}, row entropy {found.entropy:.3f} nats, distance to permutations "
-        f"{found.distance:.3f}. The nearest permutations are {found.structure or 'no group'}."
+        f"{found.distance:.3f}. The nearest permutations are {found.abstract or 'no group'}."
         + (f" Known groups by distance: {near}." if near else "")
     )
     return [measured] if found.name else [f"Why: {found.reason}.", measured]
