@@ -69,8 +69,8 @@ def orbit_decomposition(
     """The orbits of a convolution's weights under a transform, and how much of the weights they share.
 
     A layer commutes with a transform T, up to the order of its channels, where W[c, i, n] = W[p(c), q(i), t(n)]: T
-    moves the kernel's positions by t, input channels by q and output channels by p. The triples (c, i, n) then fall into
-    orbits of corresponding weights, for which the layer's own prior, W_g = R_g w + v_g, says N(0, s [(1-ρ) I + ρ 11ᵀ]):
+    moves the kernel's positions by t, input channels by q and output channels by p. The triples (c, i, n) then fall
+    into orbits of weights, for which the layer's own prior, W_g = R_g w + v_g, says N(0, s [(1-ρ) I + ρ 11ᵀ]):
     ρ is the sharing strength, the fraction of the weights' variance that the shared pathway explains. Its likelihood is
     closed (see `orbits.Sums`), its prior uniform. Weights that are alone in their orbit, as the middle of a kernel that
     is turned into itself, say nothing.
