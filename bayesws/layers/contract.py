@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 Factors = list[tuple[Tensor, Tensor]]
-Strength = Callable[[Mapping[str, Tensor]], Tensor]  # log δ by the pathway's name within the layer, (...), to ρ (...)
+Strength = Callable[[Mapping[str, Tensor]], Tensor]  # from log δ by pathway, (...), to ρ, (...)
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ class Declaration:
         structure: the hyperparameters that shape its kernel; None where nothing but weights is learned.
         precisions: every log precision that is the layer's own, those of frozen pathways included.
         shaped_by_precisions: whether these precisions shape the kernel as well, so that they are hyperparameters of it.
-        strength: ρ in [0, 1], how much its copies share, from the log precisions of its pathways (by their names within
-            the layer; a missing one is the layer's own): differentiable, for any leading dimensions that they have in
-            common. None for a layer without copies.
+        strength: ρ in [0, 1], how much its copies share, from the log precisions of its trained pathways by their names
+            within the layer: differentiable, for any leading dimensions that these have in common. None for a layer
+            without copies that share.
         part_of: name of the layer that this one is a part of; `declarations` sets it, a layer on its own has None.
     """
 

@@ -1,5 +1,6 @@
 """FitResult: a trained network, what the evidence says of it, and how it came about."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.likelihood import Likelihood
-from bayesws.layers.weight_sharing import WeightSharing
+from bayesws.layers.contract import layers_of
 from bayesws.training.recipe import Provenance, Recipe
 from bayesws.training.summaries import EvidenceSummary, Proposal, SharingRow
 
@@ -53,17 +54,18 @@ class FitResult:
 
     @property
     def sharing(self) -> list[SharingRow]:
-        """A row per weight-sharing layer: name, strength, effective parameters by pathway, precisions."""
+        """A row per layer: name, strength, effective parameters by pathway, precisions; none for a frozen plain one."""
         rows = []
-        for name, layer in self.model.named_modules():
-            if not isinstance(layer, WeightSharing):
+        for layer in layers_of(self.model).values():
+            if not layer.pathways and layer.strength is None:
                 continue
-            before = f"{name}." if name else ""  # a network may be one layer alone
-            parts = {p.name: self.evidence.by_pathway[before + p.name] for p in layer.pathways()}
+            parts = {name: self.evidence.by_pathway[layer.full_name(name)] for name in layer.pathways}
+            prior = {name: self.prior[layer.full_name(name)] for name in layer.pathways}
+            strength = math.nan if layer.strength is None else float(layer.strength(prior).detach())
             rows.append(
                 SharingRow(
-                    name,
-                    float(layer.sharing_strength().detach()),
+                    layer.name,
+                    strength,
                     {n: p.effective for n, p in parts.items()},
                     {n: p.parameters for n, p in parts.items()},
                     {n: p.log_precision for n, p in parts.items()},

@@ -1,6 +1,9 @@
 """Plain numbers of a fit: its evidence, what its layers share, what their inputs proposed."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bayesws.evidence.objective import Evidence
 from bayesws.sharing.candidates import Candidates
@@ -53,11 +56,12 @@ class EvidenceSummary:
 
 @dataclass(frozen=True)
 class SharingRow:
-    """How much one weight-sharing layer shares.
+    """How much one layer shares, and what it uses of its pathways.
 
     Attributes:
         name: the layer's path in the network.
-        strength: ρ in [0, 1], the correlation of corresponding weights of two copies under the fitted prior.
+        strength: ρ in [0, 1], the correlation of corresponding weights of two copies under the fitted prior; nan for a
+            layer without copies that share, such as a plain linear one.
         effective: γ by pathway, effective parameters.
         parameters: number of parameters by pathway.
         log_precisions: log δ by pathway.
@@ -68,6 +72,11 @@ class SharingRow:
     effective: dict[str, float]
     parameters: dict[str, int]
     log_precisions: dict[str, float]
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "SharingRow":
+        """From what `dataclasses.asdict` made of one, as JSON brings it back: null for nan."""
+        return cls(**{**record, "strength": math.nan if record["strength"] is None else record["strength"]})
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Trial:
         nll: mean test negative log likelihood at the MAP weights, nats per datum.
         train_nll: the same on the training data.
         log_evidence: nats, summed over the training data.
-        sharing: a row per weight-sharing layer.
+        sharing: a row per layer.
         weight_decay: chosen for the task loss or a rival; None for the evidence.
         seconds: wall time of the fit, the choice of its settings included.
         training_seconds: that of its last training alone.
@@ -101,6 +101,6 @@ class Trial:
         """
         found = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
         found |= {name: math.nan for name in ("accuracy", "calibration_error", "brier") if found.get(name, 0) is None}
-        found["sharing"] = [SharingRow(**row) for row in record["sharing"]]
+        found["sharing"] = [SharingRow.from_record(row) for row in record["sharing"]]
         found["elsewhere"] = {name: Scores(**scores) for name, scores in record.get("elsewhere", {}).items()}
         return cls(**found)

@@ -16,7 +16,7 @@ from bayesws.evidence.batches import as_tensors
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.evidence.objective import log_evidence
-from bayesws.layers.contract import declarations
+from bayesws.layers.contract import layers_of
 from bayesws.layers.identify import identify_groups
 from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.models import WSCNN
@@ -139,7 +139,7 @@ def comparable_curvature(nets: Iterable[nn.Module]) -> Curvature:
     """The sharpest curvature that all networks can afford: "full", "layer", or "kron" (see `select`)."""
     largest, whole = 0, 0
     for net in nets:
-        layers = [sum(p.numel for p in d.pathways) for _, d in declarations(net).values()]
+        layers = [sum(p.numel for p in layer.pathways.values()) for layer in layers_of(net).values()]
         largest, whole = max([largest, *layers]), max(whole, sum(layers))
     if whole <= WHOLE_UP_TO:
         return Curvature("full")

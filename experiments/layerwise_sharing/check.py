@@ -6,24 +6,32 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import bayesws as bws
 
 
+def sharing_layers(trial: bws.trials.Trial) -> list[Any]:
+    """The rows of the layers that have copies to share: not that of the plain head."""
+    return [row for row in trial.sharing if not math.isnan(row.strength)]
+
+
 def last_free_exceeds_shared(trial: bws.trials.Trial) -> bool:
     """Upright digits: the last layer's free pathway holds more effective parameters than its shared one."""
-    effective = trial.sharing[-1].effective
+    effective = sharing_layers(trial)[-1].effective
     return effective["free"] > effective["shared"]
 
 
 def shares_everywhere(trial: bws.trials.Trial) -> bool:
     """Turned digits: every layer has ρ > 0.95 and uses less than 1 % of its free weights."""
-    return all(row.strength > 0.95 and row.effective["free"] < 0.01 * row.parameters["free"] for row in trial.sharing)
+    layers = sharing_layers(trial)
+    return all(row.strength > 0.95 and row.effective["free"] < 0.01 * row.parameters["free"] for row in layers)
 
 
 def shares_first_only(trial: bws.trials.Trial) -> bool:
     """Orientation: the first layer has ρ > 0.9, the last ρ < 0.1."""
-    return trial.sharing[0].strength > 0.9 and trial.sharing[-1].strength < 0.1
+    layers = sharing_layers(trial)
+    return layers[0].strength > 0.9 and layers[-1].strength < 0.1
 
 
 PICTURE: dict[str, Callable[[bws.trials.Trial], bool]] = {

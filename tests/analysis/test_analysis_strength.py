@@ -15,7 +15,7 @@ from bayesws.analysis.strength import _Posterior, _sampled
 from bayesws.evidence import laplace
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.surface import Separate, log_likelihood_gradient, surface
-from bayesws.layers import WSLinear, named_pathways
+from bayesws.layers import WSLinear, layers_of, named_pathways
 from bayesws.sharing import known_group
 
 SHIFTS = known_group("cyclic-shifts-by-2", 4)
@@ -216,7 +216,7 @@ def test_a_soft_stack_lowers_the_strength_by_its_overlap():
     target = posterior()
     z = torch.randn(5, 2, dtype=torch.float64)
     expected = (z[:, 1] - z[:, 0]).sigmoid() * float(net.stack_overlap())
-    assert torch.allclose(target.strengths("", net, z), expected) and float(net.stack_overlap()) < 1
+    assert torch.allclose(target.strengths(layers_of(net)[""], z), expected) and float(net.stack_overlap()) < 1
 
 
 BAD = {
@@ -236,5 +236,5 @@ def test_bad_settings(name, fitted):
 def test_fits_that_have_no_strength(fitted):
     with pytest.raises(ValueError, match="without a posterior"):
         bws.sharing_strength(replace(fitted, posterior={}))
-    with pytest.raises(ValueError, match="shared and a free pathway"):
+    with pytest.raises(ValueError, match="two trained pathways that share"):
         bws.sharing_strength(replace(fitted, model=planted(0.5, pathways=("shared",))[0]))

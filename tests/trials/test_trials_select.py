@@ -208,7 +208,7 @@ def test_saved_ranking_comes_back(run, tmp_path):
     ranking = bws.trials.Ranking.load(run / "ranking.json")
     ranking.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_text() == (run / "ranking.json").read_text()
-    assert ranking.table().row_count == 2 and ranking.sharing_table().row_count == 4 and not ranking.fits
+    assert ranking.table().row_count == 2 and ranking.sharing_table().row_count == 6 and not ranking.fits
     (tmp_path / "cut.json").write_text((run / "ranking.json").read_text()[:100])
     with pytest.raises(ValueError, match="not a ranking"):
         bws.trials.Ranking.load(tmp_path / "cut.json")
