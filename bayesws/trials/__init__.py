@@ -1,7 +1,22 @@
-"""Many fits: one value says what to train on what, one engine runs it, and results are compared."""
+"""Many fits: one value says what to train on what, one engine runs it, and results of the same data are compared."""
 
+from bayesws.trials.comparable import log_bayes_factor
 from bayesws.trials.comparison import Comparison
-from bayesws.trials.ranking import Candidate, LayerRanking, Ranking
+from bayesws.trials.engine import run
+from bayesws.trials.ranking import LayerRanking, RankedNetwork, Ranking
 from bayesws.trials.records import Trial
+from bayesws.trials.spec import TrialSpec, train_and_score
+from bayesws.trials.store import TrialLike
 
-__all__ = ["Candidate", "Comparison", "LayerRanking", "Ranking", "Trial"]
+__all__ = [
+    "Comparison",
+    "LayerRanking",
+    "RankedNetwork",
+    "Ranking",
+    "Trial",
+    "TrialLike",
+    "TrialSpec",
+    "log_bayes_factor",
+    "run",
+    "train_and_score",
+]

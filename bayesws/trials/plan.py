@@ -14,6 +14,7 @@ from bayesws.models import known_models
 from bayesws.training.fit import fit
 from bayesws.training.objectives.names import OBJECTIVES, objective_named, setting_names, with_settings
 from bayesws.training.schedule import STARTS, Schedule
+from bayesws.trials.spec import network_arguments
 
 Kinds = Mapping[str, Any]
 
@@ -112,11 +113,6 @@ def _check_network(model: str, given: dict[str, Any]) -> None:
     kinds.pop("sharing", None)  # JSON says it by its attributes
     _check_fields(given, kinds, OF_NETWORK)
     network(in_channels=1, num_classes=2, device="meta", **network_arguments(given))
-
-
-def network_arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a network from JSON, which has no tuples."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
 
 
 def _check_fit(given: dict[str, Any]) -> None:

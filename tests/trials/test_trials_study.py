@@ -46,7 +46,7 @@ def written(folder, **changes):
 
 def test_cells_are_methods_by_sizes_and_seeds(tmp_path):
     cells = Study.read(written(tmp_path)).cells
-    assert [(c.train_size, c.method, c.seed) for c in cells] == [
+    assert [(c.labels["train_size"], c.labels["method"], c.seed) for c in cells] == [
         (40, "evidence", 0),
         (40, "evidence", 1),
         (60, "evidence", 0),
