@@ -50,7 +50,11 @@ class Summary:
 
     @classmethod
     def of(cls, values: list[float]) -> "Summary":
-        """Of one value a seed; nan where one of them is."""
+        """Of one value a seed; nan where one of them is.
+
+        >>> Summary.of([1.0, 2.0, 3.0]).show(2)  # 2 ± 1 / √3
+        '2.00 ± 0.58'
+        """
         if any(math.isnan(value) for value in values):  # statistics.stdev fails on it
             return cls(math.nan, math.nan)
         error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
