@@ -1,4 +1,4 @@
-"""For tests and doctests alike: one thread, one seed, and runtime checks of the shapes that the mathematics declares."""
+"""For tests and doctests alike: one thread, one seed, and runtime checks of shapes as the mathematics declares them."""
 
 import jaxtyping
 import pytest

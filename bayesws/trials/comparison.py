@@ -14,6 +14,7 @@ from rich.table import Table
 from bayesws.io.files import without_nan, write_whole
 from bayesws.trials.records import Trial
 from bayesws.trials.statistics import Difference
+from bayesws.trials.summary import trials_in
 
 STRUCTURES = {"chosen": ("shared", "free"), "shared": ("shared",), "free": ("free",)}
 
@@ -237,14 +238,14 @@ class Comparison:
 
     @classmethod
     def load(cls, path: str | Path) -> "Comparison":
-        """Read what `save` wrote.
+        """Read what `save` wrote, or its summary.
 
         Raises:
             ValueError: a file that is missing or is not a comparison.
         """
         try:
             record = json.loads(Path(path).read_text())
-            return cls([Trial.from_record(t) for t in record["trials"]], record["settings"])
+            return cls([Trial.from_record(t) for t in trials_in(record)], record["settings"])
         except OSError as error:
             raise ValueError(f"cannot read {path}: {error.strerror}") from error
         except (json.JSONDecodeError, KeyError, TypeError) as error:

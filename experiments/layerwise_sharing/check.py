@@ -6,24 +6,32 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import bayesws as bws
 
 
+def with_a_choice(trial: bws.trials.Trial) -> list[Any]:
+    """The layers with a shared and a free pathway."""
+    return [row for row in trial.sharing if {"shared", "free"} <= set(row.parameters)]
+
+
 def last_free_exceeds_shared(trial: bws.trials.Trial) -> bool:
     """Upright digits: the last layer's free pathway holds more effective parameters than its shared one."""
-    effective = trial.sharing[-1].effective
+    effective = with_a_choice(trial)[-1].effective
     return effective["free"] > effective["shared"]
 
 
 def shares_everywhere(trial: bws.trials.Trial) -> bool:
     """Turned digits: every layer has ρ > 0.95 and uses less than 1 % of its free weights."""
-    return all(row.strength > 0.95 and row.effective["free"] < 0.01 * row.parameters["free"] for row in trial.sharing)
+    rows = with_a_choice(trial)
+    return all(row.strength > 0.95 and row.effective["free"] < 0.01 * row.parameters["free"] for row in rows)
 
 
 def shares_first_only(trial: bws.trials.Trial) -> bool:
     """Orientation: the first layer has ρ > 0.9, the last ρ < 0.1."""
-    return trial.sharing[0].strength > 0.9 and trial.sharing[-1].strength < 0.1
+    first, *_, last = with_a_choice(trial)
+    return first.strength > 0.9 and last.strength < 0.1
 
 
 PICTURE: dict[str, Callable[[bws.trials.Trial], bool]] = {
@@ -53,9 +61,9 @@ def check(comparison: bws.trials.Comparison) -> None:
 
 
 def main() -> int:
-    """Read one comparison.json and print the check."""
+    """Read one summary.json, or a comparison.json, and print the check."""
     parser = argparse.ArgumentParser(description="Hold a comparison against the predictions of this experiment.")
-    parser.add_argument("file", nargs="?", type=Path, default=Path(__file__).with_name("comparison.json"))
+    parser.add_argument("file", nargs="?", type=Path, default=Path(__file__).with_name("summary.json"))
     try:
         check(bws.trials.Comparison.load(parser.parse_args().file))
     except (ValueError, KeyError) as error:
