@@ -19,7 +19,9 @@ OF_GROUPS = ("closure_error", "entropy")  # of a learned stack, beside the group
 Record = dict[str, Any]
 
 
-def cells_of(records: Iterable[Mapping[str, Any]], by: Sequence[str], digits: int = 6) -> list[Record]:
+def cells_of(
+    records: Iterable[Mapping[str, Any]], by: Sequence[str], along: str = "seed", digits: int = 6
+) -> list[Record]:
     """Records that agree in the fields `by`, as one cell each: a list by seed in place of every other number.
 
     A number or word that is the same for all seeds of a cell stands once. Numbers in nested records become lists there.
@@ -29,8 +31,9 @@ def cells_of(records: Iterable[Mapping[str, Any]], by: Sequence[str], digits: in
     [{'net': 'a', 'seed': [0, 1], 'nll': [0.25, 0.333], 'size': 12}]
 
     Args:
-        records: with a field "seed" each, and the same fields in all that agree in `by`.
-        by: names of fields; their order is that of the records.
+        records: with the same fields in all that agree in `by`.
+        by: names of fields.
+        along: the field that tells the records of a cell apart.
         digits: of every number that is not whole.
     """
     groups: dict[str, list[Record]] = {}
@@ -39,18 +42,18 @@ def cells_of(records: Iterable[Mapping[str, Any]], by: Sequence[str], digits: in
     cells = []
     for group in groups.values():
         same = {name: group[0][name] for name in by}
-        rest = [{k: v for k, v in record.items() if k not in same and k != "seed"} for record in group]
-        cells.append({**same, "seed": [r["seed"] for r in group], **_column(_rounded(without_nan(rest), digits))})
+        rest = [{k: v for k, v in record.items() if k not in same and k != along} for record in group]
+        cells.append({**same, along: [r[along] for r in group], **_column(_rounded(without_nan(rest), digits))})
     return cells
 
 
-def records_in(cells: Iterable[Mapping[str, Any]]) -> list[Record]:
+def records_in(cells: Iterable[Mapping[str, Any]], along: str = "seed") -> list[Record]:
     """The records that `cells_of` made cells of, in their order but for cells that were not together.
 
     >>> records_in([{"net": "a", "seed": [0, 1], "nll": [0.25, 0.333], "size": 12}])[1]
     {'net': 'a', 'seed': 1, 'nll': 0.333, 'size': 12}
     """
-    return [_at(cell, place) for cell in cells for place in range(len(cell["seed"]))]
+    return [_at(cell, place) for cell in cells for place in range(len(cell[along]))]
 
 
 def summary_of(run: Mapping[str, Any]) -> Record:

@@ -35,7 +35,7 @@ def summary_of(result: dict[str, Any]) -> dict[str, Any]:
         kept = {name: run.get(name) for name in (*KEPT, *(OF_PARTIAL_GROUPS if partial else ()))}
         runs.append({name: int(value) if isinstance(value, bool) else value for name, value in kept.items()})
     about = {name: value for name, value in result.items() if name not in ("runs", "summary", "workers")}
-    cells = bws.trials.cells_of(runs, ("toy", "examples", "method"), DIGITS)
+    cells = bws.trials.cells_of(runs, ("toy", "examples", "method"), digits=DIGITS)
     return {"command": "python experiments/planted_groups/run.py", **about, "cells": cells}
 
 
