@@ -13,7 +13,7 @@ import bayesws as bws
 Records = list[dict[str, Any]]
 PLACE = ("part", "strength", "outputs", "examples")
 KEPT = (*PLACE, "seed", "low", "high")
-DIGITS = 4
+DIGITS = 5
 
 
 def summary_of(finished: list[dict[str, Any]]) -> dict[str, Any]:
