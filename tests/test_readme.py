@@ -28,8 +28,9 @@ def run_block(number, folder):
 def test_quickstart_runs_as_it_stands_and_is_ten_lines(tmp_path):
     code, printed = run_block(0, tmp_path)
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
-    lift = re.search(r"^lift: ρ = (\d\.\d+), shared \d+\.\d, free (\d+\.\d)", printed, re.M)
+    lift = re.search(r"^lift: ρ = (\d\.\d+), in use: shared \d+\.\d, free \d+\.\d", printed, re.M)
     assert lift and float(lift[1]) > 0.9
+    assert "head: ρ = nan" in printed
 
 
 def test_the_symmetry_is_found_as_it_stands(tmp_path):

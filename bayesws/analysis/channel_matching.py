@@ -1,4 +1,4 @@
-"""How the channels of a layer pair up under a motion: permutations whose power is the identity."""
+"""How the channels of a layer pair up under a transform: permutations whose power is the identity."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ def matching(scores: Float[np.ndarray, "channel channel"], order: int) -> Int64[
 
     Args:
         scores: likeness of channel c, moved, to channel p(c).
-        order: of the motion, 2 or 4.
+        order: of the transform, 2 or 4.
     """
     tiny = 1e-9 * float(np.abs(scores).max(initial=0.0))
     scores = scores + tiny * np.eye(len(scores))

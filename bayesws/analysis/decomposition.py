@@ -27,14 +27,14 @@ CONVINCING = math.log(20)  # nats
 
 @dataclass(frozen=True)
 class OrbitDecomposition:
-    """How much of one convolution's weights a shared pathway over one motion's orbits explains.
+    """How much of one convolution's weights a shared pathway over one transform's orbits explains.
 
     Attributes:
         explained: ρ, the intraclass correlation of the weights of an orbit, posterior mean; NaN if not measured.
         interval: central 95 % credible interval of ρ.
         evidence: log evidence of sharing with unknown ρ against ρ = 0, in nats; below zero it speaks against sharing.
         chance: what 95 % of random pairings of the channels stay below.
-        motion: its name.
+        transform: its name.
         compared: number of weights in orbits of more than one.
         partner: p, for each output channel the one that it becomes; found on all of the weights, for orientation.
     """
@@ -43,7 +43,7 @@ class OrbitDecomposition:
     interval: tuple[float, float]
     evidence: float
     chance: float
-    motion: str
+    transform: str
     compared: int
     partner: tuple[int, ...] = field(repr=False)
 
@@ -60,17 +60,17 @@ class OrbitDecomposition:
 
 def orbit_decomposition(
     weight: Float[Tensor, "out in height width"],
-    motion: str = "quarter-turn",
+    transform: str = "quarter-turn",
     inputs: Tensor | None = None,
     *,
     groups: int = 1,
     seed: int = 0,
 ) -> OrbitDecomposition:
-    """The orbits of a convolution's weights under a motion, and how much of the weights they share.
+    """The orbits of a convolution's weights under a transform, and how much of the weights they share.
 
-    A layer commutes with a motion T, up to the order of its channels, where W[c, i, n] = W[p(c), q(i), t(n)]: T moves
-    the kernel's positions by t, input channels by q and output channels by p. The triples (c, i, n) then fall into
-    orbits of corresponding weights, for which the layer's own prior, W_g = R_g w + v_g, says N(0, s [(1-ρ) I + ρ 11ᵀ]):
+    A layer commutes with a transform T, up to the order of its channels, where W[c, i, n] = W[p(c), q(i), t(n)]: T
+    moves the kernel's positions by t, input channels by q and output channels by p. The triples (c, i, n) then fall
+    into orbits of weights, for which the layer's own prior, W_g = R_g w + v_g, says N(0, s [(1-ρ) I + ρ 11ᵀ]):
     ρ is the sharing strength, the fraction of the weights' variance that the shared pathway explains. Its likelihood is
     closed (see `orbits.Sums`), its prior uniform. Weights that are alone in their orbit, as the middle of a kernel that
     is turned into itself, say nothing.
@@ -80,37 +80,37 @@ def orbit_decomposition(
     only lowers ρ, so that ρ is a lower bound where few weights choose among many channels (first layers). Filters, and
     input channels, are scaled to one norm: the next layer, or a normalisation, undoes a channel's scale, and unequal
     ones would make noise look convincing. A structure that any pairing has, as kernels that are all alike, shows in
-    `chance`. The evidence is against weights that are independent: where another motion ties them (as turns do in a
-    group network), a small ρ of this one may be an echo of that, and the motion with the highest evidence counts.
+    `chance`. The evidence is against weights that are independent: where another transform ties them (as turns do in a
+    group network), a small ρ of this one may be an echo of that, and the transform with the highest evidence counts.
 
     Args:
         weight: W, as torch.nn.Conv2d has it.
-        motion: "quarter-turn", "half-turn", "flip", "up-down-flip" or "transpose".
-        inputs: q as (in,) integers, where each input channel goes, q applied as often as the motion's order the
+        transform: "quarter-turn", "half-turn", "flip", "up-down-flip" or "transpose".
+        inputs: q as (in,) integers, where each input channel goes, q applied as often as the transform's order the
             identity; None for the channels of images, which stay. `orbit_decompositions` finds it.
         groups: of the convolution; one filter a channel (depthwise) has p = q and needs no search; others between are
             not measured.
         seed: of the folds and of the random pairings.
 
     Raises:
-        ValueError: an unknown motion, a weight that is no finite (out, in, height, width), or not square where the
-            motion needs it; a q that is no permutation of that order.
+        ValueError: an unknown transform, a weight that is no finite (out, in, height, width), or not square where the
+            transform needs it; a q that is no permutation of that order.
 
     References: Fisher (1925), intraclass correlation; MacKay (1992), evidence.
     """
-    order, move = _motion(motion)
+    order, move = _transform(transform)
     if weight.ndim != 4 or not torch.isfinite(weight).all():
         raise ValueError(f"weight of shape {tuple(weight.shape)}: expected finite values (out, in, height, width)")
     positions = move(torch.arange(weight[0, 0].numel()).reshape(weight.shape[2:]))
     if positions.shape != weight.shape[2:]:
-        raise ValueError(f"{motion} of a {weight.shape[2]}×{weight.shape[3]} kernel: expected a square one")
+        raise ValueError(f"{transform} of a {weight.shape[2]}×{weight.shape[3]} kernel: expected a square one")
     count = weight.shape[1] * groups
     q = torch.arange(count) if inputs is None else torch.as_tensor(inputs, dtype=torch.int64).cpu()
     if q.shape != (count,) or not torch.equal(_power(q, order), torch.arange(count)):
         raise ValueError(f"inputs: expected a permutation of {count} channels that {order} times over is the identity")
     depthwise = _is_depthwise(weight, groups)
     if groups > 1 and not depthwise:
-        return _not_measured(motion)
+        return _not_measured(transform)
     w = _balanced(weight.detach().double().cpu().flatten(2)).flatten(1)
     within = torch.zeros(1, dtype=torch.int64) if depthwise else q
     action = (within[:, None] * len(positions.flatten()) + positions.flatten()).flatten()
@@ -120,47 +120,49 @@ def orbit_decomposition(
     if depthwise:
         found = [q.numpy()]
     elif len(parts) < 2:
-        return _not_measured(motion)
+        return _not_measured(transform)
     else:
         found = [matching(_scores(parts[:f] + parts[f + 1 :]), order) for f in range(len(parts))]
     sums = reduce(add, (part.sums(p) for part, p in zip(parts, found, strict=True)))
     if not sums.compared():
-        return _not_measured(motion)
+        return _not_measured(transform)
     explained, interval, evidence = sums.posterior()
     several = [random_matching(len(w), order, generator) for _ in range(RANDOM_PAIRINGS)]
     by_chance = [reduce(add, (part.sums(p) for part in parts)).posterior()[0] for p in several]
     chance = float(np.quantile(by_chance, 0.95))
     partner = found[0] if depthwise else matching(_scores(parts), order)
     return OrbitDecomposition(
-        explained, interval, evidence, chance, motion, sums.compared(), tuple(int(c) for c in partner)
+        explained, interval, evidence, chance, transform, sums.compared(), tuple(int(c) for c in partner)
     )
 
 
 def orbit_decompositions(
-    net: nn.Module, x: Tensor, motion: str = "quarter-turn", *, seed: int = 0, batch_size: int = 50
+    net: nn.Module, x: Tensor, transform: str = "quarter-turn", *, seed: int = 0, batch_size: int = 50
 ) -> dict[str, OrbitDecomposition]:
     """`orbit_decomposition` of every torch.nn.Conv2d of a network, by its name.
 
-    How a motion permutes a layer's input channels, q, is read from the data: the channels of T x and of x, moved, are
-    matched by their correlation, which asks nothing of the layer's own weights and holds for chains, sums and
+    How a transform permutes a layer's input channels, q, is read from the data: the channels of T x and of x, moved,
+    are matched by their correlation, which asks nothing of the layer's own weights and holds for chains, sums and
     concatenations alike. Input channels that never vary (dead ones) have no q and are left out with their weights.
 
     Args:
         net: any torch network; put in eval mode, and back.
         x: images (batch, channels, height, width), at least two; a few hundred are enough.
-        motion, seed: as for `orbit_decomposition`.
+        transform, seed: as for `orbit_decomposition`.
         batch_size: how many images at once.
 
     Raises:
         ValueError: as `orbit_decomposition`; a network without a torch.nn.Conv2d, images that do not fit.
     """
-    order, move = _motion(motion)
+    order, move = _transform(transform)
     if x.ndim != 4 or len(x) < 2 or not torch.isfinite(x).all():
         raise ValueError(
             f"images of shape {tuple(x.shape)}: expected finite (batch, channels, height, width), at least two"
         )
     if move(x[:1]).shape != x[:1].shape:
-        raise ValueError(f"{motion} of images of {x.shape[-2]}×{x.shape[-1]}: expected square ones; crop or pad them")
+        raise ValueError(
+            f"{transform} of images of {x.shape[-2]}×{x.shape[-1]}: expected square ones; crop or pad them"
+        )
     layers = {name: module for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
     if not layers:
         raise ValueError("a network without a torch.nn.Conv2d: nothing to decompose; bws.harden makes plain layers")
@@ -170,7 +172,7 @@ def orbit_decompositions(
         weight, groups = layers[name].weight, layers[name].groups
         alive, correlation = alike.correlation()
         if move(weight).shape != weight.shape or not len(alive):
-            found[name] = _not_measured(motion)
+            found[name] = _not_measured(transform)
             continue
         q = torch.from_numpy(matching(correlation, order))
         if groups == 1:
@@ -179,20 +181,20 @@ def orbit_decompositions(
             weight, groups = weight[alive], len(alive)
         else:
             q = torch.arange(len(weight[0]) * groups)
-        found[name] = orbit_decomposition(weight, motion, q, groups=groups, seed=seed)
+        found[name] = orbit_decomposition(weight, transform, q, groups=groups, seed=seed)
     return found
 
 
 def decomposition_table(decompositions: Mapping[str, Mapping[str, OrbitDecomposition]]) -> Table:
-    """What a shared pathway would explain of each convolution, by motion, and how sure the best of them is.
+    """What a shared pathway would explain of each convolution, by transform, and how sure the best of them is.
 
     Args:
-        decompositions: by motion and layer.
+        decompositions: by transform and layer.
     """
     title = "Weights that a shared pathway would explain: ρ; of the best (*) interval, chance and evidence"
     table = table_by_layer(title, "convolution", (*decompositions, "95 % interval", "chance", "nats"))
     for layer in next(iter(decompositions.values()), {}):
-        rows = [of_motion[layer] for of_motion in decompositions.values()]
+        rows = [of_transform[layer] for of_transform in decompositions.values()]
         best = best_decomposition(rows)
         rhos = ["– " if math.isnan(row.explained) else f"{row.explained:.2f}{' *'[row is best]}" for row in rows]
         sure = ["–", "–", "–"]
@@ -208,9 +210,9 @@ def best_decomposition(rows: Iterable[OrbitDecomposition]) -> OrbitDecomposition
     return max((row for row in rows if row.shares), key=lambda row: row.evidence, default=None)
 
 
-def _motion(name: str) -> tuple[int, Move]:
+def _transform(name: str) -> tuple[int, Move]:
     if name not in ORDERS:
-        raise ValueError(f"motion {name!r}: expected one of {', '.join(ORDERS)}, which permute a kernel's positions")
+        raise ValueError(f"transform {name!r}: expected one of {', '.join(ORDERS)}, which permute a kernel's positions")
     return ORDERS[name], EXACT[name]
 
 
@@ -218,8 +220,8 @@ def _is_depthwise(weight: Tensor, groups: int) -> bool:
     return weight.shape[1] == 1 and len(weight) == groups > 1
 
 
-def _not_measured(motion: str) -> OrbitDecomposition:
-    return OrbitDecomposition(math.nan, (math.nan, math.nan), math.nan, math.nan, motion, 0, ())
+def _not_measured(transform: str) -> OrbitDecomposition:
+    return OrbitDecomposition(math.nan, (math.nan, math.nan), math.nan, math.nan, transform, 0, ())
 
 
 def _power(permutation: Tensor, exponent: int) -> Tensor:

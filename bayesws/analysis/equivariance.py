@@ -34,7 +34,7 @@ class EquivarianceError:
     Attributes:
         error: ε, 0 for exact equivariance, 1 for outputs that have nothing to do with each other.
         interval: central 95 % bootstrap interval over the data.
-        transform: name of the motion.
+        transform: name of the transform.
         channels: "matched" (up to the best permutation of the channels) or "kept".
         examples: number of data that ε was measured on.
     """
@@ -56,14 +56,14 @@ def equivariance_error(
     seed: int = 0,
     batch_size: int = 250,
 ) -> EquivarianceError:
-    """The measured equivariance error of a module, or of a network as a whole, under one motion T of its inputs.
+    """The measured equivariance error of a module, or of a network as a whole, under one transform T of its inputs.
 
     ε² = Σ_n ‖f(T x_n) - T' f(x_n)‖² / Σ_n (‖f(T x_n) - m‖² + ‖T' f(x_n) - m'‖²),   m, m' each channel's means
 
     T' moves the outputs' maps as T moves the images and, where channels are "matched", permutes the channels; outputs
     without maps (batch, features) are to stay as they are (invariance). The permutation is found by assignment on half
     of the data, with the means; ε is measured on the other half, so that it is not flattered. A group convolution's
-    group axes count as channels: turning shifts them. Of motions that resample (rotate, scale, shift) only what lies
+    group axes count as channels: turning shifts them. Of transforms that resample (rotate, scale, shift) only what lies
     inside of both images counts (ε is NaN where nothing does); how a layer pads shows all the same.
 
     Args:
@@ -81,7 +81,8 @@ def equivariance_error(
     0.0
 
     Raises:
-        ValueError: an unknown motion, images that it does not fit, too few data, outputs that do not keep their shape.
+        ValueError: an unknown transform, images that it does not fit, too few data, outputs that do not keep their
+            shape.
     """
     (found,) = equivariance_errors(
         module, x, transform, [""], channels=channels, resamples=resamples, seed=seed, batch_size=batch_size
@@ -144,10 +145,10 @@ def equivariance_errors(
 
 
 def error_table(errors: Mapping[str, Mapping[str, EquivarianceError]]) -> Table:
-    """Every layer's error and interval, a column a motion.
+    """Every layer's error and interval, a column a transform.
 
     Args:
-        errors: by motion and layer.
+        errors: by transform and layer.
     """
     title = "Equivariance error: 0 moves as its input, 1 is unrelated; 95 % interval"
     table = table_by_layer(title, "layer", errors)
@@ -165,7 +166,7 @@ def _shown(row: EquivarianceError) -> str:
 
 
 def _named(transform: str) -> tuple[Move, str]:
-    """The motion of that name."""
+    """The transform of that name."""
     kind, _, amount = transform.partition(":")
     if transform in EXACT:
         return EXACT[transform], transform
@@ -226,7 +227,7 @@ class _Comparison:
         inside = (self.move(torch.ones_like(maps[:1, :1])) > INSIDE).flatten()
         moved = self.move(maps)
         if moved.shape != actual.shape:
-            raise ValueError(f"maps of {maps.shape[-2]}×{maps.shape[-1]}: expected square ones for this motion")
+            raise ValueError(f"maps of {maps.shape[-2]}×{maps.shape[-1]}: expected square ones for this transform")
         return moved.flatten(2)[..., inside], actual.flatten(2)[..., inside]
 
     def _learn(self, moved: Tensor, actual: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Orbits of a layer's weights under a motion: how alike the weights of an orbit are, and what that says of ρ."""
+"""Orbits of a layer's weights under a transform: how alike the weights of an orbit are, and what that says of ρ."""
 
 from dataclasses import dataclass
 
@@ -79,7 +79,7 @@ class Products:
     """Inner products of filters with moved filters, for some of their weights: enough for the sums of any pairing.
 
     Attributes:
-        grams: by size s of the orbits of (input channel, position) and by power k of the motion,
+        grams: by size s of the orbits of (input channel, position) and by power k of the transform,
             G[c, d] = Σ_u W[c, u] W[d, π^k u], u all those in orbits of size s; shape (C_out, C_out).
         units: by s, how many u.
     """
@@ -88,7 +88,7 @@ class Products:
     units: dict[int, int]
 
     def scores(self) -> np.ndarray:
-        """How alike filter c and filter d, moved, are; u that the motion leaves in place would flatter p(c) = c."""
+        """How alike filter c and filter d, moved, are; u that the transform leaves in place would flatter p(c) = c."""
         channels = len(next(iter(self.grams.values()))[0])
         return sum((grams[1] for s, grams in self.grams.items() if s > 1), np.zeros((channels, channels)))
 
@@ -114,20 +114,20 @@ class Products:
 
 
 def products(
-    weight: Float[Tensor, "out unit"], motion: Int64[Tensor, " unit"], order: int, folds: Tensor
+    weight: Float[Tensor, "out unit"], transform: Int64[Tensor, " unit"], order: int, folds: Tensor
 ) -> list[Products]:
     """The inner products of every fold of units.
 
     Args:
         weight: W, a filter a row.
-        motion: π, where the motion takes each unit (input channel, position); π^order = 1.
-        order: of the motion.
+        transform: π, where the transform takes each unit (input channel, position); π^order = 1.
+        order: of the transform.
         folds: for each unit its fold, one fold for a whole orbit.
     """
-    powers = [torch.arange(len(motion))]
+    powers = [torch.arange(len(transform))]
     for _ in range(order - 1):
-        powers.append(motion[powers[-1]])
-    sizes = torch.full_like(motion, order)
+        powers.append(transform[powers[-1]])
+    sizes = torch.full_like(transform, order)
     for k in range(order - 1, 0, -1):
         if order % k == 0:
             sizes[powers[k] == powers[0]] = k

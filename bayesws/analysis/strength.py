@@ -10,13 +10,12 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from scipy.optimize import minimize
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayesws.evidence.precision import LOG_BOUNDS
 from bayesws.evidence.surface import Separate, Surface, surface
 from bayesws.io.tables import as_text
-from bayesws.layers.contract import named_pathways
-from bayesws.layers.weight_sharing import WeightSharing
+from bayesws.layers.contract import Layer, layers_of, named_pathways
 from bayesws.training.result import FitResult
 
 SPREAD = 3.0  # standard deviation of log δ under the hyperprior
@@ -50,7 +49,7 @@ class LayerStrength:
 
 @dataclass(frozen=True)
 class SharingStrength:
-    """The sharing strength of every layer that has both a shared and a free pathway.
+    """The sharing strength of every layer in which the data can tell it: see `measurable_layers`.
 
     Attributes:
         layers: one row each.
@@ -95,7 +94,9 @@ class SharingStrength:
 def sharing_strength(
     fit: FitResult, chains: int = 4, draws: int = 500, warmup: int = 300, seed: int = 0, spread: float = SPREAD
 ) -> SharingStrength:
-    """The posterior of every layer's sharing strength ρ = β / (α + β), with 95 % intervals.
+    """The posterior of the sharing strength ρ of every layer whose pathways decide it, with 95 % intervals.
+
+    ρ = β / (α + β) for a shared and a free pathway; the first one's share of the prior variance for `Branches`.
 
     p(log α, log β, ... | D) ∝ p(D | α, β, ...) Π N(log δ; 0, spread²), with the evidence as a function of all
     precisions near the fitted weights (see `evidence.surface`): exact for linear networks with Gaussian noise, else as
@@ -114,8 +115,8 @@ def sharing_strength(
         spread: standard deviation of every log δ under the hyperprior.
 
     Raises:
-        ValueError: a fit without a posterior, or without a layer that has a shared and a free pathway; fewer than one
-            chain, than four draws.
+        ValueError: a fit without a posterior, or without a layer whose strength two pathways or more decide; fewer than
+            one chain, than four draws.
 
     References: MacKay (1992); arXiv 1111.4246 (NUTS); arXiv 1903.08008 (diagnostics).
     """
@@ -124,7 +125,11 @@ def sharing_strength(
             raise ValueError(f"{name}={value}: expected at least {least}")
     if not spread > 0:
         raise ValueError(f"spread={spread}: expected a positive standard deviation")
-    layers = _sharing_layers(fit)
+    layers = measurable_layers(fit.model)
+    if not layers:
+        raise ValueError(
+            "no layer with two trained pathways that share: expected pathways=('shared', 'free'), or Branches"
+        )
     target = _Posterior.of(fit, layers, spread)
     modes = target.modes()
     notes = []
@@ -137,12 +142,13 @@ def sharing_strength(
     else:
         samples = _sampled(target, modes, chains, draws, warmup, seed)
     rows, by_layer = [], {}
+    at_fit = {row.name: row.strength for row in fit.sharing}
     for name, layer in layers.items():
-        rho = target.strengths(name, layer, samples)
+        rho = target.strengths(layer, samples)
         by_layer[name] = rho
         diagnostics = (None, None) if by_grid else _diagnosed(name, rho, notes)
         low, high = rho.flatten().quantile(torch.tensor([0.025, 0.975], dtype=rho.dtype)).tolist()
-        fitted = float(layer.sharing_strength().detach())
+        fitted = at_fit[name]
         if not low - OUTSIDE <= fitted <= high + OUTSIDE:
             notes.append(
                 f"layer {name!r}: the fitted strength {fitted:.3f} is outside its interval: the precisions had not "
@@ -153,15 +159,9 @@ def sharing_strength(
     return SharingStrength(rows, "quadrature" if by_grid else "NUTS", settings, notes, by_layer)
 
 
-def _sharing_layers(fit: FitResult) -> dict[str, WeightSharing]:
-    found = {
-        name: layer
-        for name, layer in fit.model.named_modules()
-        if isinstance(layer, WeightSharing) and {"shared", "free"} <= {p.name for p in layer.pathways()}
-    }
-    if not found:
-        raise ValueError("no layer with a shared and a free pathway: expected pathways=('shared', 'free') in a layer")
-    return found
+def measurable_layers(net: nn.Module) -> dict[str, Layer]:
+    """The layers, by name, whose strength the data can tell: two or more trained pathways decide it."""
+    return {name: layer for name, layer in layers_of(net).items() if len(layer.sharing_pathways()) > 1}
 
 
 @dataclass(frozen=True)
@@ -181,14 +181,14 @@ class _Posterior:
     spread: float
 
     @classmethod
-    def of(cls, fit: FitResult, layers: Mapping[str, WeightSharing], spread: float) -> "_Posterior":
+    def of(cls, fit: FitResult, layers: Mapping[str, Layer], spread: float) -> "_Posterior":
         if not any(name.startswith("gradient.") for name in fit.posterior):
             raise ValueError("this fit was kept without a posterior: fit again, with keep_posterior=True")
         found = surface(fit.model, fit.posterior, fit.likelihood)
         names = [name for name, _ in named_pathways(fit.model)]
         if isinstance(found, Separate):  # the other layers' precisions are independent of theirs
-            within = tuple(f"{layer}." if layer else "" for layer in layers)
-            names = [name for name in names if name.startswith(within)]
+            within = {layer.full_name(pathway) for layer in layers.values() for pathway in layer.pathways}
+            names = [name for name in names if name in within]
             found = Separate({n: found.eigenvalues[n] for n in names}, {n: found.pulls[n] for n in names})
         tensors = {id(fit.prior[name]): fit.prior[name] for name in names}
         groups = [[name for name in names if id(fit.prior[name]) == key] for key in tensors]
@@ -200,12 +200,12 @@ class _Posterior:
         by_name = {name: z[i] for i, names in enumerate(self.groups) for name in names}
         return self.surface(by_name) - 0.5 * (z / self.spread).square().sum()
 
-    def strengths(self, name: str, layer: WeightSharing, z: Tensor) -> Tensor:
+    @torch.no_grad()
+    def strengths(self, layer: Layer, z: Tensor) -> Tensor:
         """ρ of a layer for log precisions z (..., entries)."""
-        before = f"{name}." if name else ""
+        assert layer.strength is not None
         place = {pathway: i for i, names in enumerate(self.groups) for pathway in names}
-        alpha, beta = z[..., place[f"{before}shared"]], z[..., place[f"{before}free"]]
-        return torch.sigmoid(beta - alpha) * float(layer.stack_overlap())
+        return layer.strength({name: z[..., place[layer.full_name(name)]] for name in layer.pathways})
 
     def modes(self) -> list[Tensor]:
         """Local maxima within LOWER_MODE of the highest, the highest first: those that ascents from a lattice reach."""

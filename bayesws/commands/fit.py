@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +15,13 @@ import torch
 from bayesws import data as data_sets
 from bayesws.commands.arguments import Parser, add_data, add_network, check_device, data_arguments, known_tasks
 from bayesws.commands.terminal import wide_console
-from bayesws.io.files import check_writable
-from bayesws.io.provenance import command, versions
+from bayesws.io.files import check_writable, without_nan
+from bayesws.io.provenance import command
 from bayesws.training.fit import Schedule, fit
-from bayesws.training.objectives.rivals import OBJECTIVES
-from bayesws.training.result import FitResult, check_free_for
+from bayesws.training.objectives.names import OBJECTIVES
+from bayesws.training.result import FitResult
+from bayesws.training.saved import check_free_for
+from bayesws.trials.by_layer import in_use
 from bayesws.trials.compare import network_for
 from bayesws.trials.comparison import STRUCTURES
 from bayesws.trials.scores import Scores
@@ -69,32 +72,31 @@ def run(options: argparse.Namespace) -> None:
                 device=options.device,
                 epochs=options.epochs or Schedule().epochs,
                 checkpoint=unfinished,
-                watch=watch,
+                progress=watch,
             )
     except KeyboardInterrupt as stop:
         kept = f"what was done is kept in {unfinished}: the same command goes on from there"
         raise KeyboardInterrupt(kept if unfinished.exists() else "") from stop
     scores = Scores.of(result, *images.test)
-    result.settings |= {"data": options.data, "task": options.task, "versions": versions(), "command": command()}
-    result.settings |= {"test": asdict(scores)}
+    result = result.with_provenance(data=options.data, task=options.task, command=command(), test=asdict(scores))
     result.save(options.out)
     shutil.rmtree(unfinished)
     if options.json:
-        print(json.dumps({"test": asdict(scores)} | _numbers(result), indent=1))
+        print(json.dumps(without_nan({"test": asdict(scores)} | _numbers(result)), indent=1, allow_nan=False))
         return
     console = wide_console()
     console.print(f"test accuracy {100 * scores.accuracy:.1f} %, test NLL {scores.nll:.3f} nats per datum")
     console.print(f"log evidence {result.log_evidence:.1f} nats, summed over {result.evidence.examples} images")
     for row in result.sharing:
-        effective = ", ".join(f"{n} {g:.1f} of {row.parameters[n]}" for n, g in row.effective.items())
-        console.print(f"{row.name}: ρ = {row.strength:.2f}; effective parameters: {effective}")
+        strength = "" if math.isnan(row.strength) else f"ρ = {row.strength:.2f}; "
+        console.print(f"{row.name}: {strength}effective parameters: {in_use([row], ', ')}")
     console.print(f"written: {options.out}")
 
 
 def _check_same_command(folder: Path) -> None:
     """Raise ValueError where the folder holds anything but what this very command would write anew."""
     check_free_for(folder)
-    made = FitResult.load(folder).settings.get("command", [])
+    made = FitResult.load(folder).provenance.more.get("command", [])
     if made != command():
         by = f"by another command ({' '.join(made)})" if made else "elsewhere"
         raise ValueError(f"{folder} holds a fit that was made {by}: choose another --out, or remove it")
@@ -126,7 +128,7 @@ def _numbers(fit: FitResult) -> dict[str, Any]:
         "log_evidence": fit.log_evidence,
         "evidence": asdict(fit.evidence),
         "sharing": [asdict(row) for row in fit.sharing],
-        "weight_decay": fit.weight_decay,
-        "seconds": fit.seconds,
+        "weight_decay": fit.recipe.weight_decay,
+        "seconds": fit.provenance.seconds,
         "notes": fit.notes,
     }

@@ -20,7 +20,7 @@ from bayesws.analysis.decomposition import (
     orbit_decompositions,
 )
 from bayesws.analysis.equivariance import EXACT, RESAMPLED, equivariance_errors, error_table
-from bayesws.analysis.strength import sharing_strength
+from bayesws.analysis.strength import measurable_layers, sharing_strength
 from bayesws.commands.arguments import (
     Parser,
     add_data,
@@ -34,11 +34,10 @@ from bayesws.commands.arguments import (
 from bayesws.commands.terminal import wide_console
 from bayesws.io.files import without_nan, write_whole
 from bayesws.io.provenance import command, versions
-from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.models.pretrained import pretrained_network, seen_by
 from bayesws.training.result import FitResult
 
-MOTIONS = ("quarter-turn", "half-turn", "flip", "shift:0.25", "scale:0.8")
+TRANSFORMS = ("quarter-turn", "half-turn", "flip", "shift:0.25", "scale:0.8")
 MATCHED = 300  # images that show which channels of a layer's input become which
 
 
@@ -58,17 +57,17 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         "name; the latter two with --weights FILE.safetensors or FILE.pt.\n\n"
         "examples:\n  bayesws strength runs/fit --task turned\n"
         "  bayesws strength resnet18 --weights resnet18.safetensors --data cifar10\n"
-        "  bayesws strength my.nets:make --weights net.pt --motions flip,rotate:30 --json",
+        "  bayesws strength my.nets:make --weights net.pt --transforms flip,rotate:30 --json",
     )
     parser.add_argument("model", metavar="MODEL", help="see below")
     parser.add_argument("--weights", help="state dict: FILE.safetensors or FILE.pt (tensors alone)")
     add_data(parser)
     parser.add_argument("--task", default="upright", metavar="TASK", help=f"{known_tasks()} (default upright)")
     parser.add_argument(
-        "--motions",
-        default=",".join(MOTIONS),
+        "--transforms",
+        default=",".join(TRANSFORMS),
         metavar="A,B,...",
-        help=f"of {', '.join([*EXACT, *RESAMPLED])} (default {','.join(MOTIONS)})",
+        help=f"of {', '.join([*EXACT, *RESAMPLED])} (default {','.join(TRANSFORMS)})",
     )
     parser.add_argument("--seed", type=count, default=0, help="default 0")
     parser.add_argument("--json", action="store_true", help="print JSON, not tables")
@@ -86,29 +85,29 @@ def run(options: argparse.Namespace) -> None:
     net = pretrained_network(options.model, options.weights) if fit is None else fit.model
     images = data_sets.load(**data_arguments(options), task=options.task, seed=options.seed)
     x = seen_by(net, images.test[0]).to(options.device)
-    motions = [name.strip() for name in options.motions.split(",")]
+    transforms = [name.strip() for name in options.transforms.split(",")]
     errors = {
         name: equivariance_errors(net.to(options.device), x, name, [""] if options.model.endswith(".pt2") else None)
-        for name in motions
+        for name in transforms
     }
     record: dict[str, Any] = {
         "model": options.model,
         "data": images.name,
         "images": len(x),
-        "errors": {motion: {name: asdict(row) for name, row in rows.items()} for motion, rows in errors.items()},
+        "errors": {transform: {name: asdict(row) for name, row in rows.items()} for transform, rows in errors.items()},
         "versions": versions(),
         "command": command(),
     }
     explained = {}
     if any(isinstance(module, nn.Conv2d) for module in net.modules()):
-        explained = {m: orbit_decompositions(net, x[:MATCHED], m, seed=options.seed) for m in motions if m in ORDERS}
+        explained = {m: orbit_decompositions(net, x[:MATCHED], m, seed=options.seed) for m in transforms if m in ORDERS}
         record["explained"] = {m: _rows(rows) for m, rows in explained.items()}
         record["best"] = _best(explained)
     notes = []
     if fit is None and options.weights is None and not options.model.endswith(".pt2"):
         notes.append(f"{options.model} was made without --weights: unless its maker loads some, they are random")
     found = None
-    if fit is not None and fit.posterior and any(_is_shared_and_free(m) for m in fit.model.modules()):
+    if fit is not None and fit.posterior and measurable_layers(fit.model):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its notes are shown
             print("sampling the posterior of every layer's ρ: up to a minute or two", file=sys.stderr)
@@ -116,9 +115,9 @@ def run(options: argparse.Namespace) -> None:
         record["sharing"] = found.record()
         notes += found.notes
     if any(not row.compared for rows in explained.values() for row in rows.values()):
-        notes.append("ρ –: not measured, too few weights or channels that a motion makes correspond")
+        notes.append("ρ –: not measured, too few weights or channels that a transform makes correspond")
     if explained and not all(record["best"].values()):
-        notes.append("no *: no motion's sharing of weights is convincing beyond chance")
+        notes.append("no *: no transform's sharing of weights is convincing beyond chance")
     record["notes"] = notes
     text = json.dumps(without_nan(record), indent=1, allow_nan=False)
     write_whole(options.out / "strength.json", lambda path: path.write_text(text + "\n"))
@@ -140,7 +139,7 @@ def _rows(decompositions: Mapping[str, OrbitDecomposition]) -> dict[str, dict[st
     """For JSON: orbits by their size in place of the partner of every channel; null for what is not measured."""
     found: dict[str, dict[str, Any] | None] = {}
     for layer, row in decompositions.items():
-        cells = {name: value for name, value in asdict(row).items() if name not in ("motion", "partner")}
+        cells = {name: value for name, value in asdict(row).items() if name not in ("transform", "partner")}
         found[layer] = cells | {"orbits": row.orbits()} if row.compared else None
     return found
 
@@ -148,8 +147,4 @@ def _rows(decompositions: Mapping[str, OrbitDecomposition]) -> dict[str, dict[st
 def _best(decompositions: Mapping[str, Mapping[str, OrbitDecomposition]]) -> dict[str, str | None]:
     layers = next(iter(decompositions.values()), {})
     best = {layer: best_decomposition(rows[layer] for rows in decompositions.values()) for layer in layers}
-    return {layer: row.motion if row else None for layer, row in best.items()}
-
-
-def _is_shared_and_free(module: Any) -> bool:
-    return isinstance(module, WeightSharing) and {"shared", "free"} <= {p.name for p in module.pathways()}
+    return {layer: row.transform if row else None for layer, row in best.items()}

@@ -1,28 +1,48 @@
 """Where weights are shared: modules with torch's own signatures that declare their pathways."""
 
 from bayesws.layers import plain  # registers what torch's own layers declare
+from bayesws.layers.branches import Branches
 from bayesws.layers.cache import Deriving, computed_once
 from bayesws.layers.change_group import ChangeGroup
-from bayesws.layers.contract import Declaration, Pathway, declarations, declare, named_pathways, structure
+from bayesws.layers.contract import (
+    Declaration,
+    Joint,
+    Layer,
+    Pathway,
+    Status,
+    Structure,
+    declarations,
+    declare,
+    layers_of,
+    named_pathways,
+    structure,
+)
 from bayesws.layers.conv import WSConv2d, WSConv3d, WSLiftConv2d, WSLiftConv3d
 from bayesws.layers.convert import Conversion, share, sharing_plan
 from bayesws.layers.export import harden
 from bayesws.layers.fold_group import FoldGroup
 from bayesws.layers.identify import Identified, Match, identify_group, identify_groups
 from bayesws.layers.linear import WSLinear
+from bayesws.layers.sharing_settings import Sharing
 from bayesws.layers.stack import RepresentationStack
 from bayesws.layers.weight_sharing import WeightSharing
 
 __all__ = [
+    "Branches",
     "ChangeGroup",
     "Conversion",
     "Declaration",
     "Deriving",
     "FoldGroup",
     "Identified",
+    "Joint",
+    "Layer",
     "Match",
     "Pathway",
     "RepresentationStack",
+    "Sharing",
+    "Status",
+    "Structure",
     "WSConv2d",
     "WSConv3d",
     "WSLiftConv2d",
@@ -35,6 +55,7 @@ __all__ = [
     "harden",
     "identify_group",
     "identify_groups",
+    "layers_of",
     "named_pathways",
     "plain",
     "share",

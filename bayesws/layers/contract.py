@@ -3,19 +3,23 @@
 A pathway is a block of parameters with the prior N(0, δ⁻¹ I). Seen from a plain linear map of the same effective
 kernel K (fan_out, fan_in), every pathway enters linearly: K = Σ_p embed_p(θ_p). Its gradient is therefore a linear map
 of the kernel's gradient (`pull_back`), and its Kronecker factors follow from the kernel's own (`factors`).
+
+A module of your own becomes a layer by one registered function:
+
+    @declare.register
+    def _(module: MyLayer) -> Declaration: ...
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import singledispatch
+from dataclasses import dataclass, replace
+from functools import cached_property, singledispatch
 
 import torch
 from torch import Tensor, nn
 
-from bayesws.sharing.doubly_stochastic import DoublyStochastic
-
 Factors = list[tuple[Tensor, Tensor]]
+Strength = Callable[[Mapping[str, Tensor]], Tensor]  # from log δ by pathway, (...), to ρ, (...)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,42 @@ class Pathway:
 
 
 @dataclass(frozen=True)
+class Status:
+    """What the hyperparameters Θ of a layer make at present.
+
+    Attributes:
+        value: what Θ makes, such as the matrices of a stack, or a lengthscale; how far it moves tells whether it is
+            still being learned.
+        converged: whether the layer's own iteration that makes it did converge.
+        note: why not, in one line; empty where it did.
+        residual: how far from converged it is, in the layer's own measure.
+    """
+
+    value: Tensor
+    converged: bool = True
+    note: str = ""
+    residual: float = 0.0
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Hyperparameters Θ that shape a layer's kernel: the logits of a stack, a lengthscale.
+
+    The evidence learns them by its whole gradient; the task loss learns them as it learns weights.
+
+    Attributes:
+        parameters: Θ; those that require a gradient are learned.
+        regularisers: penalties that the task loss may put on Θ, scalars, by the name that the objective knows them by
+            ("normaliser", "entropy"); empty where the layer has none.
+        status: what Θ makes at present.
+    """
+
+    parameters: tuple[nn.Parameter, ...]
+    regularisers: Mapping[str, Callable[[], Tensor]]
+    status: Callable[[], Status]
+
+
+@dataclass(frozen=True)
 class Declaration:
     """What one layer tells the evidence about itself.
 
@@ -64,39 +104,68 @@ class Declaration:
         pathways: in the order of their parameters.
         patches: layer input (batch, ...) to (batch, fan_in, positions), the vectors that the kernel is applied to.
         responses: layer output, or its gradient, (batch, ...) to (batch, fan_out, positions).
-        structure: hyperparameters Θ of the representation stack; empty where it is fixed.
+        structure: the hyperparameters that shape its kernel; None where nothing but weights is learned.
         precisions: every log precision that is the layer's own, those of frozen pathways included.
-        stack: the representations that Θ makes, with how well they converged; None where nothing is learned.
+        shaped_by_precisions: whether these precisions shape the kernel as well, so that they are hyperparameters of it.
+        strength: ρ in [0, 1], how much its copies share, from the log precisions of its trained pathways by their names
+            within the layer: differentiable, for any leading dimensions that these have in common. None for a layer
+            without copies that share.
+        part_of: name of the layer that this one is a part of; `declarations` sets it, a layer on its own has None.
     """
 
     pathways: tuple[Pathway, ...]
     patches: Callable[[Tensor], Tensor]
     responses: Callable[[Tensor], Tensor]
-    structure: tuple[nn.Parameter, ...] = ()
+    structure: Structure | None = None
     precisions: tuple[Tensor, ...] = ()
-    stack: Callable[[], DoublyStochastic] | None = None
+    shaped_by_precisions: bool = False
+    strength: Strength | None = None
+    part_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Joint:
+    """What a container declares that makes one layer of the layers within it, such as a sum of branches.
+
+    Attributes:
+        strength: as for `Declaration`, by the pathways' names within the container ("conv.weight").
+    """
+
+    strength: Strength | None = None
 
 
 @singledispatch
-def declare(module: nn.Module) -> Declaration | None:
-    """The declaration of a layer; None for a module that declares nothing (activations, containers, ...)."""
+def declare(module: nn.Module) -> Declaration | Joint | None:
+    """The declaration of a layer; None for a module that declares nothing (activations, other containers, ...)."""
     return None
 
 
 def declarations(net: nn.Module) -> dict[str, tuple[nn.Module, Declaration]]:
-    """Every declaring layer of a network by its name (the module path; "" for the network itself).
+    """Every declaring module of a network by its name (the module path; "" for the network itself).
+
+    Those within a container that declares a `Joint` know it by `part_of`; of nested ones the outermost counts.
 
     Raises:
         ValueError: a parameter that is trained (requires_grad) and that no layer declares, or that two declare.
     """
-    found = {
-        name: (module, declaration)
-        for name, module in net.named_modules()
-        if (declaration := declare(module)) is not None
-    }
+    found: dict[str, tuple[nn.Module, Declaration]] = {}
+    joint: str | None = None
+    for name, module in net.named_modules():  # what a container holds comes right after it
+        inside = joint is not None and (not joint or name.startswith(f"{joint}."))
+        declared = declare(module)
+        if isinstance(declared, Declaration):
+            found[name] = (module, replace(declared, part_of=joint) if inside else declared)
+        elif isinstance(declared, Joint) and not inside:
+            joint = name
+    _check_declared(net, found)
+    return found
+
+
+def _check_declared(net: nn.Module, found: dict[str, tuple[nn.Module, Declaration]]) -> None:
     declared: set[int] = set()
     for name, (_, declaration) in found.items():
-        for parameter in [p.parameter for p in declaration.pathways] + list(declaration.structure):
+        theta = () if declaration.structure is None else declaration.structure.parameters
+        for parameter in [p.parameter for p in declaration.pathways] + list(theta):
             if id(parameter) in declared:
                 raise ValueError(
                     f"layer {name!r} shares a parameter with another layer: expected one layer a parameter; "
@@ -111,6 +180,76 @@ def declarations(net: nn.Module) -> dict[str, tuple[nn.Module, Declaration]]:
                 f"parameter {name!r} of a {module}: expected parameters of nn.Linear, nn.Conv1d/2d/3d, affine "
                 "normalisation or bayesws.layers; freeze it (requires_grad_(False)) or replace the module"
             )
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as people count them: a module that declares itself, or a container that is one layer (`Joint`).
+
+    Attributes:
+        name: its path in the network; "" for the network itself.
+        module: the module.
+        parts: what the layer, or each layer within the container, declares, by its path in the network.
+        strength: ρ from the log precisions by the pathways' names within the layer, see `Declaration`; None for a layer
+            without copies that share.
+    """
+
+    name: str
+    module: nn.Module
+    parts: dict[str, Declaration]
+    strength: Strength | None = None
+
+    @cached_property
+    def pathways(self) -> dict[str, Pathway]:
+        """Its trained pathways by their names within the layer, such as "weight", "shared" or "conv.weight"."""
+        full = {_joined(part, p.name): p for part, declared in self.parts.items() for p in declared.pathways}
+        return {name.removeprefix(_joined(self.name, "")): pathway for name, pathway in full.items()}
+
+    @property
+    def structures(self) -> dict[str, Structure]:
+        """What shapes the kernels of its parts, by the parts' paths in the network; empty where nothing does."""
+        return {part: declared.structure for part, declared in self.parts.items() if declared.structure is not None}
+
+    @property
+    def precisions(self) -> tuple[Tensor, ...]:
+        """Every log precision that is the layer's own."""
+        return tuple(t for declared in self.parts.values() for t in declared.precisions)
+
+    def full_name(self, pathway: str) -> str:
+        """The pathway's name within the network."""
+        return _joined(self.name, pathway)
+
+    def sharing_pathways(self) -> tuple[str, ...]:
+        """The trained pathways whose precisions decide the strength: two or more where the data can tell it."""
+        if self.strength is None:
+            return ()
+        logs = {name: torch.zeros((), requires_grad=True) for name in self.pathways}
+        with torch.enable_grad():
+            rho = self.strength(logs)
+        if not logs or not rho.requires_grad:
+            return ()
+        found = torch.autograd.grad(rho, list(logs.values()), allow_unused=True)
+        return tuple(name for name, gradient in zip(logs, found, strict=True) if gradient is not None)
+
+
+def layers_of(net: nn.Module) -> dict[str, Layer]:
+    """Every layer of a network by its name, in the order of its modules.
+
+    >>> {name: list(layer.pathways) for name, layer in layers_of(nn.Sequential(nn.Linear(3, 2), nn.ReLU())).items()}
+    {'0': ['weight', 'bias']}
+
+    Raises:
+        ValueError: as `declarations`.
+    """
+    parts: dict[str, dict[str, Declaration]] = {}
+    for name, (_, declaration) in declarations(net).items():
+        whole = name if declaration.part_of is None else declaration.part_of
+        parts.setdefault(whole, {})[name] = declaration
+    found = {}
+    for name, declared in parts.items():
+        module = net.get_submodule(name)
+        own = declare(module)
+        found[name] = Layer(name, module, declared, None if own is None else own.strength)
     return found
 
 
@@ -118,17 +257,22 @@ def named_pathways(net: nn.Module) -> Iterator[tuple[str, Pathway]]:
     """Every pathway of a network under its full name, "layer.pathway"."""
     for name, (_, declaration) in declarations(net).items():
         for pathway in declaration.pathways:
-            yield f"{name}.{pathway.name}" if name else pathway.name, pathway
+            yield _joined(name, pathway.name), pathway
+
+
+def structures(net: nn.Module) -> dict[str, Structure]:
+    """What shapes kernels, by the names of the modules that declare it; empty where nothing but weights is learned."""
+    return {name: d.structure for name, (_, d) in declarations(net).items() if d.structure is not None}
 
 
 def structure(net: nn.Module) -> list[nn.Parameter]:
     """The learnable structural parameters Θ of all layers; empty where every stack is fixed."""
-    return [p for _, d in declarations(net).values() for p in d.structure if p.requires_grad]
+    return [p for found in structures(net).values() for p in found.parameters if p.requires_grad]
 
 
 def shaping_precisions(net: nn.Module) -> list[Tensor]:
-    """Log precisions that also shape a layer's kernel, through the free pathway of a soft stack."""
-    return [t for _, d in declarations(net).values() if d.stack is not None for t in d.precisions]
+    """Log precisions that also shape a layer's kernel, as those of a soft stack through its free pathway."""
+    return [t for _, d in declarations(net).values() if d.shaped_by_precisions for t in d.precisions]
 
 
 def starting_log_precisions(net: nn.Module) -> dict[str, Tensor]:
@@ -139,6 +283,11 @@ def starting_log_precisions(net: nn.Module) -> dict[str, Tensor]:
         else torch.zeros((), dtype=p.parameter.dtype, device=p.parameter.device)
         for name, p in named_pathways(net)
     }
+
+
+def _joined(layer: str, name: str) -> str:
+    """ "layer.name"; the name alone where the layer is the network itself."""
+    return f"{layer}.{name}" if layer else name
 
 
 @contextmanager

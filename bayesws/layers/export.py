@@ -1,12 +1,15 @@
 """From sharing layers back to plain torch modules, for use without this library."""
 
 import copy
+import operator
+from functools import reduce as fold
 from typing import Any
 
 import torch
 from jaxtyping import Shaped
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from bayesws.layers.branches import Branches
 from bayesws.layers.cache import Deriving
 from bayesws.layers.convert import replaced
 from bayesws.layers.fold_group import FoldGroup, plain_weight
@@ -24,8 +27,8 @@ def harden(source: Any, example: Shaped[Tensor, "batch ..."] | None = None) -> n
     W_g = R_g w + L_g v_g is computed once and for all, so stacks, precisions and pathways vanish, dead ones and others:
     a fully shared layer becomes a group convolution with its turned copies side by side, a fully free one a plain
     convolution, each a single nn.Conv2d (nn.Linear) on flat channels, between nn.Flatten and nn.Unflatten where it was
-    used with group axes. Outputs are the same up to rounding. The result is in eval mode, and trains as any plain
-    network: its copies are no longer tied.
+    used with group axes. `Branches` become a small torch.fx.GraphModule that calls them. Outputs are the same up to
+    rounding. The result is in eval mode, and trains as any plain network: its copies are no longer tied.
 
     Where all other modules are torch's own, the network keeps its classes and needs no example. Where some are not, as
     `models.WSCNN`, the run of an example is written down: a torch.fx.GraphModule that needs neither this library nor
@@ -60,7 +63,11 @@ def harden(source: Any, example: Shaped[Tensor, "batch ..."] | None = None) -> n
             twins[module] = _flat_twin(module.layer)
         elif isinstance(module, WeightSharing):
             twins[module] = _twin(module)
-    net = replaced(net, twins).eval()
+    net = replaced(net, twins)
+    for module in reversed(list(net.modules())):  # what is within comes first
+        if type(module) is Branches:
+            net = replaced(net, {module: _graph_of(module)})
+    net = net.eval()
     if strange := next((m for m in net.modules() if isinstance(m, Deriving)), None):
         raise ValueError(f"a {type(strange).__name__} to harden: expected WSLinear or a convolution of bayesws.layers")
     if is_plain(net):
@@ -107,6 +114,18 @@ def _flat_twin(layer: WeightSharing) -> nn.Module:
     if bias is not None:
         plain.bias.copy_(bias)
     return plain
+
+
+def _graph_of(branches: Branches) -> fx.GraphModule:
+    """x to the branches, to their sum or mean, as a graph of torch's own; the branches are the same modules."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    outputs = [graph.call_module(name, (x,)) for name, _ in branches.named_children()]
+    total = fold(lambda sum_so_far, output: graph.call_function(operator.add, (sum_so_far, output)), outputs)
+    if branches.reduce == "mean":
+        total = graph.call_function(operator.truediv, (total, len(outputs)))
+    graph.output(total)
+    return fx.GraphModule(branches, graph, type(branches).__name__)
 
 
 @torch.no_grad()

@@ -61,8 +61,7 @@ class Identified:
         inverse_error: max over a of min over c of ‖R_aᵀ - R_c‖_F / √(2 d).
         entropy: mean row entropy of all matrices but the first, nats.
         table: (G, G), products of the nearest permutations: R_a R_b = R_table[a, b], -1 where none of them equals it.
-        structure: what the set of nearest permutations is as an abstract group, such as "cyclic of order 4"; None for
-            none.
+        abstract: the abstract group that the nearest permutations make, such as "cyclic of order 4"; None for none.
         distinct: how many of the nearest permutations are distinct.
         matches: the known groups of G elements, nearest first.
         consistent: whether the labels of the group axis are the elements that the layer before gives its positions;
@@ -79,7 +78,7 @@ class Identified:
     inverse_error: float
     entropy: float
     table: Int64[Tensor, "group group"] = field(repr=False)
-    structure: str | None
+    abstract: str | None
     distinct: int
     matches: tuple[Match, ...] = field(repr=False)
     consistent: bool | None = None
@@ -92,7 +91,7 @@ class Identified:
             f"{self.name or f'no group ({self.reason})'}: {size} elements on {before}{shape} positions",
             f"  closure error {self.closure_error:.3f}, inverse error {self.inverse_error:.3f}, "
             f"row entropy {self.entropy:.3f} nats, distance to permutations {self.distance:.3f}",
-            f"  nearest permutations: {self.structure or 'not a group'}"
+            f"  nearest permutations: {self.abstract or 'not a group'}"
             + (f" ({self.distinct} distinct)" if self.distinct < size else ""),
         ]
         if 1 < size <= WIDEST_TABLE:

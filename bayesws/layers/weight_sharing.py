@@ -1,6 +1,7 @@
 """The weight-sharing mathematics that all sharing layers have in common: kernel, prior, sharing strength."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayesws.layers.cache import Deriving
-from bayesws.layers.contract import Declaration, Factors, Pathway, declare
+from bayesws.layers.contract import Declaration, Factors, Pathway, Status, Structure, declare
+from bayesws.layers.sharing_settings import Sharing
 from bayesws.layers.stack import RepresentationStack
 from bayesws.sharing.doubly_stochastic import DoublyStochastic
-from bayesws.sharing.groups import Group
+from bayesws.sharing.regularisers import mean_entropy, normaliser
 
-PATHWAYS = ("shared", "free")
 FREE_SCALE = 0.1  # of the free weights at the start: a large free pathway fits first and hides the symmetry
 RESIDUAL_JITTER = 1e-4  # the residual's variance at a permutation, in units of α⁻¹: keeps its root differentiable
 
@@ -45,35 +46,27 @@ class WeightSharing(Deriving):
         support: tuple[int, ...],
         on_features: bool,
         bias: bool | str,
-        group_size: int,
-        stack: str,
-        group: str | Group | None,
-        pathways: tuple[str, ...],
+        sharing: Sharing,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
-        constraint: str = "doubly",
     ) -> None:
         super().__init__()
-        if not pathways or not set(pathways) <= set(PATHWAYS) or len(set(pathways)) != len(pathways):
-            raise ValueError(f"pathways={pathways!r}: expected 'shared', 'free' or both, in a tuple")
         if bias not in (True, False, "free"):
             raise ValueError(f"bias={bias!r}: expected True (one for all group elements), 'free' (one each) or False")
-        self.in_channels, self.out_channels, self.group_size = in_channels, out_channels, group_size
+        self.in_channels, self.out_channels, self.group_size = in_channels, out_channels, sharing.group_size
         self.has_free_bias = bias == "free"
-        self.on_features, self.pathway_names = on_features, tuple(p for p in PATHWAYS if p in pathways)
-        if "shared" not in pathways and stack != "fixed":
-            raise ValueError(f"stack={stack!r} without the shared pathway: nothing is shared; use stack='fixed'")
-        self.stack = RepresentationStack(stack, group_size, support, on_features, group, device, dtype, constraint)
-        d = int(torch.tensor(support).prod()) * (group_size if on_features else 1)
+        self.on_features, self.pathway_names = on_features, sharing.pathways
+        self.stack = RepresentationStack(sharing, support, on_features, device, dtype)
+        d, group_size = self.stack.size, self.group_size
         new: dict[str, Any] = {"device": device, "dtype": dtype}
         names = list(self.pathway_names) + (["bias"] if bias else [])
         self.log_precisions = nn.ParameterDict({name: nn.Parameter(torch.zeros((), **new)) for name in names})
         self.register_parameter("shared", None)
         self.register_parameter("free", None)
         self.register_parameter("bias", None)
-        if "shared" in pathways:
+        if "shared" in self.pathway_names:
             self.shared = nn.Parameter(torch.empty(out_channels, in_channels, d, **new))
-        if "free" in pathways or self.stack.is_soft:
+        if "free" in self.pathway_names or self.stack.is_soft:
             self.free = nn.Parameter(torch.empty(out_channels, group_size, in_channels, d, **new))
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels * (group_size if self.has_free_bias else 1), **new))
@@ -172,13 +165,17 @@ class WeightSharing(Deriving):
         permutations; c = 1 for doubly stochastic matrices).
         Without the shared pathway ρ = 0; without the free one only the stack's softness lowers it from 1.
         """
+        return self.strength_at({})
+
+    def strength_at(self, log_precisions: Mapping[str, Tensor]) -> Tensor:
+        """`sharing_strength` at other log precisions, log δ by pathway, (...); those not given are the layer's own."""
+        logs = dict(self.log_precisions.items()) | dict(log_precisions)
         if self.shared is None:
-            return torch.zeros_like(self.log_precisions["free"])
-        log_alpha = self.log_precisions["shared"]
-        rho = torch.ones_like(log_alpha)
+            return torch.zeros_like(logs["free"])
+        rho = torch.ones_like(logs["shared"])
         if "free" in self.pathway_names:
-            rho = torch.sigmoid(self.log_precisions["free"] - log_alpha)
-        return rho * self.stack_overlap()
+            rho = torch.sigmoid(logs["free"] - logs["shared"])
+        return rho * self.stack_overlap().to(rho)
 
     def stack_overlap(self) -> Tensor:
         """Mean of ‖R_g R_hᵀ‖²_F / (c_g c_h d) over pairs g ≠ h, in [0, 1]: 1 for permutations."""
@@ -231,9 +228,38 @@ class WeightSharing(Deriving):
 
     def declaration(self) -> Declaration:
         """What the evidence may know of this layer."""
-        stack = self.convergence if self.stack.is_soft else None
-        precisions = tuple(self.log_precisions.values())
-        return Declaration(self.pathways(), self.patches, self.responses, self.structure(), precisions, stack)
+        return Declaration(
+            self.pathways(),
+            self.patches,
+            self.responses,
+            self._learned_structure(),
+            tuple(self.log_precisions.values()),
+            shaped_by_precisions=self.stack.is_soft,  # through the roots L of the free pathway
+            strength=self.strength_at,
+        )
+
+    def _learned_structure(self) -> Structure | None:
+        """The soft stack; its regularisers are for logits, which a stack with constraint "none" has not."""
+        if not self.stack.is_soft:
+            return None
+        regularisers = {"normaliser": self._normaliser, "entropy": self._entropy}
+        return Structure(self.structure(), {} if self.stack.constraint == "none" else regularisers, self._status)
+
+    def _normaliser(self) -> Tensor:
+        return torch.stack([normaliser(logits) for logits in self.stack.logits]).sum()
+
+    def _entropy(self) -> Tensor:
+        return mean_entropy(self.representations())
+
+    def _status(self) -> Status:
+        made = self.convergence()
+        if made.converged:
+            return Status(made.matrix)
+        note = (
+            f"Sinkhorn stopped after {made.iterations} iterations at residual {made.residual:.1e}; "
+            "the stack was not quite doubly stochastic"
+        )
+        return Status(made.matrix, False, note, made.residual)
 
     def patches(self, x: Tensor) -> Tensor:
         """Layer input to (batch, in·d, positions)."""
@@ -316,10 +342,3 @@ def _squared_norms(r: Tensor) -> Tensor:
 @declare.register
 def _(module: WeightSharing) -> Declaration:
     return module.declaration()
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raise ValueError for a size below one, under the name that the caller gave it."""
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: expected at least 1")

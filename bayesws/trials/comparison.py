@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from bayesws.io.files import without_nan, write_whole
+from bayesws.trials.by_layer import in_use, mean_strength, of_strength, rows_by_layer
 from bayesws.trials.records import Trial
 from bayesws.trials.statistics import Difference
 from bayesws.trials.summary import trials_in
@@ -183,27 +184,18 @@ class Comparison:
         return labels if len({t.structure for t in self.trials}) > 1 else (labels[0], labels[2])
 
     def sharing_table(self) -> Table:
-        """Sharing strength and effective parameters of every layer of the networks with both pathways."""
+        """Sharing strength and effective parameters of every layer of the networks whose sharing is not set by hand."""
         table = Table(title="How much is shared, by layer: mean over seeds", title_justify="left", box=SIMPLE_HEAD)
         for name in ("task", "objective", "layer"):
             table.add_column(name, no_wrap=True)
-        for name in ("ρ", "ρ by seed", "γ shared", "γ free", "of free"):
+        for name in ("ρ", "ρ by seed", "γ"):
             table.add_column(name, justify="right")
         for (task, structure, objective), trials in self.cells().items():
             if structure != "chosen":
                 continue
-            for index, first in enumerate(trials[0].sharing):
-                rows = [t.sharing[index] for t in trials]
-                strengths = [r.strength for r in rows]
-                table.add_row(
-                    task,
-                    objective,
-                    first.name,
-                    f"{mean(strengths):.2f}",
-                    " ".join(f"{s:.2f}" for s in strengths),
-                    *(f"{mean(r.effective.get(p, 0.0) for r in rows):.1f}" for p in ("shared", "free")),
-                    str(first.parameters.get("free", 0)),
-                )
+            for name, rows in rows_by_layer(trials).items():
+                strengths = " ".join(of_strength(row.strength) for row in rows)
+                table.add_row(task, objective, name, of_strength(mean_strength(rows)), strengths, in_use(rows))
         return table
 
     def cost(self) -> float:

@@ -9,9 +9,11 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from bayesws.io.files import write_whole
+from bayesws.io.files import without_nan, write_whole
 from bayesws.io.tables import as_text
-from bayesws.training.result import FitResult, SharingRow
+from bayesws.training.result import FitResult
+from bayesws.training.summaries import SharingRow
+from bayesws.trials.by_layer import in_use, of_strength
 
 NARROWEST = 16  # columns for a candidate's name
 
@@ -26,7 +28,7 @@ class Candidate:
         by_seed: the same of every start.
         seed: of the best start.
         parameters: number of weights.
-        sharing: a row per weight-sharing layer, effective parameters by the same curvature as the evidence.
+        sharing: a row per layer, effective parameters by the same curvature as the evidence.
         groups: the known group of every sharing layer by the layer's name, "no group" where it is none.
         seconds: wall time of all its fits and evidences.
         notes: what did not converge in the best start.
@@ -123,7 +125,7 @@ class Ranking:
         )
 
     def sharing_table(self) -> Table:
-        """Group, sharing strength and effective parameters of every weight-sharing layer."""
+        """Group, sharing strength and effective parameters of every layer."""
         table = Table(
             title="What is shared, layer by layer; effective parameters γ",
             title_justify="left",
@@ -133,23 +135,19 @@ class Ranking:
         table.add_column("candidate", min_width=NARROWEST, overflow="fold")
         for name in ("layer", "group"):
             table.add_column(name, overflow="fold")
-        for name in ("ρ", "γ shared", "of", "γ free", "of"):
+        for name in ("ρ", "γ"):
             table.add_column(name, justify="right", no_wrap=True)
         for candidate in self.rows:
             for row in candidate.sharing:
-                numbers = [
-                    text
-                    for pathway in ("shared", "free")
-                    for text in (f"{row.effective.get(pathway, 0.0):.1f}", str(row.parameters.get(pathway, 0)))
-                ]
                 group = candidate.groups.get(row.name, "–")
-                strength = "–" if group == "trivial" else f"{row.strength:.2f}"  # over one element nothing is shared
-                table.add_row(candidate.name, row.name, group, strength, *numbers)
+                # over one element nothing is shared
+                strength = "–" if group == "trivial" else of_strength(row.strength)
+                table.add_row(candidate.name, row.name, group, strength, in_use([row]))
         return table
 
     def save(self, path: str | Path) -> None:
         """Write everything but the fits as JSON, whole or not at all; factors and probabilities are written as well."""
-        text = json.dumps(self.record(), indent=1)
+        text = json.dumps(without_nan(self.record()), indent=1, allow_nan=False)
         write_whole(Path(path), lambda draft: draft.write_text(text))
 
     def record(self) -> dict[str, Any]:
@@ -171,7 +169,7 @@ class Ranking:
         try:
             record = json.loads(Path(path).read_text())
             rows = [
-                Candidate(**(row | {"sharing": [SharingRow(**layer) for layer in row["sharing"]]}))
+                Candidate(**(row | {"sharing": [SharingRow.from_record(layer) for layer in row["sharing"]]}))
                 for row in record["candidates"]
             ]
             return cls(rows, record["settings"])
@@ -231,7 +229,7 @@ class LayerRanking:
     def save(self, path: str | Path) -> None:
         """Write what `Ranking.save` does, and beside it the layers: JSON, whole or not at all."""
         layers = {"chosen": self.chosen, "log_evidences": self.log_evidences, "probabilities": self.probabilities}
-        text = json.dumps(self.ranking.record() | {"layers": layers}, indent=1)
+        text = json.dumps(without_nan(self.ranking.record() | {"layers": layers}), indent=1, allow_nan=False)
         write_whole(Path(path), lambda draft: draft.write_text(text))
 
     @classmethod

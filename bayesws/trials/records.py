@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bayesws.training.result import FitResult, SharingRow
+from bayesws.training.result import FitResult
+from bayesws.training.summaries import SharingRow
 from bayesws.trials.scores import Scores
 
 
@@ -24,7 +25,7 @@ class Trial:
         nll: mean test negative log likelihood at the MAP weights, nats per datum.
         train_nll: the same on the training data.
         log_evidence: nats, summed over the training data.
-        sharing: a row per weight-sharing layer.
+        sharing: a row per layer.
         weight_decay: chosen for the task loss or a rival; None for the evidence.
         seconds: wall time of the fit, the choice of its settings included.
         training_seconds: that of its last training alone.
@@ -75,20 +76,20 @@ class Trial:
             task,
             seed,
             structure,
-            fit.objective,
+            fit.recipe.objective,
             scores.accuracy,
             scores.nll,
             fit.nll(*train, kind="map"),
             fit.log_evidence,
             fit.sharing,
-            fit.weight_decay,
-            fit.seconds,
-            fit.training_seconds,
-            fit.notes,
+            fit.recipe.weight_decay,
+            fit.provenance.seconds,
+            fit.provenance.training_seconds,
+            list(fit.notes),
             scores.calibration_error,
             scores.brier,
             {name: Scores.of(fit, *other) for name, other in (elsewhere or {}).items()},
-            {name: fit.settings[name] for name in ("ratios", "slack") if fit.settings.get(name)},
+            {name: value for name, value in fit.recipe.chosen.items() if name != "weight_decay"},
         )
 
     @classmethod
@@ -100,6 +101,6 @@ class Trial:
         """
         found = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
         found |= {name: math.nan for name in ("accuracy", "calibration_error", "brier") if found.get(name, 0) is None}
-        found["sharing"] = [SharingRow(**row) for row in record["sharing"]]
+        found["sharing"] = [SharingRow.from_record(row) for row in record["sharing"]]
         found["elsewhere"] = {name: Scores(**scores) for name, scores in record.get("elsewhere", {}).items()}
         return cls(**found)

@@ -1,6 +1,7 @@
 """Hold two comparisons, with different seeds, against the prediction; the command is in the README beside this file."""
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
@@ -18,7 +19,7 @@ NEAR = 2.0  # standard errors of a paired difference that are a tie
 
 def has_picture(trial: bws.trials.Trial) -> bool:
     """Whether the layers share as the task was planted: both, the first alone, less in the last."""
-    return PICTURE[trial.task]([row.strength for row in trial.sharing if {"shared", "free"} <= set(row.parameters)])
+    return PICTURE[trial.task]([row.strength for row in trial.sharing if not math.isnan(row.strength)])
 
 
 def by_objective(comparison: bws.trials.Comparison, task: str) -> dict[str, list[bws.trials.Trial]]:

@@ -11,27 +11,27 @@ from typing import Any
 import bayesws as bws
 
 
-def with_a_choice(trial: bws.trials.Trial) -> list[Any]:
-    """The layers with a shared and a free pathway."""
-    return [row for row in trial.sharing if {"shared", "free"} <= set(row.parameters)]
+def sharing_layers(trial: bws.trials.Trial) -> list[Any]:
+    """The rows of the layers that have copies to share: not that of the plain head."""
+    return [row for row in trial.sharing if not math.isnan(row.strength)]
 
 
 def last_free_exceeds_shared(trial: bws.trials.Trial) -> bool:
     """Upright digits: the last layer's free pathway holds more effective parameters than its shared one."""
-    effective = with_a_choice(trial)[-1].effective
+    effective = sharing_layers(trial)[-1].effective
     return effective["free"] > effective["shared"]
 
 
 def shares_everywhere(trial: bws.trials.Trial) -> bool:
     """Turned digits: every layer has ρ > 0.95 and uses less than 1 % of its free weights."""
-    rows = with_a_choice(trial)
-    return all(row.strength > 0.95 and row.effective["free"] < 0.01 * row.parameters["free"] for row in rows)
+    layers = sharing_layers(trial)
+    return all(row.strength > 0.95 and row.effective["free"] < 0.01 * row.parameters["free"] for row in layers)
 
 
 def shares_first_only(trial: bws.trials.Trial) -> bool:
     """Orientation: the first layer has ρ > 0.9, the last ρ < 0.1."""
-    first, *_, last = with_a_choice(trial)
-    return first.strength > 0.9 and last.strength < 0.1
+    layers = sharing_layers(trial)
+    return layers[0].strength > 0.9 and layers[-1].strength < 0.1
 
 
 PICTURE: dict[str, Callable[[bws.trials.Trial], bool]] = {

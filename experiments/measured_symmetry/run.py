@@ -18,7 +18,7 @@ from torchvision.models import resnet18
 
 import bayesws as bws
 
-MOTIONS = ("quarter-turn", "half-turn", "flip")
+TRANSFORMS = ("quarter-turn", "half-turn", "flip")
 TRAIN, TEST, EPOCHS, SEED = 1000, 700, 60, 0
 NEW_SEEDS = (1, 2, 3, 4, 5)  # of what a shared pathway would explain: seed 0 had been looked at before the prediction
 
@@ -54,10 +54,10 @@ def main() -> None:
     }
     record: dict[str, Any] = {}
     for name, (net, x, accuracy) in nets.items():
-        errors = {motion: bws.equivariance_errors(net, x, motion) for motion in MOTIONS}
-        print(f"\n{name} (accuracy {100 * accuracy:.1f} %)\n{'layer':26}" + "".join(f"{m:>20}" for m in MOTIONS))
-        for layer in errors[MOTIONS[0]]:
-            cells = [errors[motion][layer] for motion in MOTIONS]
+        errors = {transform: bws.equivariance_errors(net, x, transform) for transform in TRANSFORMS}
+        print(f"\n{name} (accuracy {100 * accuracy:.1f} %)\n{'layer':26}" + "".join(f"{m:>20}" for m in TRANSFORMS))
+        for layer in errors[TRANSFORMS[0]]:
+            cells = [errors[transform][layer] for transform in TRANSFORMS]
             texts = [f"{c.error:.2f} ({c.interval[0]:.2f} to {c.interval[1]:.2f})" for c in cells]
             print(f"{layer:26}" + "".join(f"{text:>20}" for text in texts))
         record[name] = {
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def explained(seed: int) -> dict[str, Any]:
-    """How much of each plain convolution's weights a shared pathway would explain, by network, motion and layer."""
+    """How much of each plain convolution's weights a shared pathway would explain, by network, transform and layer."""
     torch.manual_seed(seed)
     shared, x, _ = trained(bws.models.WSCNN(pathways=("shared",)), "turned", seed)
     nets = {"p4 network, turned digits": (bws.harden(shared, x[:2]), x)}
@@ -81,16 +81,19 @@ def explained(seed: int) -> dict[str, Any]:
     nets["ResNet-18, random weights"] = resnet18(num_classes=10).eval(), _colour(digits("upright", seed).test[0])
     found: dict[str, Any] = {}
     for name, (net, x) in nets.items():
-        rows = {motion: bws.orbit_decompositions(net, x[:300], motion, seed=seed) for motion in MOTIONS}
-        print(f"\n{name}, seed {seed}: ρ (interval; chance), nats\n{'layer':26}" + "".join(f"{m:>36}" for m in MOTIONS))
-        for layer in rows[MOTIONS[0]]:
+        rows = {transform: bws.orbit_decompositions(net, x[:300], transform, seed=seed) for transform in TRANSFORMS}
+        print(
+            f"\n{name}, seed {seed}: ρ (interval; chance), nats\n{'layer':26}" + "".join(f"{m:>36}" for m in TRANSFORMS)
+        )
+        for layer in rows[TRANSFORMS[0]]:
             texts = []
-            for row in (of_motion[layer] for of_motion in rows.values()):
+            for row in (of_transform[layer] for of_transform in rows.values()):
                 low, high = row.interval
                 texts.append(f"{row.explained:.2f} ({low:.2f} to {high:.2f}; {row.chance:.2f}), {row.evidence:+.0f}")
             print(f"{layer:26}" + "".join(f"{text:>36}" for text in texts))
         found[name] = {
-            motion: {layer: _cells(row) for layer, row in of_motion.items()} for motion, of_motion in rows.items()
+            transform: {layer: _cells(row) for layer, row in of_transform.items()}
+            for transform, of_transform in rows.items()
         }
     return found
 

@@ -27,18 +27,18 @@ def random_permutation(channels, order, seed=0):
     return random_matching(channels, order, generator(seed))
 
 
-def action(p, q, motion, k=3):
-    """Where a motion takes every flat index of a weight (out, in, k, k): the long way, index by index."""
-    t = EXACT[motion](torch.arange(k * k).reshape(k, k)).flatten().tolist()
+def action(p, q, transform, k=3):
+    """Where a transform takes every flat index of a weight (out, in, k, k): the long way, index by index."""
+    t = EXACT[transform](torch.arange(k * k).reshape(k, k)).flatten().tolist()
     triples = itertools.product(range(len(p)), range(len(q)), range(k * k))
     return [int((p[c] * len(q) + q[i]) * k * k + t[n]) for c, i, n in triples]
 
 
-def planted(p, q, motion, rho, seed=0, k=3):
+def planted(p, q, transform, rho, seed=0, k=3):
     """A weight (out, in, k, k) of variance one whose entries correlate by rho within the orbits of the action."""
     flat = torch.randn(len(p) * len(q) * k * k, generator=generator(seed), dtype=torch.float64)
     shared = torch.empty_like(flat)
-    for orbit in cycles(action(p, q, motion, k)):
+    for orbit in cycles(action(p, q, transform, k)):
         shared[orbit] = flat[orbit[0]]
     own = torch.randn(flat.shape, generator=generator(seed + 1000), dtype=torch.float64)
     return (rho**0.5 * shared + (1 - rho) ** 0.5 * own).reshape(len(p), len(q), k, k)
@@ -79,15 +79,15 @@ def test_posterior_is_that_of_a_fine_grid():
     assert evidence == pytest.approx(math.log(density.mean()), abs=1e-4)
 
 
-@pytest.mark.parametrize("motion", ["quarter-turn", "flip"])
-def test_sums_are_those_of_the_orbits_of_the_joint_action(motion):
-    order = ORDERS[motion]
+@pytest.mark.parametrize("transform", ["quarter-turn", "flip"])
+def test_sums_are_those_of_the_orbits_of_the_joint_action(transform):
+    order = ORDERS[transform]
     p, q = (random_permutation(n, order, seed=n) for n in (7, 5))  # cycles of every length that divides the order
     w = torch.randn(7, 5, 3, 3, generator=generator(), dtype=torch.float64)
-    units = torch.tensor(action([0], q, motion))
+    units = torch.tensor(action([0], q, transform))
     found = products(w.flatten(1), units, order, torch.zeros_like(units))[0].sums(p)
     expected = Sums({}, {}, {})
-    for orbit in cycles(action(p, q, motion)):
+    for orbit in cycles(action(p, q, transform)):
         values = w.flatten()[orbit]
         within, between = float(values.var(correction=0)) * len(orbit), float(values.mean() ** 2) * len(orbit)
         expected += Sums({len(orbit): 1}, {len(orbit): within}, {len(orbit): between})
@@ -131,8 +131,8 @@ def scrambled(net, seed=0):
 GROUPS = [("quarter-turns", 4, "quarter-turn"), ("flips", 2, "flip"), ("half-turns", 2, "half-turn")]
 
 
-@pytest.mark.parametrize("group, size, motion", GROUPS)
-def test_a_group_network_with_scrambled_channels_is_all_shared(group, size, motion):
+@pytest.mark.parametrize("group, size, transform", GROUPS)
+def test_a_group_network_with_scrambled_channels_is_all_shared(group, size, transform):
     """A hardened group network, channels in random order: ρ = 1 and the orbits are those of the group."""
     torch.manual_seed(0)
     sharing = bws.models.WSCNN(2, 3, 6, size, group=group, pathways=("shared",))
@@ -140,13 +140,13 @@ def test_a_group_network_with_scrambled_channels_is_all_shared(group, size, moti
     net = nn.Sequential(lift, nn.ReLU(), conv, nn.ReLU())
     orders = scrambled(net)
     x = torch.randn(60, 2, 9, 9, generator=generator())
-    for (_, row), order in zip(bws.orbit_decompositions(net, x, motion).items(), orders, strict=True):
+    for (_, row), order in zip(bws.orbit_decompositions(net, x, transform).items(), orders, strict=True):
         assert row.explained > 0.9999 and row.shares and row.interval[0] > 0.9999
         assert row.orbits() == {size: 6}
         for cycle in cycles(row.partner):
             assert len({int(order[c]) // size for c in cycle}) == 1  # group elements of one channel lie side by side
     found = {m: bws.orbit_decompositions(net, x, m) for m in ("quarter-turn", "half-turn", "flip")}
-    assert best_decomposition(rows["2"] for rows in found.values()).motion == motion
+    assert best_decomposition(rows["2"] for rows in found.values()).transform == transform
 
 
 def _flat(layer):
@@ -160,15 +160,15 @@ def _flat(layer):
     return conv
 
 
-@pytest.mark.parametrize("motion", ["quarter-turn", "half-turn", "flip", "transpose"])
+@pytest.mark.parametrize("transform", ["quarter-turn", "half-turn", "flip", "transpose"])
 @pytest.mark.parametrize("rho", [0.5, 0.9])
-def test_planted_strength_is_inside_its_interval(motion, rho):
+def test_planted_strength_is_inside_its_interval(transform, rho):
     """Ten draws, 95 % intervals: fewer than seven hits have probability 0.001."""
     hits = 0
     for seed in range(10):
-        p, q = (random_permutation(n, ORDERS[motion], seed=10 * seed + n) for n in (16, 24))
-        weight = planted(p, q, motion, rho, seed)
-        found = bws.orbit_decomposition(weight, motion, torch.from_numpy(q), seed=seed)
+        p, q = (random_permutation(n, ORDERS[transform], seed=10 * seed + n) for n in (16, 24))
+        weight = planted(p, q, transform, rho, seed)
+        found = bws.orbit_decomposition(weight, transform, torch.from_numpy(q), seed=seed)
         hits += found.interval[0] <= rho <= found.interval[1]
         assert found.shares and found.partner == tuple(p)
     assert hits >= 7
@@ -176,18 +176,18 @@ def test_planted_strength_is_inside_its_interval(motion, rho):
 
 @pytest.mark.parametrize("unequal", [False, True])
 def test_noise_explains_nothing(unequal):
-    """Fifty random layers and motions, filters of equal and very unequal size: the Bayes factor stays below 20.
+    """Fifty random layers and transforms, filters of equal and very unequal size: the Bayes factor stays below 20.
 
     Each fold's Bayes factor has mean one under independent normal weights: more than 20 has probability below 1/20.
     """
     convinced, beyond = 0, 0
-    for seed, motion in itertools.product(range(25), ("quarter-turn", "flip")):
+    for seed, transform in itertools.product(range(25), ("quarter-turn", "flip")):
         out, channels = (32, 1) if seed % 2 else (16, 12)
         weight = torch.randn(out, channels, 3, 3, generator=generator(seed))
         if unequal:
             weight *= torch.randn(out, 1, 1, 1, generator=generator(seed)).mul(2).exp()
-        q = None if channels == 1 else torch.from_numpy(random_permutation(channels, ORDERS[motion], seed))
-        found = bws.orbit_decomposition(weight, motion, q, seed=seed)
+        q = None if channels == 1 else torch.from_numpy(random_permutation(channels, ORDERS[transform], seed))
+        found = bws.orbit_decomposition(weight, transform, q, seed=seed)
         convinced += found.evidence > math.log(20)
         beyond += found.shares
     assert convinced <= 3 and beyond <= 1
@@ -202,15 +202,15 @@ SHAPES = [(32, 1, "half-turn"), (32, 1, "quarter-turn"), (32, 3, "flip"), (32, 3
 def test_noise_is_convincing_as_rarely_as_the_bayes_factor_says(unequal):
     """500 random layers: more than 3 nats have probability below 1/20 each."""
     evidences, shares = [], 0
-    for seed, (out, channels, motion) in itertools.product(range(100), SHAPES):
+    for seed, (out, channels, transform) in itertools.product(range(100), SHAPES):
         draws = generator(seed)
         weight = torch.randn(out, channels, 3, 3, generator=draws)
         if unequal == "filters":
             weight *= torch.randn(out, 1, 1, 1, generator=draws).exp()
         elif unequal == "inputs":
             weight *= torch.randn(1, channels, 1, 1, generator=draws).exp()
-        q = None if channels < 4 else torch.from_numpy(random_permutation(channels, ORDERS[motion], seed))
-        found = bws.orbit_decomposition(weight, motion, q, seed=seed)
+        q = None if channels < 4 else torch.from_numpy(random_permutation(channels, ORDERS[transform], seed))
+        found = bws.orbit_decomposition(weight, transform, q, seed=seed)
         evidences.append(found.evidence)
         shares += found.shares
     assert np.mean(np.exp(evidences)) < 1 and sum(e > 3 for e in evidences) < 10 and shares <= 2
@@ -296,8 +296,8 @@ class Residual(nn.Module):
 def test_any_network_of_convolutions():
     torch.manual_seed(0)
     net, x = Residual().train(), torch.randn(20, 3, 8, 8, generator=generator())
-    motions = ("quarter-turn", "half-turn")
-    found = {m: bws.orbit_decompositions(net, x, m, batch_size=7) for m in motions}
+    transforms = ("quarter-turn", "half-turn")
+    found = {m: bws.orbit_decompositions(net, x, m, batch_size=7) for m in transforms}
     assert net.norm.training and int(net.norm.num_batches_tracked) == 0
     turned, half = found.values()
     assert list(turned) == ["first", "depthwise", "grouped", "skip", "wide"]
@@ -330,8 +330,8 @@ def test_on_every_device(device):
 WEIGHT, IMAGES = torch.randn(4, 2, 3, 3), torch.randn(4, 1, 8, 8)
 NET = nn.Sequential(nn.Conv2d(1, 2, 3))
 BAD = {
-    "unknown motion": (lambda: bws.orbit_decomposition(WEIGHT, "turn"), "'turn'.*quarter-turn"),
-    "a motion that resamples": (lambda: bws.orbit_decompositions(NET, IMAGES, "rotate:30"), "'rotate:30'.*permute"),
+    "unknown transform": (lambda: bws.orbit_decomposition(WEIGHT, "turn"), "'turn'.*quarter-turn"),
+    "a transform that resamples": (lambda: bws.orbit_decompositions(NET, IMAGES, "rotate:30"), "'rotate:30'.*permute"),
     "no kernel": (lambda: bws.orbit_decomposition(torch.randn(4, 2)), "shape .4, 2."),
     "NaN": (lambda: bws.orbit_decomposition(WEIGHT * math.nan), "finite"),
     "not square": (lambda: bws.orbit_decomposition(torch.randn(4, 2, 1, 3)), "1×3.*square"),

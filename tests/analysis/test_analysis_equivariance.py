@@ -107,7 +107,7 @@ def test_interval_covers_the_large_sample_error():
     assert covered >= 48
 
 
-def test_motions_are_those_of_the_pictures():
+def test_transforms_are_those_of_the_pictures():
     x = images()
     assert torch.equal(EXACT["quarter-turn"](x), x.rot90(1, (-2, -1)))
     net = nn.Identity()
@@ -147,8 +147,8 @@ def test_the_network_is_left_in_its_mode():
 
 NET = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(147, 2)).double()
 BAD = {
-    "unknown motion": (lambda: bws.equivariance_error(NET, images(), "turn"), "'turn'.*quarter-turn"),
-    "motion without its number": (lambda: bws.equivariance_error(NET, images(), "rotate"), "'rotate'.*DEGREES"),
+    "unknown transform": (lambda: bws.equivariance_error(NET, images(), "turn"), "'turn'.*quarter-turn"),
+    "transform without its number": (lambda: bws.equivariance_error(NET, images(), "rotate"), "'rotate'.*DEGREES"),
     "scale of zero": (lambda: bws.equivariance_error(NET, images(), "scale:0"), "'scale:0'"),
     "no images": (lambda: bws.equivariance_error(NET, torch.zeros(5, 3)), "shape .5, 3."),
     "too few": (lambda: bws.equivariance_error(NET, images(3)), "at least four"),

@@ -72,7 +72,10 @@ def test_numbers_as_json(tmp_path, capsys):
     assert main([*SMALL, "--out", str(tmp_path / "fit"), "--json"]) == 0
     numbers = json.loads(capsys.readouterr().out)
     assert numbers["log_evidence"] == bws.FitResult.load(tmp_path / "fit").log_evidence
-    assert 0 <= numbers["test"]["accuracy"] <= 1 and len(numbers["sharing"]) == 2
+    assert 0 <= numbers["test"]["accuracy"] <= 1
+    lift, conv, head = numbers["sharing"]
+    assert 0 < lift["strength"] < 1 and 0 < conv["strength"] < 1
+    assert head["strength"] is None and list(head["parameters"]) == ["weight", "bias"]
 
 
 def test_fit_does_not_write_over_what_is_not_its_own(tmp_path, capsys, monkeypatch):

@@ -194,10 +194,10 @@ NO_GROUP = {
 
 @pytest.mark.parametrize("name", NO_GROUP)
 def test_what_is_no_group_says_why(name):
-    make, axis, reason, structure = NO_GROUP[name]
+    make, axis, reason, abstract = NO_GROUP[name]
     found = identify_group(make(), (3, 3), axis)
     assert found.name is None and reason in found.reason and "\n" not in found.reason
-    assert found.structure == structure
+    assert found.abstract == abstract
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 10.0, 100.0])

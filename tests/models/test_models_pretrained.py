@@ -92,7 +92,7 @@ def test_exported_program_is_measured_as_a_whole(tmp_path, capsys):
     batch = torch.export.Dim("batch")
     program = torch.export.export(small().eval(), (torch.zeros(2, 1, 8, 8),), dynamic_shapes=({0: batch},))
     torch.export.save(program, tmp_path / "net.pt2")
-    arguments = ["strength", str(tmp_path / "net.pt2"), "--test-size", "40", "--motions", "half-turn"]
+    arguments = ["strength", str(tmp_path / "net.pt2"), "--test-size", "40", "--transforms", "half-turn"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     record = json.loads((tmp_path / "out" / "strength.json").read_text())
     x = bws.data.load("digits", seed=0, test_size=40).test[0]
@@ -108,7 +108,7 @@ def test_program_of_one_batch_size_is_run_in_its_batches(size, tmp_path):
     net, x = pretrained_network(str(tmp_path / "net.pt2")), torch.rand(7, 1, 8, 8)
     for count in (1, 3, 7):
         assert torch.allclose(net(x[:count]), small()(x[:count]), atol=1e-6)
-    arguments = ["strength", str(tmp_path / "net.pt2"), "--test-size", "40", "--motions", "flip"]
+    arguments = ["strength", str(tmp_path / "net.pt2"), "--test-size", "40", "--transforms", "flip"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     record = json.loads((tmp_path / "out" / "strength.json").read_text())
     expected = bws.equivariance_error(small(), bws.data.load("digits", seed=0, test_size=40).test[0], "flip")
@@ -138,7 +138,7 @@ def test_images_that_a_network_refuses_are_one_line(name, tmp_path, here, capsys
         torch.export.save(torch.export.export(net.eval(), (torch.zeros(shape),)), tmp_path / "net.pt2")
         model = str(tmp_path / "net.pt2")
     out = tmp_path / "out"
-    assert main(["strength", model, "--test-size", "40", "--motions", "flip", "--out", str(out)]) == 2
+    assert main(["strength", model, "--test-size", "40", "--transforms", "flip", "--out", str(out)]) == 2
     error = capsys.readouterr().err.strip()
     assert re.search(pattern, error) and "\n" not in error and not (out / "strength.json").exists()
 
@@ -152,14 +152,14 @@ def test_of_several_tensors_the_first_is_measured(net):
 
 def test_convolutions_show_what_a_shared_pathway_would_explain(tmp_path, here, capsys):
     arguments = ["strength", "test_models_pretrained:small", "--test-size", "40"]
-    arguments += ["--motions", "flip,shift:0.9,quarter-turn"]
+    arguments += ["--transforms", "flip,shift:0.9,quarter-turn"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "strength.json").read_text(), parse_constant=pytest.fail)  # no NaN in JSON
     assert record["errors"]["shift:0.9"]["0"]["error"] is None  # nothing is inside of both images
     x = bws.data.load("digits", seed=0, test_size=40).test[0]
     assert list(record["explained"]) == ["flip", "quarter-turn"] and record["best"] == {"0": None}
-    for motion, rows in record["explained"].items():
-        row = bws.orbit_decompositions(small(), x, motion)["0"]
+    for transform, rows in record["explained"].items():
+        row = bws.orbit_decompositions(small(), x, transform)["0"]
         assert rows["0"]["evidence"] == pytest.approx(row.evidence) and rows["0"]["chance"] == row.chance
         assert rows["0"]["orbits"] == {str(size): count for size, count in row.orbits().items()}
     assert "Weights that a shared pathway would explain" in capsys.readouterr().out
@@ -172,7 +172,7 @@ def test_saved_fit_has_its_sharing_strength_beside(tmp_path, capsys, monkeypatch
     data = bws.data.load("digits", task="turned", seed=0, train_size=200, test_size=40)
     fit = bws.fit(bws.models.WSCNN(hidden_channels=2), data.train, epochs=30, every=5, progress=False)
     fit.save(tmp_path / "fit")
-    arguments = ["strength", str(tmp_path / "fit"), "--task", "turned", "--test-size", "40", "--motions", "flip"]
+    arguments = ["strength", str(tmp_path / "fit"), "--task", "turned", "--test-size", "40", "--transforms", "flip"]
     assert main([*arguments, "--json", "--out", str(tmp_path / "out")]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record == json.loads((tmp_path / "out" / "strength.json").read_text())

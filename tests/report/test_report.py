@@ -221,7 +221,7 @@ def test_intervals_of_a_fit_with_its_posterior(monkeypatch):
         ({"stack": "dense"}, "no known group"),
         ({"stack": "product", "pathways": ("shared",)}, "shares by construction"),
         ({"stack": "dense", "constraint": "rows"}, "ρ ="),
-        ({"pathways": ("free",)}, "free weights alone"),
+        ({"pathways": ("free",)}, "shares nothing by construction"),
         ({"group_size": 1}, "Kernels by group element"),
     ],
 )

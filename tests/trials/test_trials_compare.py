@@ -48,7 +48,7 @@ def test_saved_comparison_comes_back(run, tmp_path):
     comparison = bws.trials.Comparison.load(run / "comparison.json")
     comparison.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_text() == (run / "comparison.json").read_text()
-    assert comparison.table().row_count == 4 and comparison.sharing_table().row_count == 4
+    assert comparison.table().row_count == 4 and comparison.sharing_table().row_count == 6
     (tmp_path / "cut.json").write_text((run / "comparison.json").read_text()[:100])
     with pytest.raises(ValueError, match="not a comparison"):
         bws.trials.Comparison.load(tmp_path / "cut.json")

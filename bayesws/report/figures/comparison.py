@@ -1,5 +1,6 @@
 """The picture of a comparison: what each layer shares, on each task, under each objective."""
 
+import math
 from pathlib import Path
 from statistics import mean
 
@@ -8,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bayesws.io.files import write_whole
+from bayesws.trials.by_layer import rows_by_layer
 from bayesws.trials.comparison import Comparison
 from bayesws.trials.records import Trial
 
@@ -17,15 +19,21 @@ COLOURS = {
     "fixed": "#8e6bbf",
     "validated": "#c2548a",
     "constrained": "#5b8c9e",
-    "shared": "#2a6fbb",
-    "free": "#d97706",
 }
+OF_PATHWAYS = (
+    "#2a6fbb",
+    "#d97706",
+    "#7a8794",
+    "#4d9a6a",
+    "#a05a8c",
+    "#8a7a4f",
+)  # in the order in which layers have them
 
 
 def sharing_picture(comparison: Comparison) -> Figure:
-    """Sharing strength (top) and effective parameters by pathway (bottom), a column per task.
+    """Sharing strength of the layers that have one (top) and effective parameters by pathway (bottom), a column a task.
 
-    A dot is a seed, a bar the mean over seeds; networks with both pathways only.
+    A dot is a seed, a bar the mean over seeds; networks whose sharing is not set by hand only.
     """
     chosen = {(t, o): trials for (t, s, o), trials in comparison.cells().items() if s == "chosen"}
     tasks = list(dict.fromkeys(task for task, _ in chosen))
@@ -53,28 +61,39 @@ def save_picture(comparison: Comparison, path: str | Path) -> None:
 
 def _draw_strength(axis: Axes, by_objective: dict[str, list[Trial]]) -> None:
     width = 0.8 / len(by_objective)
+    names: list[str] = []
     for place, (objective, trials) in enumerate(by_objective.items()):
         offset = (place - (len(by_objective) - 1) / 2) * width
-        for layer in range(len(trials[0].sharing)):
-            values = [t.sharing[layer].strength for t in trials]
+        rows = {name: found for name, found in rows_by_layer(trials).items() if not math.isnan(found[0].strength)}
+        names = names or list(rows)
+        for layer, found in enumerate(rows.values()):
             label = f"ρ, {objective}" if layer == 0 else None
-            axis.bar(layer + offset, mean(values), width * 0.9, color=COLOURS[objective], alpha=0.5, label=label)
-            axis.plot([layer + offset] * len(values), values, "o", ms=4, color=COLOURS[objective])
-    _name_layers(axis, next(iter(by_objective.values())))
+            _bar(axis, layer + offset, [row.strength for row in found], width * 0.9, COLOURS[objective], label)
+    _name_layers(axis, names)
     axis.set_ylim(0, 1.05)
 
 
 def _draw_effective(axis: Axes, trials: list[Trial]) -> None:
-    for layer in range(len(trials[0].sharing)):
-        for offset, pathway in ((-0.2, "shared"), (0.2, "free")):
-            values = [t.sharing[layer].effective.get(pathway, 0.0) for t in trials]
-            label = f"γ, {pathway} pathway" if layer == 0 else None
-            axis.bar(layer + offset, mean(values), 0.36, color=COLOURS[pathway], alpha=0.5, label=label)
-            axis.plot([layer + offset] * len(values), values, "o", ms=4, color=COLOURS[pathway])
-    _name_layers(axis, trials)
+    rows, known = rows_by_layer(trials), set[str]()
+    pathways = list(dict.fromkeys(name for found in rows.values() for name in found[0].parameters))
+    for layer, found in enumerate(rows.values()):
+        own = list(found[0].parameters)
+        width = 0.8 / max(len(own), 1)
+        for place, pathway in enumerate(own):
+            label = None if pathway in known else f"γ, {pathway}"
+            known.add(pathway)
+            colour = OF_PATHWAYS[pathways.index(pathway) % len(OF_PATHWAYS)]
+            values = [row.effective.get(pathway, 0.0) for row in found]
+            _bar(axis, layer + (place - (len(own) - 1) / 2) * width, values, width * 0.9, colour, label)
+    _name_layers(axis, list(rows))
 
 
-def _name_layers(axis: Axes, trials: list[Trial]) -> None:
-    names = [f"layer {i + 1}\n{row.name}" for i, row in enumerate(trials[0].sharing)]
-    axis.set_xticks(range(len(names)), names)
+def _bar(axis: Axes, place: float, values: list[float], width: float, colour: str, label: str | None) -> None:
+    """The mean, and a dot a seed."""
+    axis.bar(place, mean(values), width, color=colour, alpha=0.5, label=label)
+    axis.plot([place] * len(values), values, "o", ms=4, color=colour)
+
+
+def _name_layers(axis: Axes, names: list[str]) -> None:
+    axis.set_xticks(range(len(names)), [f"layer {i + 1}\n{name}" for i, name in enumerate(names)])
     axis.spines[["top", "right"]].set_visible(False)

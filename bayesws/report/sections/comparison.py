@@ -9,7 +9,18 @@ from rich.table import Table
 from bayesws.report.figures.dots import Mark, dot_chart
 from bayesws.report.figures.drawing import Drawing
 from bayesws.report.grid import grid_of
-from bayesws.report.sections.section import WORDS, Block, Origin, Section, of_rho, together, tones_of
+from bayesws.report.sections.section import (
+    WORDS,
+    Block,
+    Origin,
+    Section,
+    of_rho,
+    together,
+    tones_of,
+    tones_of_pathways,
+)
+from bayesws.training.result import SharingRow
+from bayesws.trials.by_layer import mean_effective, mean_strength, rows_by_layer
 from bayesws.trials.comparison import Comparison, Summary
 from bayesws.trials.records import Trial
 
@@ -68,10 +79,7 @@ def _sentences(task: str, cells: Cells) -> list[str]:
     parts = []
     by_evidence = cells.get(("chosen", "evidence"))
     if by_evidence:
-        strengths = [
-            f"{row.name} {of_rho(mean(t.sharing[i].strength for t in by_evidence))}"
-            for i, row in enumerate(by_evidence[0].sharing)
-        ]
+        strengths = [f"{layer} {of_rho(mean_strength(rows))}" for layer, rows in _sharing_layers(by_evidence).items()]
         parts.append(f"ρ by the evidence is {together(strengths)}" if strengths else "")
     scores = [
         f"{Summary.of([t.nll for t in trials]).show(3)} by {WORDS.get(objective, objective)}"
@@ -96,34 +104,48 @@ def _layers(task: str, cells: Cells, name: str) -> list[Drawing]:
             of_rho(mean(values)),
             points=values if len(values) > 1 else (),
             tone=tones[objective],
-            group=row.name,
+            group=layer,
         )
-        for index, row in enumerate(next(iter(chosen.values()))[0].sharing)
+        for layer in _sharing_layers(next(iter(chosen.values())))
         for objective, trials in chosen.items()
-        for values in [[t.sharing[index].strength for t in trials]]
+        for values in [[row.strength for row in rows_by_layer(trials).get(layer, [])]]
+        if values
     ]
     several = any(len(trials) > 1 for trials in chosen.values())
-    drawings = [
-        Drawing(
-            f"{name}-{task}-strength",
-            f"{task}: sharing strength",
-            "ρ of every layer under each objective." + (" Dots are seeds, the bar is their mean." if several else ""),
-            lambda: dot_chart(marks, "sharing strength ρ", (0, 1), title=task),
+    drawings = []
+    if marks:
+        note = "ρ of every layer that can share, under each objective."
+        drawings.append(
+            Drawing(
+                f"{name}-{task}-strength",
+                f"{task}: sharing strength",
+                note + (" Dots are seeds, the bar is their mean." if several else ""),
+                lambda: dot_chart(marks, "sharing strength ρ", (0, 1), title=task),
+            )
         )
-    ]
     if "evidence" in chosen:
         drawings.append(_effective(task, chosen["evidence"], name))
     return drawings
 
 
+def _sharing_layers(trials: list[Trial]) -> dict[str, list[SharingRow]]:
+    """Rows over trials by layer, of those that have a strength."""
+    return {name: rows for name, rows in rows_by_layer(trials).items() if not math.isnan(rows[0].strength)}
+
+
 def _effective(task: str, trials: list[Trial], name: str) -> Drawing:
-    marks = []
-    for index, row in enumerate(trials[0].sharing):
-        for pathway, tone in (("shared", "accent"), ("free", "warm")):
-            if count := row.parameters.get(pathway, 0):
-                used = mean(t.sharing[index].effective.get(pathway, 0.0) for t in trials)
-                text = f"{used:.1f} of {count}"
-                marks.append(Mark(pathway, 100 * used / count, text, tone=tone, group=row.name))
+    tones = tones_of_pathways(trials[0].sharing)
+    marks = [
+        Mark(
+            pathway,
+            100 * used / rows[0].parameters[pathway],
+            f"{used:.1f} of {rows[0].parameters[pathway]}",
+            tone=tones.get(pathway, "grey"),
+            group=layer,
+        )
+        for layer, rows in rows_by_layer(trials).items()
+        for pathway, used in mean_effective(rows).items()
+    ]
     return Drawing(
         f"{name}-{task}-effective",
         f"{task}: parameters in use",

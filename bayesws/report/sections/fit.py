@@ -1,18 +1,30 @@
 """The section of one fit: what each layer shares, over which group, and how the training went."""
 
+import math
 import warnings
 from dataclasses import asdict
 
-from bayesws.analysis.strength import OUTSIDE, LayerStrength, SharingStrength, sharing_strength
+from torch import Tensor
+
+from bayesws.analysis.strength import (
+    OUTSIDE,
+    LayerStrength,
+    SharingStrength,
+    measurable_layers,
+    sharing_strength,
+)
+from bayesws.layers.contract import structures
 from bayesws.report.figures.curves import evidence_curves, loss_curve
 from bayesws.report.figures.dots import Mark, dot_chart
 from bayesws.report.figures.drawing import Drawing
 from bayesws.report.grid import Grid, as_words
 from bayesws.report.sections.layer import group_of, layer_block, sharing_layers
-from bayesws.report.sections.section import WORDS, Block, Origin, Section, of_rho, signed
+from bayesws.report.sections.section import WORDS, Block, Origin, Section, of_rho, signed, tones_of_pathways
 from bayesws.training.result import FitResult, SharingRow
+from bayesws.trials.by_layer import in_use
 
 SAMPLING = {"chains": 2, "draws": 300, "warmup": 150}
+FEW = 8  # numbers of a learned structure that are shown one by one
 UNDETERMINED = 0.6  # an interval of ρ that is wider says nothing
 DEGREES = ((0.95, "shares nearly everything"), (0.7, "mostly shares"), (0.3, "shares in part"), (0.05, "shares little"))
 
@@ -28,43 +40,45 @@ def fit_section(fit: FitResult, name: str, within: str = "") -> Section:
     start = f"{within}-{name}" if within else name
     posterior = posterior_of(fit)
     known = _by_layer(posterior)
-    evidence, rows = fit.evidence, fit.sharing
+    evidence, rows, measurable = fit.evidence, fit.sharing, measurable_layers(fit.model)
+    sharing = [row for row in rows if not math.isnan(row.strength)]
     examples = max(evidence.examples, 1)
+    objective = fit.recipe.objective
     summary = [
-        f"{type(fit.model).__name__} trained by {WORDS.get(fit.objective, fit.objective)} on {examples} data: "
+        f"{type(fit.model).__name__} trained by {WORDS.get(objective, objective)} on {examples} data: "
         f"log evidence {signed(evidence.log_evidence, 1)} nats, {signed(evidence.log_evidence / examples, 3)} a datum.",
-        *(_sentence(row, known.get(row.name), group_of(fit, row.name)) for row in rows),
+        *(_sentence(row, known.get(row.name), group_of(fit, row.name), row.name in measurable) for row in sharing),
     ]
     figures = [("log evidence", signed(evidence.log_evidence, 1), "nats")]
-    if test := fit.settings.get("test"):
+    if test := fit.provenance.more.get("test"):
         figures.append(("test NLL", f"{test['nll']:.3f}", f"accuracy {100 * test['accuracy']:.1f} %"))
-    figures += [(f"ρ, {row.name}", of_rho(row.strength), _interval(known.get(row.name))) for row in rows[:3]]
+    figures += [(f"ρ, {row.name}", of_rho(row.strength), _interval(known.get(row.name))) for row in sharing[:3]]
     blocks = [_layers_block(fit, posterior, start)] if rows else []
     blocks += [layer_block(name, layer, start) for name, layer in sharing_layers(fit)]
     blocks.append(_training_block(fit, start))
     if fit.notes or (posterior is not None and posterior.notes):
         blocks.append(Block("To be known", notes=[*fit.notes, *(posterior.notes if posterior is not None else [])]))
     made = {
-        "seed": fit.seed,
-        "objective": fit.objective,
+        "seed": fit.recipe.seed,
+        "objective": fit.recipe.objective,
         "likelihood": fit.likelihood.name,
         "network": _network(fit),
-        "curvature": {k: v for k, v in asdict(fit.curvature).items() if v is not None},
-        "the evidence is": fit.curvature.bound,
-        "weight decay": fit.weight_decay,
-        "seconds": round(fit.seconds, 1),
+        "curvature": {k: v for k, v in asdict(fit.recipe.curvature).items() if v is not None},
+        "the evidence is": fit.recipe.curvature.bound,
+        "weight decay": fit.recipe.weight_decay,
+        "seconds": round(fit.provenance.seconds, 1),
     }
-    of_data = {k: v for k, v in fit.settings.items() if k in ("command", "versions", "data", "task", "device")}
-    schedule = {k: v for k, v in fit.settings.items() if k not in of_data and k != "test"}
-    origin = Origin(of_data, f"as of {within}" if within else "not recorded")
-    blocks.append(origin.block(**made, schedule=schedule))
+    known_of_data = {k: v for k, v in fit.provenance.more.items() if k != "test"}
+    origin = Origin(
+        {"versions": fit.provenance.versions} | known_of_data, f"as of {within}" if within else "not recorded"
+    )
+    blocks.append(origin.block(**made, schedule=fit.recipe.schedule, settings=fit.recipe.settings))
     return Section("Fit", name, summary, blocks, figures, within)
 
 
 def posterior_of(fit: FitResult) -> SharingStrength | None:
     """The posterior of every layer's sharing strength; None where the fit kept none, or has nothing to be sure of."""
-    both = any({"shared", "free"} <= set(row.parameters) for row in fit.sharing)
-    if fit.objective != "evidence" or not fit.posterior or not both:
+    if fit.recipe.objective != "evidence" or not fit.posterior or not measurable_layers(fit.model):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its notes are shown
@@ -82,46 +96,70 @@ def strength_marks(rows: list[tuple[str, float, tuple[float, float] | None]]) ->
 
 def _layers_block(fit: FitResult, posterior: SharingStrength | None, start: str) -> Block:
     rows, known = fit.sharing, _by_layer(posterior)
-    strengths = [(r.name, r.strength, known[r.name].interval if r.name in known else None) for r in rows]
+    strengths = [
+        (r.name, r.strength, known[r.name].interval if r.name in known else None)
+        for r in rows
+        if not math.isnan(r.strength)
+    ]
+    tones = tones_of_pathways(rows)
     used = [
         Mark(
             pathway,
             100 * row.effective[pathway] / max(count, 1),
             f"{row.effective[pathway]:.1f} of {count}",
-            tone={"shared": "accent", "free": "warm"}[pathway],
+            tone=tones[pathway],
             group=row.name,
         )
         for row in rows
         for pathway, count in row.parameters.items()
-        if pathway in ("shared", "free")
     ]
     how = "The dot is the fitted value"
     if posterior is not None:
         how += f", the line the 95 % credible interval ({posterior.method})."
     else:
         how += "; no interval: " + (
-            "precisions are not learned by this objective." if fit.objective != "evidence" else "no posterior was kept."
+            "precisions are not learned by this objective."
+            if fit.recipe.objective != "evidence"
+            else "no posterior was kept."
         )
-    drawings = [
-        Drawing(
-            f"{start}-strength",
-            "Sharing strength of each layer",
-            f"ρ = 1 is an exact group convolution, 0 a layer with no sharing. {how}",
-            lambda: dot_chart(strength_marks(strengths), "sharing strength ρ", (0, 1)),
-        ),
-        Drawing(
-            f"{start}-effective",
-            "Parameters in use",
-            "Effective parameters γ of the shared and the free pathway, as a share of those that there are.",
-            lambda: dot_chart(used, "in use, %", (0, 100), bars=True),
-        ),
+    of_strength = Drawing(
+        f"{start}-strength",
+        "Sharing strength of each layer",
+        f"ρ = 1 is an exact group convolution, 0 a layer with no sharing. {how}",
+        lambda: dot_chart(strength_marks(strengths), "sharing strength ρ", (0, 1)),
+    )
+    effective = Drawing(
+        f"{start}-effective",
+        "Parameters in use",
+        "Effective parameters γ of every pathway, as a share of those that there are.",
+        lambda: dot_chart(used, "in use, %", (0, 100), bars=True),
+    )
+    drawings = [of_strength, effective] if strengths else [effective]
+    return Block("Layer by layer", _learned(fit), drawings, grids=[_table(fit, rows, known)])
+
+
+def _learned(fit: FitResult) -> list[str]:
+    """What structure without a picture of its own was learned, a line a layer: a lengthscale, say."""
+    pictured = dict(sharing_layers(fit))
+    return [
+        f"{name or 'the network'} learned {_as_numbers(structure.status().value)}."
+        for name, structure in structures(fit.model).items()
+        if name not in pictured
     ]
-    return Block("Layer by layer", drawings=drawings, grids=[_table(fit, rows, known)])
+
+
+def _as_numbers(value: Tensor) -> str:
+    """A few numbers as they are; of many their shape and range."""
+    value = value.detach().flatten() if value.numel() <= FEW else value.detach()
+    if value.ndim <= 1:
+        return ", ".join(f"{number:.4g}" for number in value.tolist())
+    shape = " × ".join(map(str, value.shape))
+    return f"{shape} numbers between {float(value.min()):.4g} and {float(value.max()):.4g}"
 
 
 def _table(fit: FitResult, rows: list[SharingRow], known: dict[str, LayerStrength]) -> Grid:
     """Everything about every layer in numbers."""
-    names = ["ρ", "95 % interval", "R-hat", "γ shared", "of", "γ free", "of"]
+    names = ["ρ", "95 % interval", "R-hat", "γ"]
     if not known:
         names = [name for name in names if name not in ("95 % interval", "R-hat")]
     lines = []
@@ -130,10 +168,7 @@ def _table(fit: FitResult, rows: list[SharingRow], known: dict[str, LayerStrengt
         if known:
             r_hat = "–" if sure is None or sure.r_hat is None else f"{sure.r_hat:.3f}"
             cells += [_interval(sure) or "–", r_hat]
-        for pathway in ("shared", "free"):
-            known_there = pathway in row.effective
-            cells += [f"{row.effective[pathway]:.1f}", str(row.parameters[pathway])] if known_there else ["–", "–"]
-        lines.append([row.name, group_of(fit, row.name) or "–", *cells])
+        lines.append([row.name, group_of(fit, row.name) or "–", *cells, in_use([row])])
     title = "Sharing strength ρ and effective parameters γ"
     return Grid(title, [("layer", False), ("group", False), *((name, True) for name in names)], lines)
 
@@ -167,19 +202,18 @@ def _training_block(fit: FitResult, start: str) -> Block:
     return Block("Training", words=[words], drawings=drawings)
 
 
-def _sentence(row: SharingRow, sure: LayerStrength | None, group: str) -> str:
-    if "shared" not in row.parameters:
-        return f"{row.name} has free weights alone and shares nothing."
-    over = f", over {group}" if group else ""
-    if "free" not in row.parameters:
-        return f"{row.name} shares by construction{over}."
+def _sentence(row: SharingRow, sure: LayerStrength | None, group: str, chosen: bool) -> str:
+    """What a layer shares; `chosen`: whether its pathways could have decided otherwise."""
+    over, name = f", over {group}" if group else "", row.name or "the network"
+    if not chosen:
+        return f"{name} shares {f'by construction{over}' if row.strength > 0 else 'nothing by construction'}."
     words = next((words for least, words in DEGREES if row.strength >= least), "shares nothing")
     within = "" if sure is None else f" (95 % interval {_interval(sure)})"
     if sure is not None and sure.interval[1] - sure.interval[0] > UNDETERMINED:
         words = "may share little or much, the data do not tell"
     if sure is not None and not sure.interval[0] - OUTSIDE <= row.strength <= sure.interval[1] + OUTSIDE:
         within = f" (outside of its 95 % interval, {_interval(sure)}: the precisions had not converged)"
-    return f"{row.name} {words}: ρ = {of_rho(row.strength)}{within}{over}."
+    return f"{name} {words}: ρ = {of_rho(row.strength)}{within}{over}."
 
 
 def _interval(sure: LayerStrength | None) -> str:

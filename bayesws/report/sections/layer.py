@@ -31,9 +31,9 @@ def sharing_layers(fit: FitResult) -> list[tuple[str, WeightSharing]]:
 
 def group_of(fit: FitResult, name: str) -> str:
     """What a layer shares over, in a word or two; empty where that is nothing."""
-    layer = dict(sharing_layers(fit))[name]
-    found = identified(layer)
-    return "" if found is None or layer.group_size == 1 else found.name or "no known group"
+    layer = dict(sharing_layers(fit)).get(name)
+    found = None if layer is None else identified(layer)
+    return "" if layer is None or found is None or layer.group_size == 1 else found.name or "no known group"
 
 
 def identified(layer: WeightSharing) -> Identified | None:
@@ -70,7 +70,7 @@ def _words(found: Identified) -> list[str]:
     near = ", ".join(f"{m.name} {m.distance:.2f}" for m in found.matches[:3])
     measured = (
         f"Closure error {found.closure_error:.3f}, row entropy {found.entropy:.3f} nats, distance to permutations "
-        f"{found.distance:.3f}. The nearest permutations are {found.structure or 'no group'}."
+        f"{found.distance:.3f}. The nearest permutations are {found.abstract or 'no group'}."
         + (f" Known groups by distance: {near}." if near else "")
     )
     return [measured] if found.name else [f"Why: {found.reason}.", measured]

@@ -59,34 +59,34 @@ def ranking_section(found: Ranking | LayerRanking, name: str) -> Section:
 def strength_section(record: Mapping[str, Any], name: str) -> Section:
     """All about measured symmetries: what strength.json holds."""
     errors = {
-        motion: {layer: EquivarianceError(**_measured(row)) for layer, row in by_layer.items()}
-        for motion, by_layer in record["errors"].items()
+        transform: {layer: EquivarianceError(**_measured(row)) for layer, row in by_layer.items()}
+        for transform, by_layer in record["errors"].items()
     }
     summary = [
         f"{record['model']}, measured on {record['images']} images of {record['data']}: 0 is equivariant, 1 unrelated."
     ]
-    ends = {motion: list(found.items())[-1] for motion, found in errors.items() if found}
+    ends = {transform: list(found.items())[-1] for transform, found in errors.items() if found}
     if ends:
-        said = [f"{motion} {e.error:.2f}" for motion, (_, e) in ends.items() if not math.isnan(e.error)]
+        said = [f"{transform} {e.error:.2f}" for transform, (_, e) in ends.items() if not math.isnan(e.error)]
         last = next(iter(ends.values()))[0] or "the output"
         summary.append(f"Equivariance error up to layer {last!r}: {', '.join(said)}.")
-    marks = {motion: _error_marks(found) for motion, found in errors.items()}
+    marks = {transform: _error_marks(found) for transform, found in errors.items()}
     top = max([1.0, *(mark.interval[1] for some in marks.values() for mark in some if mark.interval is not None)])
     drawings = [
         Drawing(
-            f"{name}-error-{motion.replace(':', '-')}",
-            f"{motion}: equivariance error",
+            f"{name}-error-{transform.replace(':', '-')}",
+            f"{transform}: equivariance error",
             "Of the network up to each layer, with its 95 % interval over images.",
-            lambda motion=motion, some=some: dot_chart(  # type: ignore[misc]
-                some, "equivariance error", (0, top), title=motion
+            lambda transform=transform, some=some: dot_chart(  # type: ignore[misc]
+                some, "equivariance error", (0, top), title=transform
             ),
         )
-        for motion, some in marks.items()
+        for transform, some in marks.items()
         if some
     ]
     blocks = [Block("What the network does", drawings=drawings, grids=[grid_of(error_table(errors))])]
     if record.get("explained"):
-        explained = {motion: _decompositions(motion, found) for motion, found in record["explained"].items()}
+        explained = {transform: _decompositions(transform, found) for transform, found in record["explained"].items()}
         blocks.append(Block("What sharing would explain", grids=[grid_of(decomposition_table(explained))]))
     if "sharing" in record:
         blocks.insert(0, _posterior_block(record["sharing"], name))
@@ -138,11 +138,11 @@ def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
     return numbers
 
 
-def _decompositions(motion: str, found: Mapping[str, Any]) -> dict[str, OrbitDecomposition]:
+def _decompositions(transform: str, found: Mapping[str, Any]) -> dict[str, OrbitDecomposition]:
     """Of every layer; nan throughout where it was not measured."""
     nothing = {"explained": None, "interval": (None, None), "evidence": None, "chance": None, "compared": 0}
     rows = {layer: {k: v for k, v in (row or nothing).items() if k != "orbits"} for layer, row in found.items()}
-    return {layer: OrbitDecomposition(**_measured(row), motion=motion, partner=()) for layer, row in rows.items()}
+    return {layer: OrbitDecomposition(**_measured(row), transform=transform, partner=()) for layer, row in rows.items()}
 
 
 def _error_marks(found: Mapping[str, EquivarianceError]) -> list[Mark]:

@@ -1,5 +1,6 @@
 """What a report is made of: sections of blocks, in words, figures and tables."""
 
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -8,9 +9,11 @@ from typing import Any
 
 from bayesws.report.figures.drawing import Drawing
 from bayesws.report.grid import Grid, Products, facts
+from bayesws.training.result import SharingRow
 
 WORDS = {"evidence": "the evidence", "task": "the task loss"}
 OTHER_TONES = ("cool", "warm", "plum")
+PATHWAY_TONES = ("accent", "warm", "cool", "plum", "grey")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ class Origin:
 
 
 def of_rho(value: float) -> str:
-    """A sharing strength: what tells 0.999 from 1 is worth a digit."""
+    """A sharing strength: what tells 0.999 from 1 is worth a digit; a dash where nothing shares."""
+    if math.isnan(value):
+        return "–"
     return f"{value:.2f}" if 0.01 <= value < 0.985 or value in (0.0, 1.0) else f"{value:.3f}"
 
 
@@ -90,6 +95,12 @@ def tones_of(names: Sequence[str]) -> dict[str, str]:
     tones = {"evidence": "accent", "task": "grey"}
     others = [name for name in names if name not in tones]
     return tones | {name: OTHER_TONES[i % len(OTHER_TONES)] for i, name in enumerate(others)}
+
+
+def tones_of_pathways(rows: Sequence[SharingRow]) -> dict[str, str]:
+    """A tone for every pathway's name, in the order in which layers have them."""
+    names = dict.fromkeys(name for row in rows for name in row.parameters)
+    return {name: PATHWAY_TONES[i % len(PATHWAY_TONES)] for i, name in enumerate(names)}
 
 
 def together(words: Sequence[str]) -> str:
