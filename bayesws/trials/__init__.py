@@ -3,5 +3,25 @@
 from bayesws.trials.comparison import Comparison
 from bayesws.trials.ranking import Candidate, LayerRanking, Ranking
 from bayesws.trials.records import Trial
+from bayesws.trials.summary import (
+    cells_of,
+    load_summary,
+    records_in,
+    save_summary,
+    summary_of,
+    trials_in,
+)
 
-__all__ = ["Candidate", "Comparison", "LayerRanking", "Ranking", "Trial"]
+__all__ = [
+    "Candidate",
+    "Comparison",
+    "LayerRanking",
+    "Ranking",
+    "Trial",
+    "cells_of",
+    "load_summary",
+    "records_in",
+    "save_summary",
+    "summary_of",
+    "trials_in",
+]

@@ -61,9 +61,9 @@ def check(comparison: bws.trials.Comparison) -> None:
 
 
 def main() -> int:
-    """Read one comparison.json and print the check."""
+    """Read one summary.json, or a comparison.json, and print the check."""
     parser = argparse.ArgumentParser(description="Hold a comparison against the predictions of this experiment.")
-    parser.add_argument("file", nargs="?", type=Path, default=Path(__file__).with_name("comparison.json"))
+    parser.add_argument("file", nargs="?", type=Path, default=Path(__file__).with_name("summary.json"))
     try:
         check(bws.trials.Comparison.load(parser.parse_args().file))
     except (ValueError, KeyError) as error:

@@ -1,5 +1,6 @@
-"""Tables and picture of the experiment, from its records alone."""
+"""Print the tables of the page beside this file from summary.json, in Markdown; and say what a summary keeps."""
 
+import argparse
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, median
@@ -13,47 +14,77 @@ import bayesws as bws
 Record = dict[str, Any]
 WITHIN = 0.02  # nats per datum
 WORTH_A_LINE = 2.0  # nats lost by a choice
+PLACE = ("part", "net", "data", "structure", "log_precision")
+
+
+def summary_of(result: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a run beside its picture: gold and the errors of every curvature, by network and N."""
+    about = {name: result[name] for name in ("minutes", "machine")}
+    cells = bws.trials.cells_of(map(_kept, result["records"]), PLACE, along="examples")
+    cells = [{name: value for name, value in cell.items() if value is not None} for cell in cells]
+    wanted = result["config"]["largest_standard_error"]
+    return {"command": "python experiments/calibration/run.py", **about, "wanted": wanted, "cells": cells}
+
+
+def _kept(record: Record) -> Record:
+    """Of one cell; errors in nats per datum, gold and its standard error in nats."""
+    names = ("examples", "gold", "standard_error", "log_copies", "parameters")
+    beyond = record.get("beyond_the_map", {}).get("errors_nats_per_datum")
+    return {
+        **{name: record.get(name) for name in PLACE},
+        **{name: record[name] for name in names},
+        "data_fit": record["data_fit"] if record["part"] == "interpolating" else None,
+        "sampled": bool(record["sampler"]),
+        "notes": len(record["notes"]),
+        "starts_at_best": record["map"]["starts_at_best"],
+        "error": {name: both["error"] for name, both in record["errors_nats_per_datum"].items()},
+        "error_beyond_the_map": beyond,
+    }
 
 
 def error(record: Record, curvature: str, copies: bool) -> float:
     """Nats per datum."""
-    value: float = record["errors_nats_per_datum"][curvature]["with_copies" if copies else "error"]
+    value: float = record["error"][curvature]
+    return value + record["log_copies"] / record["examples"] * copies
+
+
+def evidence(record: Record, curvature: str) -> float:
+    """Log evidence by a curvature, nats."""
+    value: float = record["gold"] + record["error"][curvature] * record["examples"]
     return value
 
 
 def sampled(records: Iterable[Record]) -> list[Record]:
     """The networks that are not linear, without those of the part on interpolation."""
-    return [r for r in records if r["sampler"] and r["part"] != "interpolating"]
+    return [r for r in records if r["sampled"] and r["part"] != "interpolating"]
 
 
 def name_of(record: Record) -> str:
     """The network, or the data set and the structure that is fitted to it."""
-    return record.get("net") or f"{record['data']}: {record['structure']}"
+    return record["net"] if "net" in record else f"{record['data']}: {record['structure']}"
 
 
-def report(result: dict[str, Any], picture: Path) -> str:
-    """All tables as Markdown; draws the picture."""
-    records = result["records"]
-    draw(records, picture)
+def report(summary: dict[str, Any]) -> str:
+    """All tables as Markdown."""
+    records = bws.trials.records_in(summary["cells"], along="examples")
     parts = [
-        gold_quality(result),
+        gold_quality(records, summary["wanted"]),
         by_curvature(records),
         by_network(records),
         rankings(records),
         biases(records),
         extreme(records),
     ]
-    return "\n\n".join([*parts, f"{result['minutes']} minutes"])
+    return "\n\n".join([*parts, f"{summary['minutes']} minutes"])
 
 
-def gold_quality(result: dict[str, Any]) -> str:
+def gold_quality(records: list[Record], wanted: float) -> str:
     """Whether the gold standard is good enough, and the linear networks exact."""
-    records, wanted = result["records"], result["config"]["largest_standard_error"]
-    linear = [r for r in records if not r["sampler"]]
+    linear = [r for r in records if not r["sampled"]]
     exact = max(abs(error(r, "full", False)) for r in linear)
     errors = [(r["standard_error"] / r["examples"], r["standard_error"]) for r in sampled(records)]
-    noted = sum(bool(r["notes"]) for r in sampled(records))
-    alone = sum(r["map"]["starts_at_best"] == 1 for r in sampled(records))
+    noted = sum(r["notes"] > 0 for r in sampled(records))
+    alone = sum(r["starts_at_best"] == 1 for r in sampled(records))
     sizes = [r["parameters"] for r in records]
     counted = []
     for n in sorted({r["examples"] for r in sampled(records)}):
@@ -84,8 +115,8 @@ def by_curvature(records: list[Record]) -> str:
         "| curvature | " + " | ".join(f"N = {n}" for n in counts) + " |",
         "|---" * (len(counts) + 1) + "|",
     ]
-    for curvature in found[0]["log_evidence"]:
-        for copies in (False, True):
+    for curvature in found[0]["error"]:
+        for copies in (False, True) if curvature == "full" else (False,):
             cells = []
             for n in counts:
                 errors = [error(r, curvature, copies) for r in found if r["examples"] == n]
@@ -124,8 +155,8 @@ def rankings(records: list[Record]) -> str:
     counts = sorted({r["examples"] for r in found})
     head = ["curvature", *(f"τ, N = {n}" for n in counts), "pairs alike", "same best", "largest regret, nats"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for curvature in found[0]["log_evidence"]:
-        for copies in (False, True):
+    for curvature in found[0]["error"]:
+        for copies in (False, True) if curvature == "full" else (False,):
             agreements: dict[int, list[Any]] = {n: [] for n in counts}
             for n in counts:
                 for data in dict.fromkeys(r["data"] for r in found):
@@ -144,17 +175,17 @@ def rankings(records: list[Record]) -> str:
 def biases(records: list[Record]) -> str:
     """By how many nats a curvature favours "shared" over larger structures, beyond what gold says; wrong choices."""
     found = {(r["data"], r["examples"], r["structure"]): r for r in records if r["part"] == "ranking"}
-    cells = list(dict.fromkeys((data, n) for data, n, _ in found))
+    cells = sorted(dict.fromkeys((data, n) for data, n, _ in found), key=lambda cell: cell[1])
     lines = [
         "| curvature | nats in favour of sharing | for sharing, wrongly | against it, wrongly | choice not gold's |"
     ]
     lines.append("|---" * 5 + "|")
-    for curvature in found[(*cells[0], "shared")]["log_evidence"]:
+    for curvature in found[(*cells[0], "shared")]["error"]:
         favours, wrongly = [], {True: 0, False: 0}
         for cell in cells:
             shared = found[(*cell, "shared")]
             for other in (found[(*cell, name)] for name in ("both", "free")):
-                said = shared["log_evidence"][curvature] - other["log_evidence"][curvature]
+                said = evidence(shared, curvature) - evidence(other, curvature)
                 true = shared["gold"] - other["gold"]
                 favours.append(said - true)
                 wrongly[said > 0] += said * true < 0
@@ -162,7 +193,7 @@ def biases(records: list[Record]) -> str:
         for data, n in cells:
             own = {name: r for (d, m, name), r in found.items() if (d, m) == (data, n)}
             best = max(own, key=lambda name: float(own[name]["gold"]))
-            chosen = max(own, key=lambda name: float(own[name]["log_evidence"][curvature]))
+            chosen = max(own, key=lambda name: evidence(own[name], curvature))
             if best != chosen and (lost := own[best]["gold"] - own[chosen]["gold"]) > WORTH_A_LINE:
                 choices.append(f"{data}, N = {n}: {chosen} for {best} (-{lost:.1f})")
         middle = f"{median(favours):.1f} ({min(favours):.1f} to {max(favours):.1f})"
@@ -177,7 +208,7 @@ def agreement(records: list[Record], curvature: str, copies: bool) -> Any:
     gold = {r["structure"]: r["gold"] for r in records}
     errors = {r["structure"]: r["standard_error"] for r in records}
     more = {r["structure"]: r["log_copies"] if copies else 0.0 for r in records}
-    found = {r["structure"]: r["log_evidence"][curvature] + more[r["structure"]] for r in records}
+    found = {r["structure"]: evidence(r, curvature) + more[r["structure"]] for r in records}
     return bws.analysis.rank_agreement(gold, found, errors)
 
 
@@ -188,7 +219,7 @@ def extreme(records: list[Record]) -> str:
     head += [f"trained on: error of {name}" for name in ("full", "kron")]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for r in found:
-        beyond = r["beyond_the_map"]["errors_nats_per_datum"]
+        beyond = r["error_beyond_the_map"]
         cells = [
             f"{r['log_precision']:g}",
             f"{r['gold']:.2f} ± {r['standard_error']:.2f}",
@@ -206,8 +237,9 @@ def extreme(records: list[Record]) -> str:
 SHOWN = {"full": "#0b6e4f", "pathway": "#2a6fbb", "kron": "#d97706", "kron, reduce": "#b91c1c", "diag": "#9aa0a6"}
 
 
-def draw(records: list[Record], path: Path) -> None:
+def draw(summary: dict[str, Any], path: Path) -> None:
     """Absolute error against N, every network a thin line, their median a thick one; then Kendall's τ."""
+    records = bws.trials.records_in(summary["cells"], along="examples")
     found = sampled(records)
     counts = sorted({r["examples"] for r in found})
     figure = Figure(figsize=(11, 4.2), layout="constrained")
@@ -248,3 +280,14 @@ def draw(records: list[Record], path: Path) -> None:
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Print them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", nargs="?", type=Path, default=Path(__file__).with_name("summary.json"))
+    print(report(bws.trials.load_summary(parser.parse_args().file)))
+
+
+if __name__ == "__main__":
+    main()
