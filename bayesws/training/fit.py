@@ -17,8 +17,8 @@ from bayesws.evidence.capture import check_declarations
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
 from bayesws.io.progress import epoch_bar
-from bayesws.layers.contract import declarations, evaluating, structure
-from bayesws.layers.start import start_at_moments, start_at_random
+from bayesws.layers.contract import declarations, evaluating
+from bayesws.layers.start import has_soft_stack, start_at_moments, start_at_random
 from bayesws.training.checkpoint import Checkpoint, digest_of
 from bayesws.training.loop import Run
 from bayesws.training.objectives.rivals import Rival, choose_penalties, rival_named
@@ -164,7 +164,7 @@ def fit(
         seconds=time.perf_counter() - started,
         training_seconds=time.perf_counter() - training,
     )
-    if start is not None and not structure(model):
+    if start is not None and not has_soft_stack(model):
         result.notes.append(f"start={start!r} had nothing to start: no layer has a soft stack")
     if keep_posterior:
         try:
