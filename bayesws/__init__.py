@@ -10,10 +10,11 @@ from bayesws.analysis.strength import sharing_strength
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.gradient import evidence_gradient
 from bayesws.evidence.likelihood import Categorical, Gaussian
-from bayesws.evidence.objective import Evidence, log_evidence
+from bayesws.evidence.objective import log_evidence
 from bayesws.layers.convert import share
 from bayesws.layers.export import harden
 from bayesws.layers.identify import identify_group, identify_groups
+from bayesws.layers.sharing_settings import Sharing
 from bayesws.report import write_report
 from bayesws.training import objectives
 from bayesws.training.fit import fit
@@ -28,10 +29,10 @@ __version__ = "0.1.0"
 __all__ = [
     "Categorical",
     "Curvature",
-    "Evidence",
     "FitResult",
     "Gaussian",
     "Schedule",
+    "Sharing",
     "analysis",
     "annealed_evidence",
     "calibrate",

@@ -90,7 +90,7 @@ def test_imports_follow_the_arrows(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)
-def test_only_the_backend_imports_laplace(path):
+def test_only_its_folder_imports_laplace(path):
     if not within(module_of(path), "bayesws.evidence.laplace"):
         assert not [name for name in imports_of(path) if within(name, "laplace")]
 

@@ -71,9 +71,11 @@ PYTHON = {
     "unknown task": (lambda: bws.data.load("digits", task="turn"), "turned"),
     "sharing without a free pathway": (lambda: bws.share(plain(), pathways=("shared",)), "expected 'free' among them"),
     "sharing over no elements": (lambda: bws.share(plain(), group_size=0), "group_size=0: expected at least 1"),
-    "sharing with an unknown stack": (
-        lambda: bws.share(plain(), stack="soft"),
-        "layer '0': stack 'soft': expected one",
+    "sharing with an unknown stack": (lambda: bws.share(plain(), stack="soft"), "^stack 'soft': expected one of fixed"),
+    "sharing with an unknown setting": (lambda: bws.share(plain(), groupsize=2), "'groupsize'.* group_size"),
+    "network with a value and keywords": (
+        lambda: net(sharing=bws.Sharing(8, "fixed"), group_size=8),
+        "group_size beside sharing: expected one or the other",
     ),
     "sharing with an unknown group": (
         lambda: bws.share(plain(), stack="fixed", group="quater-turns"),

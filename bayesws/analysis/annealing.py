@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesws.analysis.whitened import Whitened
-from bayesws.evidence.likelihood import Categorical, Gaussian
+from bayesws.evidence.likelihood import Likelihood
 
 ACCEPTED = 0.8  # share of Hamiltonian moves that the step size aims at
 TOO_FEW = 0.4  # accepted, at any temperature: worth a note
@@ -66,7 +66,7 @@ class AnnealedEvidence:
 def annealed_evidence(
     net: nn.Module,
     data: Any,
-    likelihood: str | Categorical | Gaussian = "classification",
+    likelihood: str | Likelihood = "classification",
     prior: Mapping[str, Tensor | float] | float | None = None,
     populations: int = 8,
     chains: int = 32,

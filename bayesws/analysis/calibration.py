@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bayesws.analysis.annealing import AnnealedEvidence
 from bayesws.analysis.whitened import Whitened
 from bayesws.evidence.curvature import Curvature
-from bayesws.evidence.likelihood import Categorical, Gaussian
+from bayesws.evidence.likelihood import Gaussian, Likelihood
 from bayesws.evidence.objective import log_evidence
 from bayesws.io.tables import as_text
 
@@ -24,7 +24,7 @@ CURVATURES: dict[str, Curvature] = {
     "layer": Curvature("layer"),
     "pathway": Curvature("pathway"),
     "kron": Curvature("kron"),
-    "kron, reduce": Curvature("kron", factors="reduce"),
+    "kron, reduce": Curvature("kron", kfac="reduce"),
     "diag": Curvature("diag"),
     "full, 1 sample": Curvature("full", samples=1),
     "kron, 1 sample": Curvature("kron", samples=1),
@@ -84,7 +84,7 @@ class Calibration:
 def calibrate(
     net: nn.Module,
     data: Any,
-    likelihood: str | Categorical | Gaussian,
+    likelihood: str | Likelihood,
     gold: AnnealedEvidence | float,
     curvatures: Mapping[str, str | Curvature] | None = None,
     prior: Mapping[str, Tensor | float] | float | None = None,

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayesws.evidence.batches import as_tensors
-from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
+from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.evidence.objective import resolve_prior
 from bayesws.layers.contract import named_pathways, starting_log_precisions
 
@@ -39,7 +39,7 @@ class Whitened:
         self,
         net: nn.Module,
         data: Any,
-        likelihood: str | Categorical | Gaussian = "classification",
+        likelihood: str | Likelihood = "classification",
         prior: Mapping[str, Tensor | float] | float | None = None,
     ) -> None:
         self.likelihood = likelihood_named(likelihood)

@@ -22,7 +22,7 @@ from bayesws.io.progress import trial_bar
 from bayesws.io.provenance import command, versions
 from bayesws.report.figures.comparison import save_picture
 from bayesws.training.fit import Schedule
-from bayesws.training.objectives.rivals import OBJECTIVES, rival_named
+from bayesws.training.objectives.names import OBJECTIVES, objective_named
 from bayesws.trials.compare import COMPARED, SAMPLED, Job
 from bayesws.trials.comparison import STRUCTURES, Comparison
 from bayesws.trials.records import Trial
@@ -154,7 +154,7 @@ def _objectives(names: str) -> tuple[str, ...]:
         return OBJECTIVES
     objectives = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
     for name in objectives:
-        rival_named(name)
+        objective_named(name)
     return objectives
 
 

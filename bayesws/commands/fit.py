@@ -16,10 +16,11 @@ from bayesws import data as data_sets
 from bayesws.commands.arguments import Parser, add_data, add_network, check_device, data_arguments, known_tasks
 from bayesws.commands.terminal import wide_console
 from bayesws.io.files import check_writable, without_nan
-from bayesws.io.provenance import command, versions
+from bayesws.io.provenance import command
 from bayesws.training.fit import Schedule, fit
-from bayesws.training.objectives.rivals import OBJECTIVES
-from bayesws.training.result import FitResult, check_free_for
+from bayesws.training.objectives.names import OBJECTIVES
+from bayesws.training.result import FitResult
+from bayesws.training.saved import check_free_for
 from bayesws.trials.by_layer import in_use
 from bayesws.trials.compare import network_for
 from bayesws.trials.comparison import STRUCTURES
@@ -71,14 +72,13 @@ def run(options: argparse.Namespace) -> None:
                 device=options.device,
                 epochs=options.epochs or Schedule().epochs,
                 checkpoint=unfinished,
-                watch=watch,
+                progress=watch,
             )
     except KeyboardInterrupt as stop:
         kept = f"what was done is kept in {unfinished}: the same command goes on from there"
         raise KeyboardInterrupt(kept if unfinished.exists() else "") from stop
     scores = Scores.of(result, *images.test)
-    result.settings |= {"data": options.data, "task": options.task, "versions": versions(), "command": command()}
-    result.settings |= {"test": asdict(scores)}
+    result = result.with_provenance(data=options.data, task=options.task, command=command(), test=asdict(scores))
     result.save(options.out)
     shutil.rmtree(unfinished)
     if options.json:
@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> None:
 def _check_same_command(folder: Path) -> None:
     """Raise ValueError where the folder holds anything but what this very command would write anew."""
     check_free_for(folder)
-    made = FitResult.load(folder).settings.get("command", [])
+    made = FitResult.load(folder).provenance.more.get("command", [])
     if made != command():
         by = f"by another command ({' '.join(made)})" if made else "elsewhere"
         raise ValueError(f"{folder} holds a fit that was made {by}: choose another --out, or remove it")
@@ -128,7 +128,7 @@ def _numbers(fit: FitResult) -> dict[str, Any]:
         "log_evidence": fit.log_evidence,
         "evidence": asdict(fit.evidence),
         "sharing": [asdict(row) for row in fit.sharing],
-        "weight_decay": fit.weight_decay,
-        "seconds": fit.seconds,
+        "weight_decay": fit.recipe.weight_decay,
+        "seconds": fit.provenance.seconds,
         "notes": fit.notes,
     }

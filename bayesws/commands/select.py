@@ -22,7 +22,7 @@ from bayesws.commands.arguments import (
     positive,
 )
 from bayesws.commands.terminal import wide_console
-from bayesws.evidence.curvature import STRUCTURES as CURVATURES
+from bayesws.evidence.curvature import KINDS as CURVATURES
 from bayesws.io.provenance import command, versions
 from bayesws.trials.select import WIDTH, group_candidates, group_network, select
 from bayesws.trials.select_layers import select_layers

@@ -1,6 +1,7 @@
 """Data as the evidence and the fit see it: batches of (x, y) from a pair of tensors, a Dataset or a DataLoader."""
 
-from collections.abc import Iterator, Sized
+import hashlib
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import torch
@@ -18,12 +19,25 @@ class Batches:
             taken as they come).
         batch_size: for tensors and datasets.
         device: where batches are moved to; None leaves them.
+        places, total: for tensors and datasets that are a part of a whole of `total` data, such as one process's share:
+            where in it each datum stands, ascending, (length,). None: they are the whole.
+
+    Attributes:
+        length: how many data these are; -1 for a DataLoader that does not know.
+        total: how many data the whole has of which these are a part.
 
     Raises:
         ValueError: empty data, lengths that differ, inputs with NaN or infinite values, another type of data.
     """
 
-    def __init__(self, data: Any, batch_size: int = 250, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        data: Any,
+        batch_size: int = 250,
+        device: torch.device | None = None,
+        places: Tensor | None = None,
+        total: int | None = None,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected at least 1")
         self._loader: DataLoader | None = None
@@ -38,7 +52,9 @@ class Batches:
             if device is not None:
                 self._x, self._y = self._x.to(device), self._y.to(device)
             self.length = len(self._x)
-        if self.length == 0:
+            self._places = torch.arange(self.length) if places is None else places
+        self.total = self.length if total is None else total
+        if self.total == 0:
             raise ValueError("the data is empty: expected at least one example")
 
     def __len__(self) -> int:
@@ -49,11 +65,20 @@ class Batches:
             for x, y in self._loader:
                 yield (x, y) if self._device is None else (x.to(self._device), y.to(self._device))
             return
-        yield from zip(self._x.split(self.batch_size), self._y.split(self.batch_size), strict=True)
+        if self.length:
+            yield from zip(self._x.split(self.batch_size), self._y.split(self.batch_size), strict=True)
+
+    def placed(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Batches (x, y), and the place of each of their data in the whole; those of a DataLoader as they come."""
+        start = 0
+        for x, y in self:
+            stop = start + len(x)
+            yield x, y, torch.arange(start, stop) if self._loader is not None else self._places[start:stop]
+            start = stop
 
     def first(self) -> Tensor | None:
-        """The first input, (1, ...); None for a DataLoader, which is not to be disturbed."""
-        return None if self._loader is not None else self._x[:1]
+        """The first input, (1, ...); None for a part that is empty, and a DataLoader, which is not to be disturbed."""
+        return None if self._loader is not None or not self.length else self._x[:1]
 
     def inputs(self) -> Tensor:
         """All inputs, (length, ...); those of a DataLoader as it gives them in one pass, moved as it moves them."""
@@ -69,6 +94,10 @@ class Batches:
             raise ValueError("data from a DataLoader: expected tensors or a Dataset, whose order can be taken up again")
         return self._x, self._y
 
+    def digest(self) -> str | None:
+        """SHA-256 of all data, (x, y); None for a DataLoader, which draws its order where nobody else can."""
+        return None if self._loader is not None else digest_of("data", (self._x, self._y))
+
     def shuffled(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch in an order drawn from `generator`; a DataLoader shuffles, or not, as it was told."""
         if self._loader is not None:
@@ -78,11 +107,35 @@ class Batches:
         for index in order.split(self.batch_size):
             yield self._x[index], self._y[index]
 
+    def part(self, index: int, of: int) -> "Batches":
+        """One of `of` parts in order, of equal size up to one, each datum with its place in the whole.
+
+        Raises:
+            ValueError: no such part, or a DataLoader.
+        """
+        if not 0 <= index < of:
+            raise ValueError(f"part {index} of {of}: expected one of 0 to {of - 1}")
+        x, y = self.tensors()
+        which = slice(index * len(x) // of, (index + 1) * len(x) // of)
+        return Batches((x[which], y[which]), self.batch_size, self._device, self._places[which], self.total)
+
     def sample(self, fraction: float, generator: torch.Generator) -> "Batches":
-        """A random part with `fraction` of the examples, at least one, without replacement."""
-        x, y = as_tensors(self._loader) if self._loader is not None else (self._x, self._y)
-        chosen = torch.randperm(len(x), generator=generator)[: max(1, round(fraction * len(x)))].to(x.device)
-        return Batches((x[chosen], y[chosen]), self.batch_size, self._device)
+        """A random part with `fraction` of the examples, at least one, without replacement, in the order drawn.
+
+        It is drawn from the whole: a part keeps those that are its own, perhaps none, each with its place in the draw.
+        """
+        if self._loader is not None:
+            x, y = as_tensors(self._loader)
+            places, total = torch.arange(len(x)), len(x)
+        else:
+            x, y, places, total = self._x, self._y, self._places, self.total
+        chosen = torch.randperm(total, generator=generator)[: max(1, round(fraction * total))]
+        drawn = torch.full((total,), -1)
+        drawn[chosen] = torch.arange(len(chosen))
+        drawn = drawn[places]  # its place in the draw for every datum here, -1 where it was not drawn
+        kept = drawn.argsort()[int((drawn < 0).sum()) :]
+        index = kept.to(x.device)
+        return Batches((x[index], y[index]), self.batch_size, self._device, drawn[kept], len(chosen))
 
     def split(self, fraction: float, generator: torch.Generator) -> tuple["Batches", "Batches"]:
         """Two random parts, the second with `fraction` of the examples (at least one)."""
@@ -94,6 +147,15 @@ class Batches:
         parts = (order[held:], order[:held])
         keep, out = (Batches((x[p], y[p]), self.batch_size, self._device) for p in parts)
         return keep, out
+
+
+def digest_of(settings: Any, tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of settings, by their text, and of tensors, by their shapes, types and numbers."""
+    found = hashlib.sha256(repr(settings).encode())
+    for tensor in tensors:
+        found.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def as_tensors(data: Any) -> tuple[Tensor, Tensor]:

@@ -6,16 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayesws.evidence.accumulators import (
-    DiagonalAccumulator,
-    KroneckerAccumulator,
-    RowAccumulator,
-    accumulators_for,
-    named,
-)
+from bayesws.evidence.accumulators import accumulators_for, named
 from bayesws.evidence.capture import Forward, Layers, output_gradients, run_forward
 from bayesws.evidence.curvature import Curvature
-from bayesws.evidence.objective import COLUMNS_AT_ONCE
+from bayesws.evidence.gathering import COLUMNS_AT_ONCE
+from bayesws.evidence.hessian import DenseBlock, Hessian, Spectra
+from bayesws.evidence.kronecker import KroneckerAccumulator
+from bayesws.evidence.rows import RowAccumulator
 from bayesws.evidence.sampling import Draw
 from bayesws.layers.cache import computed_once
 from bayesws.layers.contract import Factors, declarations
@@ -60,7 +57,7 @@ def batch_factors(
     examples: int,
     probes: Probes,
     create_graph: bool,
-    factors: str = "expand",
+    kfac: str = "expand",
 ) -> tuple[Tensor, list[Factors]]:
     """Outputs and, for each of `params`, the batch's share of the blocks (A, B) of `examples` data.
 
@@ -70,35 +67,38 @@ def batch_factors(
     Args:
         net, params, x, probes, create_graph: as for `batch_jacobians`.
         examples: how many data there are in all.
-        factors: "expand" or "reduce".
+        kfac: "expand" or "reduce".
     """
     with computed_once(net):
         layers, forward, outputs = _forward(net, x, create_graph)
-        pathways, accumulators = named(layers), accumulators_for(Curvature("kron", factors), layers)
+        pathways, accumulators = named(layers), accumulators_for(Curvature("kron", kfac), layers)
         with torch.set_grad_enabled(create_graph):
-            for part in accumulators:
-                part.add_inputs(forward.calls, WHOLE)
+            for accumulator in accumulators:
+                accumulator.add_inputs(forward.calls, WHOLE)
             for gradients in output_gradients(forward, probes(outputs), create_graph, COLUMNS_AT_ONCE):
-                for part in accumulators:
-                    part.add_gradients(forward.calls, gradients)
+                for accumulator in accumulators:
+                    accumulator.add_gradients(forward.calls, gradients)
             found: dict[int, Factors] = {}
-            for part in accumulators:
-                if isinstance(part, KroneckerAccumulator):
-                    for name, blocks in part.factors(part.sums).items():
+            for accumulator in accumulators:
+                if isinstance(accumulator, KroneckerAccumulator):
+                    for name, blocks in accumulator.factors(accumulator.sums).items():
                         pathway = pathways[name][1]
                         share = len(x) / examples if pathway.acts == "kernel" else 1.0
                         found[id(pathway.parameter)] = [(share * a, b) for a, b in blocks]
                     continue
-                for key, block in part.sums.items():
-                    diagonal = isinstance(part, DiagonalAccumulator)
-                    (pathway_name,) = key if diagonal else part.pathways
-                    one = block.new_ones(1, 1)
-                    dense = torch.diag(block) if diagonal else block
-                    found[id(pathways[pathway_name][1].parameter)] = [(one, dense)]
+                for name, block in _dense_blocks(accumulator.hessian(accumulator.sums)).items():
+                    found[id(pathways[name][1].parameter)] = [(block.new_ones(1, 1), block)]
     return outputs, [found[id(p)] if id(p) in found else _no_factors(p) for p in params]
 
 
-WHOLE = Draw(0, -1, None, 0, 0)  # nothing is random about the batch
+WHOLE = Draw(torch.arange(0), -1, None)  # nothing is random about the batch
+
+
+def _dense_blocks(hessian: Hessian | None) -> dict[str, Tensor]:
+    """The block of H of every pathway, where each has one of its own that is dense or diagonal."""
+    if isinstance(hessian, Spectra):
+        return {name: torch.diag(values) for name, values in hessian.eigenvalues.items()}
+    return {name: hessian.matrix for name in hessian.sizes} if isinstance(hessian, DenseBlock) else {}
 
 
 def _forward(net: nn.Module, x: Any, create_graph: bool) -> tuple[Layers, Forward, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bayesws.layers.contract import Declaration, Pathway
 
 Layers = dict[str, tuple[nn.Module, Declaration]]
+CACHED = 2**20  # how many numbers of patches are made at once: what stays in a processor's cache
 
 
 @dataclass
@@ -23,9 +24,9 @@ class LayerIO:
         """The same without what the inputs came from."""
         return LayerIO([x.detach() for x in self.inputs], self.outputs)
 
-    def every(self, step: int, start: int) -> "LayerIO":
+    def some(self, which: slice | Tensor) -> "LayerIO":
         """The inputs of some of the data."""
-        return LayerIO([x[start::step] for x in self.inputs], self.outputs)
+        return LayerIO([x[which] for x in self.inputs], self.outputs)
 
     def first(self) -> "LayerIO":
         """The inputs of the first datum."""

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-STRUCTURES = ("full", "layer", "pathway", "kron", "diag")
-FACTORS = ("expand", "reduce")
+KINDS = ("full", "layer", "pathway", "kron", "diag")
+KFACS = ("expand", "reduce")
 
 
 @dataclass(frozen=True)
@@ -11,9 +11,9 @@ class Curvature:
     """How H, the generalised Gauss-Newton matrix of -log p(D | θ), is approximated.
 
     Attributes:
-        structure: "full" (H whole, P² memory), "layer" (one joint block a layer, the covariances of its pathways kept),
+        kind: "full" (H whole, P² memory), "layer" (one joint block a layer, the covariances of its pathways kept),
             "pathway" (one exact block a pathway), "kron" (Kronecker factors of every pathway's block) or "diag".
-        factors: for "kron", what its positions (of a convolution, a sequence, several calls, the group) count as:
+        kfac: for "kron", what its positions (of a convolution, a sequence, several calls, the group) count as:
             "expand", independent examples, right where every position meets its own part of the loss; "reduce", one
             sum, right where outputs are averaged over positions by nearly linear maps (arXiv 2311.00636).
         exact_up_to: for "kron", layers with at most this many parameters keep their exact joint block.
@@ -27,20 +27,20 @@ class Curvature:
         ValueError: unknown names, sizes that make no sense.
     """
 
-    structure: str = "kron"
-    factors: str = "expand"
+    kind: str = "kron"
+    kfac: str = "expand"
     exact_up_to: int = 0
     samples: int | None = None
     subset: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.structure not in STRUCTURES:
-            raise ValueError(f"curvature={self.structure!r}: expected one of {', '.join(STRUCTURES)}")
-        if self.factors not in FACTORS:
-            raise ValueError(f"factors={self.factors!r}: expected one of {', '.join(FACTORS)}")
-        if self.structure != "kron" and (self.factors, self.exact_up_to) != ("expand", 0):
-            raise ValueError(f"factors and exact_up_to with structure={self.structure!r}: they belong to 'kron'")
+        if self.kind not in KINDS:
+            raise ValueError(f"curvature={self.kind!r}: expected one of {', '.join(KINDS)}")
+        if self.kfac not in KFACS:
+            raise ValueError(f"kfac={self.kfac!r}: expected one of {', '.join(KFACS)}")
+        if self.kind != "kron" and (self.kfac, self.exact_up_to) != ("expand", 0):
+            raise ValueError(f"kfac and exact_up_to with kind={self.kind!r}: they belong to 'kron'")
         if self.exact_up_to < 0:
             raise ValueError(f"exact_up_to={self.exact_up_to}: expected a number of parameters, 0 for none")
         if self.samples is not None and self.samples < 1:
@@ -57,9 +57,9 @@ class Curvature:
         expectation over subsets at most the evidence with all data (log det is submodular in the data).
         """
         parts = []
-        if self.structure in ("layer", "pathway", "diag"):
+        if self.kind in ("layer", "pathway", "diag"):
             parts.append("lower bound: covariances between blocks left out")
-        if self.structure == "kron":
+        if self.kind == "kron":
             parts.append("no bound: every block is approximated by Kronecker factors")
         if self.samples is not None:
             parts.append("overestimate in expectation: sampled columns")

@@ -19,35 +19,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayesws.evidence.accumulators import DenseAccumulator, DiagonalAccumulator, Sums, accumulators_for
+from bayesws.evidence.accumulators import accumulators_for
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.capture import run_forward
 from bayesws.evidence.curvature import Curvature, curvature_named
-from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
-from bayesws.evidence.objective import (
-    Evidence,
-    add_batch,
-    assemble,
-    batch_plan,
-    finish,
-    gather,
-    laplace_pass,
-    resolve_prior,
-)
+from bayesws.evidence.gathering import DATA_FIT, Gathered, add_batch, batch_plan, gather
+from bayesws.evidence.likelihood import Likelihood, likelihood_named
+from bayesws.evidence.objective import Evidence, assemble, finish, laplace_pass, resolve_prior
+from bayesws.evidence.rows import RowAccumulator
 from bayesws.evidence.sampling import sampled_batches
+from bayesws.evidence.sums import Key
 from bayesws.layers.cache import computed_once, cut_from_parameters
 from bayesws.layers.contract import declarations, evaluating, shaping_precisions, starting_log_precisions, structure
 
 WAYS = ("once", "twice", "local")
-# The second pass keeps the graphs of all columns of a part, so it takes parts this much smaller than the first: where
+# The second pass keeps the graphs of all columns of a chunk, so it takes chunks this much smaller than the first: where
 # factors are summed, and where every column has rows of Jacobians.
-PARTS, PARTS_WITH_ROWS = 4, 12
+CHUNKS, CHUNKS_WITH_ROWS = 4, 12
 
 
 def evidence_gradient(
     net: nn.Module,
     data: Any,
-    likelihood: str | Categorical | Gaussian = "classification",
+    likelihood: str | Likelihood = "classification",
     curvature: str | Curvature = "kron",
     prior: Mapping[str, Tensor | float] | float | None = None,
     way: str = "twice",
@@ -98,7 +92,7 @@ def evidence_gradient(
 def gradient_in(
     net: nn.Module,
     data: Batches,
-    likelihood: Categorical | Gaussian,
+    likelihood: Likelihood,
     curvature: str | Curvature,
     log_precisions: Mapping[str, Tensor],
     wanted: Sequence[Tensor],
@@ -115,52 +109,64 @@ def gradient_in(
             return evidence, _gradients(evidence.total, wanted)
     with torch.no_grad():
         gathered = gather(net, data, likelihood, asked)
-    with torch.enable_grad(), computed_once(net):
-        leaves = [{key: value.requires_grad_() for key, value in m.sums.items()} for m in gathered.accumulators]
-        evidence = assemble(net, finish(gathered, leaves), log_precisions)
-        flat = [value for sums in leaves for value in sums.values()]
-        found = _gradients(evidence.total, [*flat, *wanted])
-    adjoints, total = iter(found[: len(flat)]), found[len(flat) :]
-    weights: list[Sums] = [{key: next(adjoints) for key in sums} for sums in leaves]
+    evidence, adjoints, direct = adjoints_of(net, gathered, log_precisions, wanted)
     draws = asked if second_samples is None else replace(asked, samples=second_samples)
-    local = way == "local"
-    more = _second_pass(net, data, likelihood, asked, draws, weights, gathered.times, wanted, local)
-    return evidence, [a + b for a, b in zip(total, more, strict=True)]
+    through_sums = second_pass(net, data, likelihood, asked, draws, adjoints, wanted, way == "local")
+    return evidence, [a + b for a, b in zip(direct, through_sums, strict=True)]
 
 
-def _second_pass(
+def adjoints_of(
+    net: nn.Module, gathered: Gathered, log_precisions: Mapping[str, Tensor], wanted: Sequence[Tensor]
+) -> tuple[Evidence, dict[Key, Tensor], list[Tensor]]:
+    """The evidence, its derivative in every sum of a walk, and its gradient in `wanted` with the sums held."""
+    with torch.enable_grad(), computed_once(net):
+        leaves = gathered.sums.leaves()
+        evidence = assemble(net, finish(replace(gathered, sums=leaves)), log_precisions)
+        found = _gradients(evidence.total, [*leaves.tensors.values(), *wanted])
+    return evidence, dict(zip(leaves.tensors, found, strict=False)), found[len(leaves.tensors) :]
+
+
+def second_pass(
     net: nn.Module,
     data: Batches,
-    likelihood: Categorical | Gaussian,
+    likelihood: Likelihood,
     curvature: Curvature,
     draws: Curvature,
-    weights: list[Sums],
-    times: float,
+    adjoints: Mapping[Key, Tensor],
     wanted: Sequence[Tensor],
     local: bool,
 ) -> list[Tensor]:
-    """The gradient of times · log p(D | θ) + Σ <adjoint, sum>, part of a batch by part, down to the layers' stacks
-    and kernels; from there on to `wanted` once.
+    """The gradient of Σ <adjoint, sum>, the adjoints held; those of parts of the data add up to that of the whole.
+
+    Chunk by chunk down to the layers' stacks and kernels; from there on to `wanted` once.
+
+    Args:
+        net, data, likelihood, curvature: as in the first pass; data may be a part of that pass's.
+        draws: the curvature with the sampled columns that this pass takes.
+        adjoints: of all that the first pass has summed, by key.
+        wanted: tensors to differentiate in.
+        local: whether to take the layers' signals as constants.
     """
     layers = declarations(net)
     total: list[Tensor] = []
     with evaluating(net), torch.enable_grad(), cut_from_parameters(net) as cut:
-        smaller = PARTS if curvature.structure == "kron" else PARTS_WITH_ROWS
+        smaller = CHUNKS if curvature.kind == "kron" else CHUNKS_WITH_ROWS
         if draws.samples is not None:
             smaller = min(smaller, 2 * draws.samples)
-        parts_of_a_batch, copies = batch_plan(net, layers, data)
-        for x, y, draw in sampled_batches(data, draws, parts_of_a_batch * smaller):
+        chunks, copies = batch_plan(net, layers, data)
+        for x, y, draw in sampled_batches(data, draws, chunks * smaller):
             accumulators = accumulators_for(curvature, layers)
             forward = run_forward(net, layers, x, copies)
-            weighted = list(zip(accumulators, weights, strict=True))
             if local:  # Kronecker factors are sums of signals alone; rows of Jacobians have been through the stack
-                weighted = [(m, w) for m, w in weighted if isinstance(m, DenseAccumulator | DiagonalAccumulator)]
-            parts, graph = [m for m, _ in weighted], "layers" if local else "signals"
-            value = times * add_batch(forward, y, likelihood, parts, draw, graph)
-            for part, weight in weighted:
-                value = value + sum((weight[key] * term).sum() for key, term in part.sums.items())
+                accumulators = [a for a in accumulators if isinstance(a, RowAccumulator)]
+            graph = "layers" if local else "signals"
+            value = adjoints[DATA_FIT] * add_batch(forward, y, likelihood, accumulators, draw, graph)
+            for accumulator in accumulators:
+                value = value + sum((adjoints[key] * term).sum() for key, term in accumulator.sums.tensors.items())
             found = _gradients(value, [*wanted, *cut.leaves])
             total = [f if t is None else t + f for t, f in zip_longest(total, found)]  # more leaves may turn up later
+        if not total:  # a part without a datum of the subset
+            return [torch.zeros_like(t) for t in wanted]
         direct, below = total[: len(wanted)], total[len(wanted) :]
         onward = torch.autograd.grad(cut.values, wanted, below, allow_unused=True) if below else [None] * len(wanted)
     return [a if b is None else a + b for a, b in zip(direct, onward, strict=True)]

@@ -1,7 +1,5 @@
 """The Laplace evidence of a network: what the data says of its precisions, its noise and its structure."""
 
-import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,17 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayesws.evidence.accumulators import CACHED, Accumulator, Sums, accumulators_for, joint_hessian
+from bayesws.evidence.accumulators import joint_hessian
 from bayesws.evidence.batches import Batches
-from bayesws.evidence.capture import Forward, Layers, check_declarations, output_gradients, overwrites, run_forward
 from bayesws.evidence.curvature import Curvature, curvature_named
+from bayesws.evidence.gathering import Gathered, gather
 from bayesws.evidence.hessian import Hessian, Repeated, sum_tensors
-from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
-from bayesws.evidence.sampling import Draw, sampled_batches
+from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.layers.cache import computed_once
 from bayesws.layers.contract import (
-    declarations,
-    evaluating,
     named_pathways,
     shaping_precisions,
     starting_log_precisions,
@@ -97,7 +92,7 @@ class LaplacePass:
 def laplace_pass(
     net: nn.Module,
     data: Batches,
-    likelihood: Categorical | Gaussian,
+    likelihood: Likelihood,
     curvature: str | Curvature = "kron",
     check: bool = True,
 ) -> LaplacePass:
@@ -119,99 +114,12 @@ def laplace_pass(
         return finish(gather(net, data, likelihood, curvature_named(curvature), graph, check))
 
 
-@dataclass(frozen=True)
-class Gathered:
-    """What a walk through the data has summed."""
-
-    data_fit: Tensor  # of the data looked at
-    accumulators: list[Accumulator]
-    seen: int
-    examples: int
-    outputs: int
-    curvature: Curvature
-
-    @property
-    def times(self) -> float:
-        """How often the data that were looked at go into all data."""
-        return self.examples / self.seen
-
-
-def gather(
-    net: nn.Module,
-    data: Batches,
-    likelihood: Categorical | Gaussian,
-    curvature: Curvature,
-    graph: str = "none",
-    check: bool = True,
-) -> Gathered:
-    """Walk through the data once and sum what the curvature needs; `graph` as for `add_batch`."""
-    layers = declarations(net)
-    accumulators = accumulators_for(curvature, layers)
-    _warn_of_normalisation(net)
-    data_fits, seen, width = [], 0, 0
-    with evaluating(net), computed_once(net):
-        parts, copies = batch_plan(net, layers, data)
-        for x, y, draw in sampled_batches(data, curvature, parts):
-            forward = run_forward(net, layers, x, copies)
-            if not x.is_cuda or (check and not seen):  # a check reads back: on a device not in every batch
-                likelihood.check(forward.outputs, y)
-            if check and not seen:
-                check_declarations(net, layers, x)
-            data_fits.append(add_batch(forward, y, likelihood, accumulators, draw, graph))
-            seen += len(x)
-            width = forward.outputs[0].numel()
-    data_fit = sum_tensors(data_fits)
-    if not torch.isfinite(data_fit):
-        raise ValueError("the data fit is not finite: check the network's weights, its inputs and the targets")
-    return Gathered(data_fit, accumulators, seen, max(len(data), seen), width, curvature)
-
-
-def batch_plan(net: nn.Module, layers: Layers, data: Batches) -> tuple[int, bool]:
-    """In how many parts to take a batch, so that the signals of its widest layer stay in a processor's cache, and
-    whether the layers' outputs have to be copied.
-    """
-    first = data.first()
-    if first is None:
-        return 1, True
-    copies, widest = overwrites(net, layers, first)
-    return math.ceil(min(data.batch_size, len(data)) * widest / CACHED) or 1, copies
-
-
-def add_batch(
-    forward: Forward,
-    y: Tensor,
-    likelihood: Categorical | Gaussian,
-    accumulators: list[Accumulator],
-    draw: Draw,
-    graph: str = "none",
-) -> Tensor:
-    """Add one batch to the accumulators; its log likelihood, nats.
-
-    Args:
-        graph: what the sums are to be differentiable in: "none", "signals" (everything) or "layers" (what the layers
-            make of their signals, these taken as constants).
-    """
-    through, keep = graph == "signals", graph != "none"
-    calls = forward.calls if through else {name: heard.detached() for name, heard in forward.calls.items()}
-    with torch.set_grad_enabled(keep):
-        for part in accumulators:
-            part.add_inputs(calls, draw)
-        root = draw.combine(likelihood.hessian_root(forward.outputs if through else forward.outputs.detach()))
-        if accumulators:
-            root = root if through else root.detach()
-            for gradients in output_gradients(forward, root, through, COLUMNS_AT_ONCE, keep):
-                for part in accumulators:
-                    part.add_gradients(calls, gradients)
-        return likelihood.log_prob(forward.outputs, y)
-
-
-def finish(gathered: Gathered, sums: list[Sums] | None = None) -> LaplacePass:
-    """The pass that follows from what was gathered, or from sums in its place (to differentiate in them)."""
-    hessian = joint_hessian(gathered.accumulators, [m.sums for m in gathered.accumulators] if sums is None else sums)
+def finish(gathered: Gathered) -> LaplacePass:
+    """The pass that follows from what was gathered, differentiable in its sums."""
+    times, hessian = gathered.times, joint_hessian(gathered.accumulators, gathered.sums)
     if gathered.curvature.subset < 1:
-        hessian = Repeated(hessian, gathered.times)
-    data_fit = gathered.times * gathered.data_fit
-    return LaplacePass(data_fit, hessian, gathered.examples, gathered.outputs, gathered.curvature)
+        hessian = Repeated(hessian, times)
+    return LaplacePass(times * gathered.data_fit, hessian, gathered.examples, gathered.outputs, gathered.curvature)
 
 
 def assemble(net: nn.Module, done: LaplacePass, log_precisions: Mapping[str, Tensor]) -> Evidence:
@@ -245,7 +153,7 @@ def assemble(net: nn.Module, done: LaplacePass, log_precisions: Mapping[str, Ten
 def log_evidence(
     net: nn.Module,
     data: Any,
-    likelihood: str | Categorical | Gaussian = "classification",
+    likelihood: str | Likelihood = "classification",
     curvature: str | Curvature = "full",
     prior: Mapping[str, Tensor | float] | float | None = None,
     batch_size: int = 250,
@@ -262,7 +170,7 @@ def log_evidence(
             a module may be called several times. What it cannot treat raises an error, and is never left out.
         data: a pair of tensors (x, y), a Dataset or a DataLoader.
         likelihood: "classification" (logits, integer labels), "regression" (σ = 1), or a likelihood with its own σ.
-        curvature: a `Curvature`, or its structure: "full" (exact, P² memory), "layer", "pathway", "kron" or "diag".
+        curvature: a `Curvature`, or its kind: "full" (exact, P² memory), "layer", "pathway", "kron" or "diag".
         prior: log precisions by pathway name, or one for all; those not named, and None, are the layers' own, and
             log 1 for plain torch layers. A `FitResult` has its own in `.prior`.
         batch_size: how many data are treated at once; does not change the result.
@@ -322,16 +230,3 @@ class _Within(nn.Module):
 
     def forward(self, run: Callable[[nn.Module], Evidence]) -> Evidence:
         return run(self.network)
-
-
-def _warn_of_normalisation(net: nn.Module) -> None:
-    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-    if found := next((name for name, m in net.named_modules() if isinstance(m, kinds)), None):
-        warnings.warn(
-            f"layer {found!r} normalises: weights right before it are scale-invariant, and the linearised evidence "
-            "is not meaningful for their precision (arXiv 2206.08900)",
-            stacklevel=5,
-        )
-
-
-COLUMNS_AT_ONCE = 1

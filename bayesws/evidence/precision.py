@@ -1,4 +1,4 @@
-"""Setting precisions and noise by the evidence: MacKay's fixed point on a pass that is already paid for."""
+"""Setting precisions by the evidence: MacKay's fixed point on a pass that is already paid for."""
 
 from collections.abc import Mapping, Sequence
 
@@ -82,17 +82,3 @@ def ascend_precisions(
         ratio = 1 + 2 * gradient / weight.clamp(min=tiny)
         move = damping * ratio.clamp(min=tiny).log()
         log_delta.add_(move.clamp(-largest_step, largest_step)).clamp_(*LOG_BOUNDS)
-
-
-@torch.no_grad()
-def update_noise(log_noise: nn.Parameter, squared_error: float, outputs: int, effective: float) -> None:
-    """Set log σ, in place, to the stationary point σ² = ‖y - f‖² / (number of outputs - γ) of the evidence.
-
-    Args:
-        log_noise: log σ.
-        squared_error: Σ (y - f)² over all data and outputs.
-        outputs: their number.
-        effective: γ of all pathways; bounded away from the number of outputs.
-    """
-    variance = squared_error / max(outputs - effective, 0.05 * outputs)
-    log_noise.fill_(0.5 * torch.log(torch.tensor(max(variance, 1e-12))).item())

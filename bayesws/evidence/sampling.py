@@ -1,4 +1,8 @@
-"""Cheaper curvature without bias: some of the data, and random combinations of the Hessian root's columns."""
+"""Cheaper curvature without bias: some of the data, and random combinations of the Hessian root's columns.
+
+What is drawn for a datum depends on the curvature's seed and on the datum's place in the whole alone: a walk through a
+part of the data draws what the walk through the whole draws there, in any batches and on any device.
+"""
 
 from collections.abc import Iterator
 
@@ -8,62 +12,76 @@ from torch import Tensor
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.curvature import Curvature
 
+DROPPED = 2**20  # how many signs are dropped at once
+
+
+class Signs:
+    """Random signs: one stream of them, `samples` times the number of columns for every place."""
+
+    def __init__(self, seed: int, samples: int) -> None:
+        self._seed, self._samples = seed, samples
+        self._generator = torch.Generator().manual_seed(seed)
+        self._place = 0  # whose signs come next
+
+    def at(self, places: Tensor, root: Tensor) -> Tensor:
+        """(places, K, samples), each ±1/√samples, for ascending places and a root (places, C, K)."""
+        first, stop = int(places[0]), int(places[-1]) + 1
+        columns = root.shape[-1]
+        if first < self._place:
+            self._generator.manual_seed(self._seed)
+            self._place = 0
+        left = (first - self._place) * columns * self._samples
+        while left > 0:
+            left -= len(self._draw(min(left, DROPPED)))
+        drawn = self._draw(stop - first, columns, self._samples)
+        self._place = stop
+        if len(drawn) > len(places):
+            drawn = drawn[places - first]
+        return (2 * drawn - 1).to(root) / self._samples**0.5
+
+    def _draw(self, *size: int) -> Tensor:
+        """Zeros and ones, on the CPU, whose stream does not depend on how many are drawn at once."""
+        return torch.randint(0, 2, size, generator=self._generator, device="cpu")
+
 
 class Draw:
-    """What is random about one part of a walk through the data.
+    """What is random about a batch, or a chunk of one.
 
     Attributes:
-        first: how many data the walk has been through before.
-        total: how many it will have been through; -1 where that is not known.
+        places: of its data in a walk through the whole, ascending.
+        total: how many data such a walk goes through; -1 where that is not known.
     """
 
-    def __init__(self, first: int, total: int, signs: "_Signs | None", start: int, stop: int) -> None:
-        self.first, self.total = first, total
-        self._signs, self._rows = signs, slice(start, stop)
+    def __init__(self, places: Tensor, total: int, signs: Signs | None) -> None:
+        self.places, self.total = places, total
+        self._signs = signs
 
     def combine(self, root: Tensor) -> Tensor:
         """The root S (batch, C, K) to send back: S itself, or S ε / √samples with random signs ε.
 
         With independent signs (batch, K, samples), the expectation of (S ε)(S ε)ᵀ / samples is S Sᵀ.
         """
-        return root if self._signs is None else root @ self._signs.of(root)[self._rows]
+        return root if self._signs is None else root @ self._signs.at(self.places, root)
+
+    def every(self, step: int, offset: int) -> slice | Tensor:
+        """Which of the batch's data stand at places of offset, offset + step, ... in the whole."""
+        first, last = int(self.places[0]), int(self.places[-1])
+        if last - first + 1 == len(self.places):
+            return slice((offset - first) % step, None, step)
+        return ((self.places - offset) % step == 0).nonzero().flatten()
 
 
-def sampled_batches(data: Batches, curvature: Curvature, parts: int = 1) -> Iterator[tuple[Tensor, Tensor, Draw]]:
+def sampled_batches(data: Batches, curvature: Curvature, chunks: int = 1) -> Iterator[tuple[Tensor, Tensor, Draw]]:
     """Batches (x, y) of the data that a curvature looks at, and what is random about each.
 
     Args:
-        data: all of it; `curvature.subset` says how much to look at.
+        data: all of it, or a part that knows its place; `curvature.subset` says how much to look at.
         curvature: its seed makes every walk through the same data draw the same.
-        parts: in how many parts to hand out a batch; the draws do not depend on it.
+        chunks: in how many to hand out a batch; the draws do not depend on it.
     """
     if curvature.subset < 1:
         data = data.sample(curvature.subset, torch.Generator().manual_seed(curvature.seed))
-    generator: torch.Generator | None = None
-    first = 0
-    for x, y in data:
-        signs = None
-        if curvature.samples is not None:
-            generator = generator or torch.Generator(x.device).manual_seed(curvature.seed)
-            signs = _Signs(len(x), curvature.samples, generator)
-        start = 0
-        for a, b in zip(x.chunk(parts), y.chunk(parts), strict=True):
-            yield a, b, Draw(first + start, len(data), signs, start, start + len(a))
-            start += len(a)
-        first += len(x)
-
-
-class _Signs:
-    """Random signs for one batch, drawn for all of it when its first part asks: only then K is known."""
-
-    def __init__(self, batch: int, samples: int, generator: torch.Generator) -> None:
-        self._batch, self._samples, self._generator = batch, samples, generator
-        self._drawn: Tensor | None = None
-
-    def of(self, root: Tensor) -> Tensor:
-        """(batch, K, samples), each ±1/√samples."""
-        if self._drawn is None:
-            size = (self._batch, root.shape[-1], self._samples)
-            ones = torch.randint(0, 2, size, generator=self._generator, device=root.device)
-            self._drawn = (2 * ones - 1).to(root) / self._samples**0.5
-        return self._drawn
+    signs = None if curvature.samples is None else Signs(curvature.seed, curvature.samples)
+    for x, y, places in data.placed():
+        for a, b, at in zip(x.chunk(chunks), y.chunk(chunks), places.chunk(chunks), strict=True):
+            yield a, b, Draw(at, data.total, signs)

@@ -8,7 +8,6 @@ for every Λ: the weights' MAP moves with it, (H + Λ)⁻¹ b, and needs no new 
 this is exact, wherever θ₀ is. Holding the weights instead would make every precision look better determined than it is.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.hessian import sum_tensors
-from bayesws.evidence.likelihood import Categorical, Gaussian
+from bayesws.evidence.likelihood import Likelihood
 from bayesws.layers.contract import evaluating, named_pathways
 
 
@@ -87,7 +86,7 @@ class Coupled:
 
 
 @torch.no_grad()
-def surface(net: nn.Module, curvature: Mapping[str, Tensor], likelihood: Categorical | Gaussian) -> Surface:
+def surface(net: nn.Module, curvature: Mapping[str, Tensor], likelihood: Likelihood) -> Surface:
     """The evidence in all precisions near a network's present weights; in float64, on the CPU.
 
     Args:
@@ -99,7 +98,7 @@ def surface(net: nn.Module, curvature: Mapping[str, Tensor], likelihood: Categor
     names = {id(p.parameter): name for name, p in named_pathways(net)}
     parameters = {names[id(p)]: _plain(p) for p in net.parameters() if id(p) in names}
     gradients = {name: _plain(curvature[f"gradient.{name}"]) for name in parameters}
-    scale = math.exp(-2 * float(likelihood.log_noise)) if isinstance(likelihood, Gaussian) else 1.0
+    scale = likelihood.noise_precision()
     if "H" in curvature:
         sizes = {name: p.numel() for name, p in parameters.items()}
         h = scale * _plain(curvature["H"])
@@ -128,7 +127,7 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().double().cpu()
 
 
-def log_likelihood_gradient(net: nn.Module, data: Batches, likelihood: Categorical | Gaussian) -> dict[str, Tensor]:
+def log_likelihood_gradient(net: nn.Module, data: Batches, likelihood: Likelihood) -> dict[str, Tensor]:
     """g, the gradient of the log likelihood summed over the data, by pathway, in the parameters' shapes."""
     pathways = dict(named_pathways(net))
     parameters = [p.parameter for p in pathways.values()]

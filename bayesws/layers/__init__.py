@@ -23,6 +23,7 @@ from bayesws.layers.export import harden
 from bayesws.layers.fold_group import FoldGroup
 from bayesws.layers.identify import Identified, Match, identify_group, identify_groups
 from bayesws.layers.linear import WSLinear
+from bayesws.layers.sharing_settings import Sharing
 from bayesws.layers.stack import RepresentationStack
 from bayesws.layers.weight_sharing import WeightSharing
 
@@ -39,6 +40,7 @@ __all__ = [
     "Match",
     "Pathway",
     "RepresentationStack",
+    "Sharing",
     "Status",
     "Structure",
     "WSConv2d",

@@ -1,13 +1,16 @@
 """Weight-sharing convolutions on images and voxels: to group features (lifting), and between group features."""
 
+from typing import Unpack
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from bayesws.layers.patches import image_patches, pad_image
-from bayesws.layers.weight_sharing import PATHWAYS, WeightSharing, check_sizes
-from bayesws.sharing.groups import Group
+from bayesws.layers.sharing_settings import Sharing, SharingKeywords
+from bayesws.layers.sizes import check_sizes
+from bayesws.layers.weight_sharing import WeightSharing
 
 Size = int | tuple[int, ...]
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -34,11 +37,8 @@ class _WSConv(WeightSharing):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        group_size: int = 4,
-        stack: str = "dense",
-        group: str | Group | None = None,
-        pathways: tuple[str, ...] = PATHWAYS,
-        constraint: str = "doubly",
+        sharing: Sharing | None = None,
+        **keywords: Unpack[SharingKeywords],
     ) -> None:
         check_sizes(in_channels=in_channels, out_channels=out_channels)
         if padding_mode not in PADDING_MODES:
@@ -49,20 +49,8 @@ class _WSConv(WeightSharing):
             raise ValueError(f"padding={padding!r}: expected a number, {self.dims} of them, 'same' or 'valid'")
         if padding == "same" and set(strides) != {1}:
             raise ValueError(f"padding='same' with stride={stride}: expected stride 1")
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel,
-            not self.lifts,
-            bias,
-            group_size,
-            stack,
-            group,
-            pathways,
-            device,
-            dtype,
-            constraint,
-        )
+        sharing = Sharing.of(sharing, Sharing(), **keywords)
+        super().__init__(in_channels, out_channels, kernel, not self.lifts, bias, sharing, device, dtype)
         self.kernel_size, self.stride, self.dilation = kernel, strides, dilations
         self.padding = padding if isinstance(padding, str) else self._sizes("padding", padding, 0)
         self.padding_mode = padding_mode
@@ -136,11 +124,8 @@ class WSLiftConv2d(_WSConv):
             `torch.nn.Conv2d`.
         bias: whether to add b (out_channels,), the same for every group element; "free" for one of each element's own,
             (out_channels·G,).
-        group_size: G.
-        stack: "dense", "product", "power" or "fixed" (a known group).
-        group: for "fixed", its name (see `sharing.known_group`) or a `Group` on the kernel's positions.
-        pathways: "shared", "free" or both.
-        constraint: "doubly", "rows" or "none", what a soft stack keeps to (see `RepresentationStack`).
+        sharing: how the G copies share.
+        keywords: the attributes of a `Sharing` in its place.
 
     Shapes: x (batch, in_channels, H, W) to y (batch, out_channels, G, H', W').
 

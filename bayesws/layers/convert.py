@@ -3,7 +3,7 @@
 import copy
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -11,8 +11,8 @@ from torch import nn
 from bayesws.layers.conv import WSConv2d, WSConv3d, WSLiftConv2d, WSLiftConv3d
 from bayesws.layers.fold_group import FoldGroup
 from bayesws.layers.linear import WSLinear
-from bayesws.layers.weight_sharing import PATHWAYS, WeightSharing
-from bayesws.sharing.groups import Group
+from bayesws.layers.sharing_settings import Sharing, SharingKeywords
+from bayesws.layers.weight_sharing import WeightSharing
 
 LARGEST_STACK = 2**18  # entries of one d × d representation: d up to 512
 CONVOLUTIONS: dict[type, tuple[Any, Any]] = {  # lifting, and between
@@ -21,7 +21,6 @@ CONVOLUTIONS: dict[type, tuple[Any, Any]] = {  # lifting, and between
 }
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 Plain = nn.Linear | nn.modules.conv._ConvNd
-Sharing = dict[str, Any]  # group_size, stack, group, pathways
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,11 @@ class Conversion:
 
 def share(
     model: nn.Module,
-    group_size: int = 4,
-    stack: str = "dense",
-    group: str | Group | None = None,
-    pathways: tuple[str, ...] = PATHWAYS,
+    sharing: Sharing | None = None,
     *,
     keep: tuple[str, ...] = (),
     largest_stack: int = LARGEST_STACK,
+    **keywords: Unpack[SharingKeywords],
 ) -> nn.Module:
     """A copy of any torch network whose layers may share weights; at the start it computes the same function.
 
@@ -65,15 +62,14 @@ def share(
 
     Args:
         model: the network; it is left as it is.
-        group_size: G.
-        stack, group: as for `WSConv2d`.
-        pathways: must hold "free"; ("free",) alone shares nothing.
+        sharing: how the G copies of every layer share; pathways must hold "free", ("free",) alone shares nothing.
         keep: names of layers to leave as they are.
         largest_stack: layers whose representations would have more than so many entries d × d stay as they are.
+        keywords: the attributes of a `Sharing` in its place.
 
     Raises:
-        ValueError: nothing that can be shared (with the first layer's reason), pathways without "free", sizes below
-            one, names in `keep` that are no layer of the network.
+        ValueError: nothing that can be shared (with the first layer's reason), pathways without "free", names in `keep`
+            that are no layer of the network; whatever `Sharing` refuses.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
     >>> share(net)[0].layer.kernel().shape  # (out, G, in, positions)
@@ -81,7 +77,7 @@ def share(
     >>> sharing_plan(net)[1].reason
     '10 outputs are no multiple of group_size=4'
     """
-    sharing = {"group_size": group_size, "stack": stack, "group": group, "pathways": pathways}
+    sharing = Sharing.of(sharing, Sharing(), **keywords)
     outcomes = _outcomes(model, sharing, keep, largest_stack)
     if not any(outcome.trial for outcome in outcomes):
         why = "it has no nn.Linear and no convolution"
@@ -101,22 +97,21 @@ def share(
 
 def sharing_plan(
     model: nn.Module,
-    group_size: int = 4,
-    stack: str = "dense",
-    group: str | Group | None = None,
-    pathways: tuple[str, ...] = PATHWAYS,
+    sharing: Sharing | None = None,
     *,
     keep: tuple[str, ...] = (),
     largest_stack: int = LARGEST_STACK,
+    **keywords: Unpack[SharingKeywords],
 ) -> tuple[Conversion, ...]:
     """What `share` makes of every linear and convolutional layer of a network, and why some stay as they are.
 
     Args: those of `share`.
 
     Raises:
-        ValueError: pathways without "free", sizes below one, names in `keep` that are no layer of the network.
+        ValueError: pathways without "free", names in `keep` that are no layer of the network; whatever `Sharing`
+            refuses.
     """
-    sharing = {"group_size": group_size, "stack": stack, "group": group, "pathways": pathways}
+    sharing = Sharing.of(sharing, Sharing(), **keywords)
     return tuple(
         Conversion(o.name, o.kind, None if o.trial is None else type(o.trial).__name__, o.reason)
         for o in _outcomes(model, sharing, keep, largest_stack)
@@ -145,12 +140,10 @@ class _Outcome:
 def _outcomes(model: nn.Module, sharing: Sharing, keep: tuple[str, ...], largest_stack: int) -> list[_Outcome]:
     if not isinstance(model, nn.Module):
         raise ValueError(f"a {type(model).__name__} to share: expected an nn.Module")
-    if "free" not in sharing["pathways"]:
+    if "free" not in sharing.pathways:
         raise ValueError(
-            f"pathways={sharing['pathways']!r}: expected 'free' among them; without it the function would change"
+            f"pathways={sharing.pathways!r}: expected 'free' among them; without it the function would change"
         )
-    if sharing["group_size"] < 1:
-        raise ValueError(f"group_size={sharing['group_size']}: expected at least 1")
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)}
     if unknown := [name for name in keep if name not in layers]:
         raise ValueError(f"keep={unknown[0]!r}: expected linear or convolutional layers among {', '.join(layers)}")
@@ -158,7 +151,7 @@ def _outcomes(model: nn.Module, sharing: Sharing, keep: tuple[str, ...], largest
     made: set[int] = set()  # numbers of channels that shared convolutions make
     found = []
     for name, layer in layers.items():
-        reason = "its name is in keep" if name in keep else _obstacle(layer, owners, sharing["group_size"])
+        reason = "its name is in keep" if name in keep else _obstacle(layer, owners, sharing.group_size)
         trial = None
         if not reason:
             trial, reason = _trial(layer, made, sharing, largest_stack)
@@ -191,22 +184,21 @@ def _obstacle(layer: Plain, owners: Counter[int], group_size: int) -> str:
 
 def _trial(layer: Plain, made: set[int], sharing: Sharing, largest_stack: int) -> tuple[WeightSharing | None, str]:
     """The sharing layer without its numbers, or why there is none."""
-    group_size = sharing["group_size"]
     on_features = not isinstance(layer, nn.Linear) and layer.in_channels in made
     try:
         trial = _sharing_layer(layer, on_features, "meta", sharing)
     except ValueError as error:
         return None, str(error)
     d = trial.free.shape[-1]
-    if group_size > 1 and d * d > largest_stack:
+    if sharing.group_size > 1 and d * d > largest_stack:
         return None, f"representations of {d} × {d} are larger than largest_stack={largest_stack} entries"
     return trial, ""
 
 
 def _sharing_layer(layer: Plain, on_features: bool, device: torch.device | str, sharing: Sharing) -> WeightSharing:
     """A new sharing layer with a plain one's sizes."""
-    group_size = sharing["group_size"]
-    new: dict[str, Any] = {"device": device, "dtype": layer.weight.dtype, **sharing}
+    group_size = sharing.group_size
+    new: dict[str, Any] = {"sharing": sharing, "device": device, "dtype": layer.weight.dtype}
     new["bias"] = False if layer.bias is None else "free"
     if isinstance(layer, nn.Linear):
         return WSLinear(layer.in_features, layer.out_features // group_size, **new)

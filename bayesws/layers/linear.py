@@ -1,11 +1,14 @@
 """WSLinear: a linear map whose G copies share weights through permutations of the input's coordinates."""
 
+from typing import Unpack
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayesws.layers.weight_sharing import PATHWAYS, WeightSharing, check_sizes
-from bayesws.sharing.groups import Group
+from bayesws.layers.sharing_settings import Sharing, SharingKeywords
+from bayesws.layers.sizes import check_sizes
+from bayesws.layers.weight_sharing import WeightSharing
 
 
 class WSLinear(WeightSharing):
@@ -17,10 +20,8 @@ class WSLinear(WeightSharing):
         bias: whether to add b (out_features,), the same for every group element; "free" for one of each element's own,
             (out_features·G,).
         device, dtype: as for `torch.nn.Linear`.
-        group_size: G.
-        stack: "dense", "product", "power" or "fixed" (then `group` names a known group on a line, or is a `Group`).
-        pathways: "shared", "free" or both.
-        constraint: "doubly", "rows" or "none", what a soft stack keeps to (see `RepresentationStack`).
+        sharing: how the G copies share; a known group is one on a line.
+        keywords: the attributes of a `Sharing` in its place.
 
     Shapes: x (..., in_features) to y (..., out_features, G).
 
@@ -36,16 +37,12 @@ class WSLinear(WeightSharing):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        group_size: int = 4,
-        stack: str = "dense",
-        group: str | Group | None = None,
-        pathways: tuple[str, ...] = PATHWAYS,
-        constraint: str = "doubly",
+        sharing: Sharing | None = None,
+        **keywords: Unpack[SharingKeywords],
     ) -> None:
         check_sizes(in_features=in_features, out_features=out_features)
-        super().__init__(
-            1, out_features, (in_features,), False, bias, group_size, stack, group, pathways, device, dtype, constraint
-        )
+        sharing = Sharing.of(sharing, Sharing(), **keywords)
+        super().__init__(1, out_features, (in_features,), False, bias, sharing, device, dtype)
         self.in_features, self.out_features = in_features, out_features
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out group"]:

@@ -7,87 +7,62 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from bayesws.layers.sharing_settings import GROUP_OF_SIZE, GroupChoice, Sharing
 from bayesws.sharing.candidates import split_product
-from bayesws.sharing.doubly_stochastic import (
-    CONSTRAINTS,
-    DoublyStochastic,
-    dense_stack,
-    power_stack,
-    product_stack,
-    sinkhorn,
-)
+from bayesws.sharing.doubly_stochastic import DoublyStochastic, dense_stack, power_stack, product_stack, sinkhorn
 from bayesws.sharing.groups import Group, known_group
 
-STACKS = ("fixed", "dense", "product", "power")
 SOFTNESS = 0.02  # of a start at permutations: what is spread over the other entries of a row
 RANDOM_SCALE = 0.1  # of the logits of a random start
-_GROUP_OF_SIZE = {1: "trivial", 4: "quarter-turns", 8: "dihedral"}
 
 
 class RepresentationStack(nn.Module):
     """R = (R_1 = I, R_2, ..., R_G), doubly stochastic, acting on `axis` × `support` positions of a kernel.
 
     Attributes:
+        kind, group_size, constraint: stack, G and constraint of the `Sharing` that it was made from.
         support, axis: the shape of the kernel's support, and the size of the group axis in front of it (1 without).
 
     Args:
-        kind: "fixed" (a known group), "dense", "product" or "power" (see `sharing.doubly_stochastic`).
-        group_size: G.
+        sharing: which stack; its pathways do not matter here. With constraint "none" the `logits` are the entries
+            themselves, and start at the doubly stochastic matrices that the others' logits, N(0, 1), project to.
         support: the kernel's shape, such as (3, 3), or (d,) for a linear layer.
         on_features: whether the kernel also spans the G positions of an input group axis.
-        group: name of a known group, or a `Group` on the support; needed where `kind` is "fixed" and G alone does not
-            tell (1 is trivial, 4 quarter turns, 8 dihedral).
-        constraint: what a soft stack's matrices (of a product, its factors) keep to: "doubly" (stochastic), or, as
-            ablations, only "rows" that sum to one, or "none", where `logits` are the entries themselves. The latter
-            start at the doubly stochastic matrices that the others' logits, N(0, 1), project to.
+        device, dtype: of the logits or matrices.
 
     Raises:
-        ValueError: an unknown kind, group or constraint, a group that does not fit G or the support, a constraint other
-            than "doubly" for a known group.
+        ValueError: an unknown group, or one that does not fit G or the support.
     """
 
     matrices: Tensor
 
     def __init__(
         self,
-        kind: str,
-        group_size: int,
+        sharing: Sharing,
         support: tuple[int, ...],
         on_features: bool,
-        group: str | Group | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        constraint: str = "doubly",
     ) -> None:
         super().__init__()
-        if kind not in STACKS:
-            raise ValueError(f"stack {kind!r}: expected one of {', '.join(STACKS)}")
-        if constraint not in CONSTRAINTS:
-            raise ValueError(f"constraint={constraint!r}: expected one of {', '.join(CONSTRAINTS)}")
-        if kind == "fixed" and constraint != "doubly":
-            raise ValueError(f"constraint={constraint!r} with stack='fixed': permutations are 'doubly' stochastic")
-        if group_size < 1:
-            raise ValueError(f"group_size={group_size}: expected at least 1")
-        self.kind, self.group_size, self.support, self.constraint = kind, group_size, tuple(support), constraint
-        positions = int(torch.tensor(support).prod())
-        self.axis = axis = group_size if on_features else 1
+        self.kind, self.group_size, self.constraint = sharing.stack, sharing.group_size, sharing.constraint
+        self.support, self.axis = tuple(support), sharing.group_size if on_features else 1
         new: dict[str, Any] = {"device": device, "dtype": dtype or torch.get_default_dtype()}
         self.logits = nn.ParameterList()
-        if kind == "fixed":
-            known = _resolve(group, group_size, support, positions)
+        if not self.is_soft:
+            known = _resolve(sharing.group, sharing.group_size, self.support)
             matrices = (known.on_features() if on_features else known).matrices(**new)
             self.register_buffer("matrices", matrices)
             return
-        if group is not None:
-            raise ValueError(f"group={group!r} with stack={kind!r}: a known group needs stack='fixed'")
-        rest, d = group_size - 1, axis * positions
+        rest, axis, d = self.group_size - 1, self.axis, self.size
+        positions = d // axis
         shapes_of: dict[str, list[tuple[int, ...]]] = {
             "dense": [(rest, d, d)],
             "product": [(rest, axis, axis), (rest, positions, positions)],
             "power": [(d, d)],
         }
         # A uniform start is a saddle where all copies are equal: unit-variance logits break the tie.
-        for shape in shapes_of[kind]:
+        for shape in shapes_of[self.kind]:
             self.logits.append(nn.Parameter(self._entries(torch.randn(*shape, **new))))
 
     @property
@@ -172,14 +147,11 @@ class RepresentationStack(nn.Module):
         return f"{self.kind}, group_size={self.group_size}{constraint}"
 
 
-def _resolve(group: str | Group | None, group_size: int, support: tuple[int, ...], positions: int) -> Group:
-    if group is None:
-        if group_size not in _GROUP_OF_SIZE:
-            raise ValueError(
-                f"stack='fixed' with group_size={group_size}: several groups have that size; name one with group="
-            )
-        group = _GROUP_OF_SIZE[group_size]
-    known = group if isinstance(group, Group) else known_group(group, *support)
+def _resolve(group: GroupChoice, group_size: int, support: tuple[int, ...]) -> Group:
+    group = GROUP_OF_SIZE[group_size] if group is None else group
+    if not isinstance(group, str | Group):
+        raise ValueError(f"group={group!r}: expected one for a single layer; WSCNN takes one for every layer")
+    known, positions = group if isinstance(group, Group) else known_group(group, *support), math.prod(support)
     if known.size != group_size or known.degree != positions:
         raise ValueError(
             f"group {known.name!r} has {known.size} elements on {known.degree} positions: "

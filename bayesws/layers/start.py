@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bayesws.layers.sharing_settings import PATHWAYS
 from bayesws.layers.stack import SOFTNESS
-from bayesws.layers.weight_sharing import PATHWAYS, WeightSharing
+from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.sharing.candidates import Candidates, candidates_of
 
 BLOCKS = 200  # of the data: their differences tell sampling noise

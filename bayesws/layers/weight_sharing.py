@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from bayesws.layers.cache import Deriving
 from bayesws.layers.contract import Declaration, Factors, Pathway, Status, Structure, declare
+from bayesws.layers.sharing_settings import Sharing
 from bayesws.layers.stack import RepresentationStack
 from bayesws.sharing.doubly_stochastic import DoublyStochastic
-from bayesws.sharing.groups import Group
 from bayesws.sharing.regularisers import mean_entropy, normaliser
 
-PATHWAYS = ("shared", "free")
 FREE_SCALE = 0.1  # of the free weights at the start: a large free pathway fits first and hides the symmetry
 RESIDUAL_JITTER = 1e-4  # the residual's variance at a permutation, in units of α⁻¹: keeps its root differentiable
 
@@ -47,35 +46,27 @@ class WeightSharing(Deriving):
         support: tuple[int, ...],
         on_features: bool,
         bias: bool | str,
-        group_size: int,
-        stack: str,
-        group: str | Group | None,
-        pathways: tuple[str, ...],
+        sharing: Sharing,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
-        constraint: str = "doubly",
     ) -> None:
         super().__init__()
-        if not pathways or not set(pathways) <= set(PATHWAYS) or len(set(pathways)) != len(pathways):
-            raise ValueError(f"pathways={pathways!r}: expected 'shared', 'free' or both, in a tuple")
         if bias not in (True, False, "free"):
             raise ValueError(f"bias={bias!r}: expected True (one for all group elements), 'free' (one each) or False")
-        self.in_channels, self.out_channels, self.group_size = in_channels, out_channels, group_size
+        self.in_channels, self.out_channels, self.group_size = in_channels, out_channels, sharing.group_size
         self.has_free_bias = bias == "free"
-        self.on_features, self.pathway_names = on_features, tuple(p for p in PATHWAYS if p in pathways)
-        if "shared" not in pathways and stack != "fixed":
-            raise ValueError(f"stack={stack!r} without the shared pathway: nothing is shared; use stack='fixed'")
-        self.stack = RepresentationStack(stack, group_size, support, on_features, group, device, dtype, constraint)
-        d = int(torch.tensor(support).prod()) * (group_size if on_features else 1)
+        self.on_features, self.pathway_names = on_features, sharing.pathways
+        self.stack = RepresentationStack(sharing, support, on_features, device, dtype)
+        d, group_size = self.stack.size, self.group_size
         new: dict[str, Any] = {"device": device, "dtype": dtype}
         names = list(self.pathway_names) + (["bias"] if bias else [])
         self.log_precisions = nn.ParameterDict({name: nn.Parameter(torch.zeros((), **new)) for name in names})
         self.register_parameter("shared", None)
         self.register_parameter("free", None)
         self.register_parameter("bias", None)
-        if "shared" in pathways:
+        if "shared" in self.pathway_names:
             self.shared = nn.Parameter(torch.empty(out_channels, in_channels, d, **new))
-        if "free" in pathways or self.stack.is_soft:
+        if "free" in self.pathway_names or self.stack.is_soft:
             self.free = nn.Parameter(torch.empty(out_channels, group_size, in_channels, d, **new))
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels * (group_size if self.has_free_bias else 1), **new))
@@ -351,10 +342,3 @@ def _squared_norms(r: Tensor) -> Tensor:
 @declare.register
 def _(module: WeightSharing) -> Declaration:
     return module.declaration()
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raise ValueError for a size below one, under the name that the caller gave it."""
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: expected at least 1")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayesws.layers.weight_sharing import check_sizes
+from bayesws.layers.sizes import check_sizes
 from bayesws.models.pooling import halved
 
 # arXiv 2412.04594, the network for MNIST, without its width and its sharing
@@ -94,21 +94,10 @@ class CNN(ConvolutionalNet):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_sizes(in_channels=in_channels, hidden_channels=hidden_channels, kernel_size=kernel_size)
-        super().__init__(
-            {
-                "in_channels": in_channels,
-                "num_classes": num_classes,
-                "hidden_channels": hidden_channels,
-                "kernel_size": kernel_size,
-                "layers": layers,
-                "norm": norm,
-                "pooling": pooling,
-                "padding": padding,
-                "padding_mode": padding_mode,
-            }
-        )
-        new: dict[str, Any] = {"device": device, "dtype": dtype}
         geometry: dict[str, Any] = {"kernel_size": kernel_size, "padding": padding, "padding_mode": padding_mode}
+        sizes = {"in_channels": in_channels, "num_classes": num_classes, "hidden_channels": hidden_channels}
+        super().__init__({**sizes, **geometry, "layers": layers, "norm": norm, "pooling": pooling})
+        new: dict[str, Any] = {"device": device, "dtype": dtype}
         self.convs = nn.ModuleList(
             nn.Conv2d(channels, hidden_channels, **geometry, **new)
             for channels in [in_channels] + [hidden_channels] * (layers - 1)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayesws.layers.weight_sharing import check_sizes
+from bayesws.layers.sizes import check_sizes
 from bayesws.models.pooling import halved
 
-Convolution = Callable[[int, int], nn.Module]
+Convolution = Callable[..., nn.Module]
 Normalisation = Callable[[int], nn.Module]
 
 
@@ -59,8 +59,8 @@ class ResidualNet(nn.Module):
     Features are (batch, channels, ..., H, W): an axis between channels and image, such as a group's, is carried along.
 
     Args:
-        stem: the first convolution, from the images.
-        convolution: the others.
+        stem: makes the first convolution, from the images: from its channels in and out, and torch's own arguments.
+        convolution: makes the others.
         dims: of the features: 2, or 3 with a group's axis.
         settings: the arguments that the network can be rebuilt from.
         new: device and dtype.
@@ -86,6 +86,14 @@ class ResidualNet(nn.Module):
         if not 0 <= settings["dropout"] < 1:
             raise ValueError(f"dropout={settings['dropout']}: expected at least 0 and less than 1")
         self.settings = settings
+        options: dict[str, Any] = {
+            "kernel_size": settings["kernel_size"],
+            "padding": "same",
+            "padding_mode": settings["padding_mode"],
+            "bias": normalised is None,  # a normalisation takes it out again
+            **new,
+        }
+        between = partial(convolution, **options)
 
         def norm(kind: type[nn.Module], **options: Any) -> Normalisation:
             return partial(kind, **options) if normalised else lambda channels: nn.Identity()
@@ -93,9 +101,9 @@ class ResidualNet(nn.Module):
         instance_norm = norm(nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d)
         batch_norm = norm(nn.BatchNorm2d if dims == 2 else nn.BatchNorm3d, **new)
         channels = [hidden, *(width * hidden for width in settings["widths"])]
-        self.stem, self.norm = stem(settings["in_channels"], hidden), batch_norm(hidden)
+        self.stem, self.norm = stem(settings["in_channels"], hidden, **options), batch_norm(hidden)
         self.blocks = nn.Sequential(
-            *(ResidualBlock(pair, convolution, instance_norm, batch_norm, new) for pair in pairwise(channels))
+            *(ResidualBlock(pair, between, instance_norm, batch_norm, new) for pair in pairwise(channels))
         )
         self.head = nn.Sequential(
             nn.Linear(channels[-1], features, bias=normalised is None, **new),
@@ -156,12 +164,4 @@ class ResNet(ResidualNet):
             "norm": norm,
             "padding_mode": padding_mode,
         }
-        new: dict[str, Any] = {"device": device, "dtype": dtype}
-        options: dict[str, Any] = {
-            "kernel_size": kernel_size,
-            "padding": "same",
-            "padding_mode": padding_mode,
-            "bias": norm is None,  # a normalisation takes it out again
-            **new,
-        }
-        super().__init__(partial(nn.Conv2d, **options), partial(nn.Conv2d, **options), 2, settings, new)
+        super().__init__(nn.Conv2d, nn.Conv2d, 2, settings, {"device": device, "dtype": dtype})

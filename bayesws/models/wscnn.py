@@ -1,15 +1,16 @@
 """WSCNN: a small convolutional network of weight-sharing layers, invariant where it shares fully."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from bayesws.layers.change_group import ChangeGroup
 from bayesws.layers.conv import WSConv2d, WSLiftConv2d
-from bayesws.layers.weight_sharing import PATHWAYS, check_sizes
+from bayesws.layers.sharing_settings import Sharing, StackKeywords
+from bayesws.layers.sizes import check_sizes
 from bayesws.models.cnn import PUBLISHED, ConvolutionalNet
 from bayesws.sharing.groups import Group, generated, known_group
 
@@ -26,18 +27,18 @@ class WSCNN(ConvolutionalNet):
         in_channels: of the images.
         num_classes: outputs of the head.
         hidden_channels: channels of every layer, for each of the G group elements.
-        group_size: G.
+        group_size: G, here or in `sharing`; 4 where it is left out.
         kernel_size: k.
         layers: number of sharing layers, the lifting one included.
-        stack, group, pathways, constraint: as for `WSConv2d`; a fixed stack of 4 elements is the quarter turns. Of a
-            fixed stack `group` may also be a sequence, one group for every layer. All layers then have
-            hidden_channels · G feature maps, which each reads as channels on its own group's elements (see
-            `ChangeGroup`).
+        sharing: how the G copies of every layer share, Sharing(stack="fixed") where it is left out: the quarter turns.
+            Its `group` may also be several, one for every layer. All layers then have hidden_channels · G
+            feature maps, which each reads as channels on its own group's elements (see `ChangeGroup`).
         norm: "layer" for parameter-free layer normalisation over channels, group and positions before every ReLU, or
             None. It makes the weights before it scale-invariant, and the evidence of their precisions meaningless
             (arXiv 2206.08900): for training on the task loss.
         pooling: whether there is maximum pooling.
         padding, padding_mode, device, dtype: as for `torch.nn.Conv2d`.
+        keywords: the attributes of a `Sharing` in its place.
 
     Shapes: x (batch, in_channels, H, W) to logits (batch, num_classes).
 
@@ -51,70 +52,47 @@ class WSCNN(ConvolutionalNet):
         in_channels: int = 1,
         num_classes: int = 10,
         hidden_channels: int = 8,
-        group_size: int = 4,
+        group_size: int | None = None,
         kernel_size: int = 3,
         layers: int = 2,
         *,
-        stack: str = "fixed",
-        group: str | Group | Sequence[str | Group] | None = None,
-        pathways: tuple[str, ...] = PATHWAYS,
-        constraint: str = "doubly",
+        sharing: Sharing | None = None,
         norm: str | None = None,
         pooling: bool = True,
         padding: int = 0,
         padding_mode: str = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **keywords: Unpack[StackKeywords],
     ) -> None:
-        super().__init__(
-            {
-                "in_channels": in_channels,
-                "num_classes": num_classes,
-                "hidden_channels": hidden_channels,
-                "group_size": group_size,
-                "kernel_size": kernel_size,
-                "layers": layers,
-                "stack": stack,
-                "group": group,
-                "pathways": pathways,
-                "constraint": constraint,
-                "norm": norm,
-                "pooling": pooling,
-                "padding": padding,
-                "padding_mode": padding_mode,
-            }
-        )
-        check_sizes(in_channels=in_channels, hidden_channels=hidden_channels, group_size=group_size)
+        sharing = Sharing.of(sharing, Sharing(stack="fixed"), group_size=group_size, **keywords)
+        geometry: dict[str, Any] = {"kernel_size": kernel_size, "padding": padding, "padding_mode": padding_mode}
+        sizes = {"in_channels": in_channels, "num_classes": num_classes, "hidden_channels": hidden_channels}
+        others = {"layers": layers, "norm": norm, "pooling": pooling}
+        super().__init__({**sizes, **sharing.as_keywords(), **geometry, **others})
+        check_sizes(in_channels=in_channels, hidden_channels=hidden_channels)
         new: dict[str, Any] = {"device": device, "dtype": dtype}
-        geometry: dict[str, Any] = {
-            "kernel_size": kernel_size,
-            "padding": padding,
-            "padding_mode": padding_mode,
-        }
-        common: dict[str, Any] = {"stack": stack, "pathways": pathways, "constraint": constraint, **geometry, **new}
-        self.group_changes = nn.ModuleList()
-        if group is None or isinstance(group, str | Group):
-            sharing: list[dict[str, Any]] = [{"group_size": group_size, "group": group}] * layers
-        else:
-            groups = self._groups(group)
-            sharing = [{"group_size": g.size, "group": g} for g in groups]
-            for before, after in pairwise(groups):
-                same = torch.equal(before.permutations, after.permutations)
-                self.group_changes.append(nn.Identity() if same else ChangeGroup(before, after, device))
-        channels = [hidden_channels * group_size // layer["group_size"] for layer in sharing]
-        self.lift = WSLiftConv2d(in_channels, channels[0], **sharing[0], **common)
+        groups = self._groups(sharing)
+        self.group_changes = nn.ModuleList(_change(*pair, device) for pair in pairwise(groups))
+        by_layer = [replace(sharing, group_size=g.size, group=g) for g in groups] or [sharing] * layers
+        channels = [hidden_channels * sharing.group_size // own.group_size for own in by_layer]
+        self.lift = WSLiftConv2d(in_channels, channels[0], sharing=by_layer[0], **geometry, **new)
         self.group_convs = nn.ModuleList(
-            WSConv2d(c, c, **layer, **common) for c, layer in zip(channels[1:], sharing[1:], strict=True)
+            WSConv2d(c, c, sharing=own, **geometry, **new) for c, own in zip(channels[1:], by_layer[1:], strict=True)
         )
         self.head = nn.Linear(channels[-1], num_classes, **new)
 
-    def _groups(self, groups: Sequence[str | Group]) -> list[Group]:
-        """One group for every layer, each of which can read all feature maps."""
+    def _groups(self, sharing: Sharing) -> list[Group]:
+        """One group for every layer, each of which can read all feature maps; none where all layers are alike."""
+        if isinstance(sharing.group, str | Group | None):
+            return []
         layers, kernel_size = self.settings["layers"], self.settings["kernel_size"]
-        if len(groups) != layers:
-            raise ValueError(f"group with {len(groups)} groups: expected one, or one for each of {layers} layers")
-        found = [g if isinstance(g, Group) else known_group(g, kernel_size, kernel_size) for g in groups]
-        width = self.settings["hidden_channels"] * self.settings["group_size"]
+        if len(sharing.group) != layers:
+            raise ValueError(
+                f"group with {len(sharing.group)} groups: expected one, or one for each of {layers} layers"
+            )
+        found = [g if isinstance(g, Group) else known_group(g, kernel_size, kernel_size) for g in sharing.group]
+        width = self.settings["hidden_channels"] * sharing.group_size
         for group in [*found, *(generated(*pair) for pair in pairwise(found))]:
             if width % group.size:
                 raise ValueError(
@@ -137,9 +115,15 @@ class WSCNN(ConvolutionalNet):
         Args:
             changes: arguments of `WSCNN` that are to differ.
         """
-        sharing: dict[str, Any] = {"hidden_channels": 32, "stack": "dense", "pathways": ("shared",)}
-        return cls(**PUBLISHED | sharing | changes)
+        sharing = {} if changes.get("sharing") else {"stack": "dense", "pathways": ("shared",)}
+        return cls(**PUBLISHED | {"hidden_channels": 32} | sharing | changes)
 
     def convolutions(self) -> list[nn.Module]:
         """In the order in which they are applied."""
         return [self.lift, *self.group_convs]
+
+
+def _change(before: Group, after: Group, device: torch.device | str | None) -> nn.Module:
+    """What lies between layers over two groups: nothing where these are the same."""
+    same = torch.equal(before.permutations, after.permutations)
+    return nn.Identity() if same else ChangeGroup(before, after, device)

@@ -1,14 +1,13 @@
 """WSResNet: a small residual network of weight-sharing layers, invariant where it shares fully."""
 
 from functools import partial
-from typing import Any
+from typing import Unpack
 
 import torch
 
 from bayesws.layers.conv import WSConv2d, WSLiftConv2d
-from bayesws.layers.weight_sharing import PATHWAYS
+from bayesws.layers.sharing_settings import Sharing, StackKeywords
 from bayesws.models.resnet import ResidualNet
-from bayesws.sharing.groups import Group
 
 
 class WSResNet(ResidualNet):
@@ -29,9 +28,9 @@ class WSResNet(ResidualNet):
         in_channels: of the images.
         num_classes: outputs of the head.
         hidden_channels: channels of the first convolution, for each of the G group elements.
-        group_size: G.
+        group_size: G, here or in `sharing`; 4 where it is left out.
         kernel_size: k.
-        stack, group, pathways: as for `WSConv2d`; a fixed stack of 4 elements is the quarter turns.
+        sharing: how the G copies of every layer share, Sharing(stack="fixed") where it is left out: the quarter turns.
         widths: channels of every block, in units of `hidden_channels`.
         head_features: width of the hidden layer.
         dropout: probability of leaving out one of its units in training.
@@ -39,6 +38,7 @@ class WSResNet(ResidualNet):
             scale-invariant, and the evidence of their precisions meaningless (arXiv 2206.08900): for the evidence take
             None. What a normalisation would take out again, the biases before it, is there without it only.
         padding_mode, device, dtype: as for `torch.nn.Conv2d`.
+        keywords: the attributes of a `Sharing` in its place.
 
     Shapes: x (batch, in_channels, H, W) to logits (batch, num_classes).
 
@@ -51,12 +51,10 @@ class WSResNet(ResidualNet):
         in_channels: int = 3,
         num_classes: int = 10,
         hidden_channels: int = 32,
-        group_size: int = 4,
+        group_size: int | None = None,
         kernel_size: int = 7,
         *,
-        stack: str = "fixed",
-        group: str | Group | None = None,
-        pathways: tuple[str, ...] = PATHWAYS,
+        sharing: Sharing | None = None,
         widths: tuple[int, ...] = (1, 2),
         head_features: int = 256,
         dropout: float = 0.3,
@@ -64,27 +62,20 @@ class WSResNet(ResidualNet):
         padding_mode: str = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **keywords: Unpack[StackKeywords],
     ) -> None:
-        sharing: dict[str, Any] = {"group_size": group_size, "stack": stack, "group": group, "pathways": pathways}
+        sharing = Sharing.of(sharing, Sharing(stack="fixed"), group_size=group_size, **keywords)
         settings = {
             "in_channels": in_channels,
             "num_classes": num_classes,
             "hidden_channels": hidden_channels,
             "kernel_size": kernel_size,
-            **sharing,
+            **sharing.as_keywords(),
             "widths": widths,
             "head_features": head_features,
             "dropout": dropout,
             "norm": norm,
             "padding_mode": padding_mode,
         }
-        new: dict[str, Any] = {"device": device, "dtype": dtype}
-        options: dict[str, Any] = {
-            "kernel_size": kernel_size,
-            "padding": "same",
-            "padding_mode": padding_mode,
-            "bias": norm is None,  # a normalisation takes it out again
-            **sharing,
-            **new,
-        }
-        super().__init__(partial(WSLiftConv2d, **options), partial(WSConv2d, **options), 3, settings, new)
+        lift, between = partial(WSLiftConv2d, sharing=sharing), partial(WSConv2d, sharing=sharing)
+        super().__init__(lift, between, 3, settings, {"device": device, "dtype": dtype})

@@ -5,17 +5,15 @@ that is under way, fit/ the finished fit, with finished.json beside it. All say 
 everything that its numbers depend on.
 """
 
-import hashlib
 import json
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from bayesws.evidence.likelihood import Likelihood
 from bayesws.io.files import save_tensors, write_whole
 from bayesws.training.result import FitResult
 
@@ -32,15 +30,6 @@ class Resumable(Protocol):
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Put a new run where `state` was taken."""
         ...
-
-
-def digest_of(settings: Any, tensors: Iterable[Tensor]) -> str:
-    """A digest of settings, by their text, and of tensors, by their numbers."""
-    found = hashlib.sha256(repr(settings).encode())
-    for tensor in tensors:
-        found.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 class Checkpoint:
@@ -104,15 +93,15 @@ class Checkpoint:
         write_whole(self.folder / "state.safetensors", lambda draft: save_tensors(owned, draft, {"record": record}))
         self._written = time.monotonic()
 
-    def finished(self, model: nn.Module) -> FitResult | None:
-        """The finished fit, with its weights in `model`; None where it is not finished.
+    def finished(self, model: nn.Module, likelihood: Likelihood) -> FitResult | None:
+        """The finished fit, with its weights in `model` and its noise in `likelihood`; None where it is not finished.
 
         Raises:
             ValueError: files that are damaged or of another fit.
         """
         if self._read("finished.json") is None:
             return None
-        return FitResult.load(self.folder / "fit", model)
+        return FitResult.load(self.folder / "fit", model, likelihood)
 
     def finish(self, fit: FitResult) -> None:
         """Keep the finished fit, and no more."""

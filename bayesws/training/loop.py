@@ -1,326 +1,132 @@
-"""The alternating loop: weights by their loss, and precisions, noise and structure by the evidence."""
+"""The loop: epochs of steps on the weights, and in between what the objective does of its own."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bayesws.evidence.batches import Batches
-from bayesws.evidence.curvature import Curvature
-from bayesws.evidence.gradient import gradient_in
-from bayesws.evidence.likelihood import Categorical, Gaussian
-from bayesws.evidence.objective import Evidence, LaplacePass, assemble, laplace_pass
-from bayesws.evidence.precision import ascend_precisions, update_noise, update_precisions
-from bayesws.evidence.surface import log_likelihood_gradient
 from bayesws.layers.cache import computed_once
-from bayesws.layers.contract import (
-    declarations,
-    named_pathways,
-    shaping_precisions,
-    starting_log_precisions,
-    structure,
-    structures,
-)
+from bayesws.layers.contract import named_pathways
 from bayesws.training.checkpoint import Checkpoint
-from bayesws.training.objectives.relaxation import Relaxation
-from bayesws.training.schedule import Penalties, Schedule
-from bayesws.training.structure import Settling, regularised
+from bayesws.training.objectives.objective import Setting, Work
+from bayesws.training.optimiser import optimiser_state, restore_optimiser
+
+Record = dict[str, float]
 
 
-class Run:
-    """One training run: the state that its two alternating steps share."""
+class Loop:
+    """One training of one network, and all that its coming epochs depend on.
 
-    def __init__(
-        self,
-        net: nn.Module,
-        data: Batches,
-        likelihood: Categorical | Gaussian,
-        plan: Schedule,
-        seed: int,
-        objective: str,
-        curvature: Curvature,
-        penalties: Penalties,
-    ) -> None:
-        self.net, self.data, self.likelihood, self.plan = net, data, likelihood, plan
-        self.curvature = curvature
-        self.penalties = penalties
-        self.by_evidence = objective == "evidence"
-        self.order = torch.Generator().manual_seed(seed)
-        declarations(net)
-        self.pathways = dict(named_pathways(net))
-        self.log_precisions = {n: t.detach() for n, t in starting_log_precisions(net).items()}
-        self.logits = structure(net)
-        self.structures = structures(net)
-        self.settling = Settling(self.structures)
-        self.history: list[dict[str, float]] = []
-        self.draws = 0  # of curvatures so far
-        # without the evidence there is no prior that a residual would serve
-        self.at_rest = [p.parameter for p in self.pathways.values() if p.of_prior_only and not self.by_evidence]
-        self.relaxation = None if penalties.slack is None else Relaxation(net, penalties.slack)
-        groups: list[dict[str, Any]] = [{"params": [p.parameter], "pathway": name} for name, p in self.pathways.items()]
-        if not self.by_evidence and self.logits:
-            share = (plan.task_structure_rate or plan.learning_rate) / plan.learning_rate
-            groups.append({"params": self.logits, "pathway": "", "share": share})
-        noise = likelihood.hyperparameters()
-        if not self.by_evidence and noise:
-            groups.append({"params": noise, "pathway": ""})
-        if self.relaxation is not None:
-            groups.append({"params": list(self.relaxation.scales.values()), "pathway": ""})
-        self.optimiser = torch.optim.Adam(groups, lr=plan.learning_rate, betas=(0.9, 0.99))
-        self.hyper_optimiser: torch.optim.Optimizer | None = None
-        if self.by_evidence and self.structures:
-            self.log_precisions = starting_log_precisions(net)
-            for tensor in self.log_precisions.values():
-                tensor.requires_grad_()
-            learned = {"params": [*noise, *self.logits]}  # none where all structure is frozen
-            self.hyper_optimiser = torch.optim.Adam([learned], lr=plan.structure_rate)
+    Attributes:
+        setting: the network, the data, the likelihood, the schedule.
+        work: the objective at work.
+        history: one record an epoch.
+    """
+
+    def __init__(self, setting: Setting, work: Work) -> None:
+        self.setting, self.work = setting, work
+        self.order = torch.Generator().manual_seed(setting.seed)
+        self.history: list[Record] = []
+        groups: list[dict[str, Any]] = [
+            {"params": [p.parameter], "pathway": name} for name, p in named_pathways(setting.net)
+        ]
+        groups += work.further_groups()
+        self.optimiser = torch.optim.Adam(groups, lr=setting.schedule.learning_rate, betas=(0.9, 0.99))
 
     def train(
         self,
         watching: Any,
         checkpoint: Checkpoint | None = None,
         what: str = "",
-        watch: Callable[[dict[str, float]], object] = lambda record: None,
+        watch: Callable[[Record], object] = lambda record: None,
     ) -> None:
-        """All epochs: a pass of weight steps each, and steps on the hyperparameters when they are due.
+        """All epochs.
 
         Args:
             watching: a context that gives what to call after every epoch.
             checkpoint: where to go on from, and to write to.
-            what: the run's name in it.
+            what: the training's name in it.
             watch: called with every new record of the history.
+
+        Raises:
+            FloatingPointError: a loss that is not finite, naming the epoch.
         """
-        plan = self.plan
-        an_epoch = math.ceil(len(self.data) / plan.batch_size)
-        total = plan.epochs * an_epoch
-        burn_in = round(plan.burn_in * plan.epochs)
-        # the last of an epoch's steps on the structure comes after its last step on the weights
-        due = {an_epoch * (i + 1) // plan.structure_steps for i in range(plan.structure_steps)}
+        plan = self.setting.schedule
         done = 0 if checkpoint is None else checkpoint.resume(self, what)
-        step = done * an_epoch
         with watching as advance:
             for _ in range(done):
                 advance()
             for epoch in range(done + 1, plan.epochs + 1):
-                self.net.train()
-                deltas = self._precisions()
-                evidence: dict[str, float] = {}
-                loss: Tensor | float = 0.0
-                rests = plan.rest_structure and not self.by_evidence and epoch <= burn_in
-                with _frozen([*self.at_rest, *(self.logits if rests else [])]):
-                    for x, y in self.data.shuffled(self.order):
-                        self._set_rates(step, total, deltas)
-                        loss = loss + self._weight_step(x, y, deltas)
-                        step += 1
-                        if (
-                            self.hyper_optimiser is not None
-                            and epoch > burn_in
-                            and step - (epoch - 1) * an_epoch in due
-                        ):
-                            evidence = self._structure_step()
-                            deltas = self._precisions()
-                record = {"epoch": float(epoch), "loss": float(loss) / len(self.data)}
-                if not math.isfinite(record["loss"]):
-                    raise FloatingPointError(
-                        f"the loss is not finite in epoch {epoch} of {plan.epochs}: lower the learning rate "
-                        f"(now {plan.learning_rate:g}) or check the data's scale"
-                    )
-                if self.by_evidence and not self.structures and epoch > burn_in:
-                    evidence = self._precision_step(epoch - burn_in, epoch == plan.epochs)
-                if self.relaxation is not None:
-                    evidence = self.relaxation.record()
-                self.history.append(record | evidence)
+                self.history.append(self._epoch(epoch))
                 watch(self.history[-1])
                 if checkpoint is not None:
                     checkpoint.after_epoch(self, what, epoch)
                 advance()
-        if self.relaxation is not None:
-            self.relaxation.fold()
+        self.work.finish()
+
+    def _epoch(self, epoch: int) -> Record:
+        setting, work = self.setting, self.work
+        setting.net.train()
+        work.before_epoch()
+        loss: Tensor | float = 0.0
+        with _frozen(work.at_rest(epoch)):
+            for step, (x, y) in enumerate(setting.data.shuffled(self.order), 1):
+                self._set_rates(epoch, step)
+                loss = loss + self._step(x, y)
+                work.after_step(epoch, step)
+        record = {"epoch": float(epoch), "loss": float(loss) / len(setting.data)}
+        if not math.isfinite(record["loss"]):
+            raise FloatingPointError(
+                f"the loss is not finite in epoch {epoch} of {setting.schedule.epochs}: lower the learning rate "
+                f"(now {setting.schedule.learning_rate:g}) or check the data's scale"
+            )
+        return record | work.after_epoch(epoch)
+
+    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+        """One step on the weights; the batch's negative log likelihood, nats."""
+        self.optimiser.zero_grad()
+        with computed_once(self.setting.net):
+            loss, nll = self.work.loss(x, y)
+            loss.backward()
+        self.optimiser.step()
+        return nll.detach()
+
+    def _set_rates(self, epoch: int, step: int) -> None:
+        """Warm-up and cosine, and every group's share of them."""
+        plan = self.setting.schedule
+        an_epoch = math.ceil(len(self.setting.data) / plan.batch_size)
+        taken, total = (epoch - 1) * an_epoch + step - 1, plan.epochs * an_epoch
+        descent = max(0.0, taken / total - plan.steady) / (1 - plan.steady)
+        rate = plan.learning_rate * 0.5 * (1 + math.cos(math.pi * descent))
+        rate *= min(1.0, (taken + 1) / max(plan.warm_up, 1))
+        for group in self.optimiser.param_groups:
+            share = self.work.rate(group["pathway"]) if "pathway" in group else group.get("share", 1.0)
+            group["lr"] = rate * share
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the coming epochs depend on, between two of them: tensors by name, and plain values."""
-        tensors = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
-        tensors |= {f"prior.{name}": tensor for name, tensor in self.log_precisions.items()}
-        tensors |= {f"noise.{i}": tensor for i, tensor in enumerate(self.likelihood.hyperparameters())}
+        tensors = {f"net.{name}": tensor for name, tensor in self.setting.net.state_dict().items()}
+        tensors |= {f"noise.{i}": tensor for i, tensor in enumerate(self.setting.likelihood.hyperparameters())}
         tensors |= {"order": self.order.get_state(), "torch": torch.get_rng_state()}  # the latter is for dropout
-        if self.relaxation is not None:
-            tensors |= {f"relaxation.{name}": tensor for name, tensor in self.relaxation.state().items()}
-        for kind, optimiser in self._optimisers().items():
-            for index, moments in optimiser.state_dict()["state"].items():
-                tensors |= {f"{kind}.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
-        return tensors, {"history": self.history, "draws": self.draws, "settling": self.settling.state()}
+        tensors |= optimiser_state("weights", self.optimiser)
+        own, values = self.work.state()
+        return tensors | own, {"history": self.history, "objective": values}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Put a new run where `state` was taken."""
-        self.net.load_state_dict({name[4:]: tensor for name, tensor in tensors.items() if name.startswith("net.")})
-        for name, tensor in self.log_precisions.items():
-            tensor.copy_(tensors[f"prior.{name}"])
-        for index, tensor in enumerate(self.likelihood.hyperparameters()):
+        """Put a new loop where `state` was taken."""
+        net = {name[4:]: tensor for name, tensor in tensors.items() if name.startswith("net.")}
+        self.setting.net.load_state_dict(net)
+        for index, tensor in enumerate(self.setting.likelihood.hyperparameters()):
             tensor.copy_(tensors[f"noise.{index}"])
         self.order.set_state(tensors["order"])
         torch.set_rng_state(tensors["torch"])
-        if self.relaxation is not None:
-            for name, tensor in self.relaxation.state().items():
-                tensor.copy_(tensors[f"relaxation.{name}"])
-        for kind, optimiser in self._optimisers().items():
-            whole = optimiser.state_dict()
-            whole["state"] = {}
-            for name, tensor in tensors.items():
-                if name.startswith(f"{kind}."):
-                    _, position, moment = name.split(".")
-                    whole["state"].setdefault(int(position), {})[moment] = tensor
-            optimiser.load_state_dict(whole)
-        self.history, self.draws = values["history"], values["draws"]
-        self.settling.restore(values["settling"])
-
-    def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        hyper = {} if self.hyper_optimiser is None else {"hyper": self.hyper_optimiser}
-        return {"weights": self.optimiser} | hyper
-
-    def _set_rates(self, step: int, total: int, deltas: dict[str, float]) -> None:
-        """Warm-up and cosine; a pathway that its precision keeps small takes small steps, too."""
-        descent = max(0.0, step / total - self.plan.steady) / (1 - self.plan.steady)
-        rate = self.plan.learning_rate * 0.5 * (1 + math.cos(math.pi * descent))
-        rate *= min(1.0, (step + 1) / max(self.plan.warm_up, 1))
-        for group in self.optimiser.param_groups:
-            scale = group.get("share", 1.0)
-            if self.by_evidence and group["pathway"]:
-                scale = min(1.0, PRIOR_STEP / math.sqrt(deltas[group["pathway"]]))
-            group["lr"] = rate * scale
-
-    def _weight_step(self, x: Tensor, y: Tensor, deltas: dict[str, float]) -> Tensor:
-        self.optimiser.zero_grad()
-        with computed_once(self.net):
-            outputs = self.net(x) if self.relaxation is None else self.relaxation.outputs(x)
-            nll = -self.likelihood.log_prob(outputs, y)
-            loss = nll / len(x)
-            if self.by_evidence:
-                squares = sum(deltas[name] * p.parameter.square().sum() for name, p in self.pathways.items())
-                loss = loss + squares * (0.5 / len(self.data))
-            else:
-                loss = loss + self._penalty()
-            loss.backward()
-        self.optimiser.step()
-        if self.relaxation is not None:
-            self.relaxation.ascend()
-        return nll.detach()
-
-    def _penalty(self) -> Tensor | float:
-        weights, terms = self.penalties, []
-        if weights.weight_decay:
-            ratios = weights.ratios
-            squares = sum(ratios.get(n, 1.0) * p.parameter.square().sum() for n, p in self.pathways.items())
-            terms.append(0.5 * weights.weight_decay * squares)
-        if self.relaxation is not None:
-            terms.append(self.relaxation.penalty())
-        terms += regularised(self.structures, {"normaliser": weights.normaliser, "entropy": weights.entropy})
-        return sum(terms)
-
-    def _precisions(self) -> dict[str, float]:
-        """δ by pathway."""
-        return {name: math.exp(float(t.detach())) for name, t in self.log_precisions.items()}
-
-    def _precision_step(self, epochs_since: int, last: bool) -> dict[str, float]:
-        if (epochs_since - 1) % self.plan.every or last:
-            return {}
-        with torch.no_grad():
-            done = laplace_pass(self.net, self.data, self.likelihood, self._drawn(), check=False)
-        self._set_precisions(done, self.plan.fixed_point_steps, self.plan.damping)
-        return _numbers(assemble(self.net, done, self.log_precisions))
-
-    def _drawn(self) -> Curvature:
-        """The curvature with draws of its own for this step."""
-        self.draws += 1
-        return replace(self.curvature, seed=self.curvature.seed + self.draws)
-
-    def _set_precisions(self, done: LaplacePass, steps: int, damping: float) -> None:
-        update_precisions(self.net, done.hessian, self.log_precisions, steps, damping)
-        for noise in self.likelihood.hyperparameters():
-            effective = float(sum(done.hessian.effective(self.log_precisions).values()))
-            outputs = done.examples * done.outputs
-            with torch.no_grad():
-                error = (-2 * noise).exp()  # data_fit = -½ error / σ² - n log σ - ½ n log 2π
-                normaliser = outputs * (noise + 0.5 * math.log(2 * math.pi))
-                squared = float(-2 * (done.data_fit + normaliser) / error)
-            update_noise(noise, squared, outputs, effective)
-
-    def _structure_step(self) -> dict[str, float]:
-        """One step on all hyperparameters with the whole gradient of the log evidence; MacKay's on the precisions.
-
-        Data fit and Occam factor are added before Adam normalises: each alone would collapse the network.
-        """
-        assert self.hyper_optimiser is not None
-        others = self.hyper_optimiser.param_groups[0]["params"]
-        precisions = list({id(t): t for t in self.log_precisions.values()}.values())
-        evidence, gradients = gradient_in(
-            self.net,
-            self.data,
-            self.likelihood,
-            self._drawn(),
-            self.log_precisions,
-            [*precisions, *others],
-            self.plan.structure_way,
-        )
-        for parameter, gradient in zip(others, gradients[len(precisions) :], strict=True):
-            parameter.grad = -gradient / evidence.examples
-        self.settling.before_step()
-        self.hyper_optimiser.step()
-        ascend_precisions(self.net, self.log_precisions, precisions, gradients[: len(precisions)])
-        self.settling.after_step()
-        return _numbers(evidence)
-
-    def final_evidence(self) -> Evidence:
-        """The evidence at the weights the run ended with; else with the best precisions for them.
-
-        Precisions that shape a kernel, as those of a soft stack, stay what they were while it was trained.
-        """
-        with torch.no_grad():
-            exact = replace(self.curvature, samples=None, subset=1.0)
-            done = laplace_pass(self.net, self.data, self.likelihood, exact, check=False)
-            if not self.by_evidence and not shaping_precisions(self.net):
-                self._set_precisions(done, steps=200, damping=0.5)
-            evidence = assemble(self.net, done, self.log_precisions)
-        if not math.isfinite(float(evidence)):
-            raise FloatingPointError("the evidence is not finite at the end of the fit: check the data's scale")
-        self.settling.look()
-        return evidence
-
-    def final_posterior(self) -> dict[str, Tensor]:
-        """Curvature and gradient at the weights the run ended with: what the posterior predictive and the evidence at
-        other precisions follow from.
-        """
-        from bayesws.evidence.laplace import backend as laplace  # takes two seconds: `import bayesws` should not
-
-        with torch.no_grad():
-            curvature = laplace.as_held(self.curvature)
-            fitted = laplace.posterior(self.net, self.data, self.likelihood, curvature, self.log_precisions)
-            gradient = log_likelihood_gradient(self.net, self.data, self.likelihood)
-        return laplace.curvature_tensors(fitted) | {f"gradient.{name}": g for name, g in gradient.items()}
-
-    def notes(self) -> list[str]:
-        """What did not converge, a line each."""
-        notes = self.settling.notes()
-        records = [r["log_evidence"] for r in self.history if "log_evidence" in r]
-        if self.by_evidence and len(records) < FEW_STEPS:
-            notes.append(
-                f"only {len(records)} steps on the hyperparameters were taken: train for more epochs, or lower every="
-            )
-        elif len(records) > 1 and abs(records[-1] - records[-2]) > UNSETTLED * abs(records[-1]):
-            notes.append(
-                f"the log evidence still moved from {records[-2]:.1f} to {records[-1]:.1f} nats in the last step on "
-                "the hyperparameters: train for more epochs"
-            )
-        return notes
-
-
-PRIOR_STEP = 10.0  # a step may be at most this many prior standard deviations per unit of the learning rate
-FEW_STEPS = 3  # on the hyperparameters: with fewer nothing can be said of their convergence
-UNSETTLED = 0.05  # relative change of the log evidence in the last hyperparameter step that is worth a note
+        restore_optimiser("weights", self.optimiser, tensors)
+        self.work.restore(tensors, values["objective"])
+        self.history = values["history"]
 
 
 @contextmanager
@@ -334,13 +140,3 @@ def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
-
-
-def _numbers(evidence: Evidence) -> dict[str, float]:
-    parts = {
-        "log_evidence": evidence.total,
-        "data_fit": evidence.data_fit,
-        "scatter": evidence.scatter,
-        "occam": evidence.occam,
-    }
-    return {name: float(value.detach()) for name, value in parts.items()}

@@ -1,11 +1,9 @@
-"""How long and how fast to train, and what the task loss is penalised with: plain values, checked once."""
+"""How long and how fast to train, and from where: plain values, checked once."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from bayesws.evidence.gradient import WAYS
+STARTS = (None, "moments", "random")
 
 
 @dataclass(frozen=True)
@@ -20,16 +18,12 @@ class Schedule:
         steady: share of the steps at the full rate, the warm-up included; after it the rate goes down a cosine.
         burn_in: share of the epochs before the first step on the hyperparameters.
         every: epochs between steps on the hyperparameters where no structure is learned.
-        structure_steps: steps on structure, precisions and noise in every epoch, where a structure is learned.
-        fixed_point_steps: MacKay steps on the precisions for one curvature pass.
-        damping: of a MacKay step.
-        structure_rate: Adam's learning rate for logits and noise where the evidence learns a structure.
-        task_structure_rate: that of the logits under the task loss, with the weights' warm-up and cosine; None is the
-            weights' own.
-        rest_structure: whether the task loss, too, lets the logits rest in the burn-in, as the evidence always does.
-            As published they move from the first step.
-        structure_way: how their gradient is taken, "once", "twice" (constant memory) or "local"; see
-            `evidence.gradient`.
+        structure_steps: steps on structure, precisions and noise in every epoch, where the evidence learns a structure.
+        start: of the soft stacks: "moments", at the groups that the moments of each layer's input propose, from the
+            input up (`layers.start`); "random", drawn anew from the seed; None leaves them as they are.
+
+    Raises:
+        ValueError: values out of range.
     """
 
     epochs: int = 300
@@ -40,67 +34,25 @@ class Schedule:
     burn_in: float = 0.1
     every: int = 10
     structure_steps: int = 1
-    fixed_point_steps: int = 10
-    damping: float = 0.2
-    structure_rate: float = 0.1
-    structure_way: str = "once"
-    task_structure_rate: float | None = None
-    rest_structure: bool = False
+    start: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "every", "structure_steps", "fixed_point_steps"):
+        for name in ("epochs", "batch_size", "every", "structure_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-        for name in ("learning_rate", "structure_rate", "task_structure_rate"):
-            rate = getattr(self, name)
-            if rate is not None and not (rate > 0 and math.isfinite(rate)):
-                raise ValueError(f"{name}={rate}: expected a positive number")
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise ValueError(f"learning_rate={self.learning_rate}: expected a positive number")
         for name in ("burn_in", "steady"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a share of the run, in [0, 1)")
-        if self.structure_way not in WAYS:
-            raise ValueError(f"structure_way={self.structure_way!r}: expected one of {', '.join(WAYS)}")
-        if not 0 < self.damping <= 1:
-            raise ValueError(f"damping={self.damping}: expected a number in (0, 1]")
+        if self.start not in STARTS:
+            raise ValueError(f"start={self.start!r}: expected 'moments', 'random' or None")
 
 
-@dataclass(frozen=True)
-class Penalties:
-    """What is added to the mean negative log likelihood where the evidence does not decide: see `fit` and `rivals`.
+def steps_due(plan: Schedule, examples: int) -> set[int]:
+    """The steps on the weights, counted from 1 in their epoch, after which a step on the structure is due.
 
-    Attributes:
-        weight_decay: λ of ½ λ Σ_p r_p ‖θ_p‖², per datum.
-        normaliser, entropy: weights of the soft stacks' regularisers.
-        ratios: r_p by pathway, 1 for those that are not named.
-        slack: s of the constrained free weights; None does not constrain them.
+    The last of an epoch's steps on the structure comes after its last step on the weights.
     """
-
-    weight_decay: float = 0.0
-    normaliser: float = 0.0
-    entropy: float = 0.0
-    ratios: Mapping[str, float] = field(default_factory=dict)
-    slack: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("normaliser", "entropy"):
-            weight = getattr(self, name)
-            if not (weight >= 0 and math.isfinite(weight)):
-                raise ValueError(f"{name}={weight}: expected a weight of at least 0")
-
-
-def check_weight_decays(grid: Sequence[float]) -> None:
-    """Raise ValueError for a grid that no weight decay can be chosen from."""
-    if not grid or not all(math.isfinite(w) and w >= 0 for w in grid):
-        raise ValueError(f"weight_decays={grid!r}: expected one or more numbers, none negative")
-
-
-def with_changes(plan: Schedule, changes: dict[str, Any]) -> Schedule:
-    """The schedule with single fields changed.
-
-    Raises:
-        ValueError: a name that is no field; a value that a field may not have.
-    """
-    known = asdict(plan)
-    if unknown := next((name for name in changes if name not in known), None):
-        raise ValueError(f"unknown argument {unknown!r}: expected one of {', '.join(known)}")
-    return Schedule(**(known | changes))
+    an_epoch = math.ceil(examples / plan.batch_size)
+    return {an_epoch * (i + 1) // plan.structure_steps for i in range(plan.structure_steps)}

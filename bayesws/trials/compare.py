@@ -15,7 +15,8 @@ from bayesws.evidence.batches import as_tensors
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.models import WSCNN
 from bayesws.training.fit import fit
-from bayesws.training.objectives.rivals import Rival, rival_named
+from bayesws.training.objectives.names import objective_named, settings_for
+from bayesws.training.objectives.objective import Objective
 from bayesws.trials.comparison import STRUCTURES, Comparison
 from bayesws.trials.records import Trial
 
@@ -28,7 +29,7 @@ def compare(
     train: Any,
     test: Any,
     seeds: int = 5,
-    objectives: tuple[str | Rival, ...] = COMPARED,
+    objectives: tuple[str | Objective, ...] = COMPARED,
     likelihood: str = "classification",
     curvature: str | Curvature = SAMPLED,
     elsewhere: Mapping[str, tuple[Tensor, Tensor]] | None = None,
@@ -52,16 +53,14 @@ def compare(
     """
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: expected at least 1")
-    for objective in objectives:
-        rival_named(objective)
+    compared = [objective_named(objective) for objective in objectives]
     train, test = as_tensors(train), as_tensors(test)
     trials = []
-    for objective in objectives:
+    for objective in compared:
+        mine = settings_for(objective, settings, compared)
         for seed in range(seeds):
             torch.manual_seed(seed)
-            result = fit(
-                make_net(), train, likelihood, objective, curvature, seed=seed, keep_posterior=False, **settings
-            )
+            result = fit(make_net(), train, likelihood, objective, curvature, seed=seed, keep_posterior=False, **mine)
             trials.append(Trial.of(result, train, test, "data", seed, elsewhere=elsewhere))
     same = {k: v for k, v in settings.items() if k != "progress"}
     return Comparison(trials, {"seeds": seeds, "curvature": asdict(curvature_named(curvature)), **same})
@@ -145,6 +144,6 @@ class Job:
             )
         trial = Trial.of(result, images.train, images.test, self.task, self.seed, self.structure, others)
         if self.fits is not None:
-            result.settings |= {"test": {"accuracy": trial.accuracy, "nll": trial.nll}}
+            result = result.with_provenance(test={"accuracy": trial.accuracy, "nll": trial.nll})
             result.save(Path(self.fits) / self.name)
         return trial

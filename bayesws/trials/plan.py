@@ -5,15 +5,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, Unpack, get_args, get_origin, get_type_hints
 
 from bayesws.data import load
 from bayesws.data.tasks import task as task_named
 from bayesws.evidence.curvature import Curvature
 from bayesws.models import known_models
-from bayesws.training.fit import STARTS, fit
-from bayesws.training.objectives.rivals import OBJECTIVES
-from bayesws.training.schedule import Penalties, Schedule, check_weight_decays, with_changes
+from bayesws.training.fit import fit
+from bayesws.training.objectives.names import OBJECTIVES, objective_named, setting_names, with_settings
+from bayesws.training.schedule import STARTS, Schedule
 
 Kinds = Mapping[str, Any]
 
@@ -36,7 +36,8 @@ METHOD_FIELDS: Kinds = {
 # what the study sets itself, or JSON cannot say
 OF_DATA = {"task", "seed", "train_size"}
 OF_NETWORK = {"in_channels", "num_classes", "device", "dtype"}
-OF_FIT = {"net", "train", "curvature", "seed", "schedule", "device", "progress", "keep_posterior", "changes"}
+OF_FIT = {"net", "train", "curvature", "seed", "schedule", "device", "progress", "keep_posterior", "checkpoint"}
+OF_FIT |= {"settings", "terms"}
 CHOICES = {"objective": OBJECTIVES, "start": STARTS, "likelihood": ("classification",)}
 WORDS = {
     str: "text",
@@ -107,7 +108,9 @@ def _check_method(name: str, method: Any, plan: dict[str, Any]) -> None:
 def _check_network(model: str, given: dict[str, Any]) -> None:
     """Build it once, without memory, and for as few channels and classes as there may be."""
     network = known_models()[model]
-    _check_fields(given, _kinds(network.__init__), OF_NETWORK)
+    kinds = _kinds(network.__init__)
+    kinds.pop("sharing", None)  # JSON says it by its attributes
+    _check_fields(given, kinds, OF_NETWORK)
     network(in_channels=1, num_classes=2, device="meta", **network_arguments(given))
 
 
@@ -117,19 +120,24 @@ def network_arguments(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_fit(given: dict[str, Any]) -> None:
-    schedule = get_type_hints(Schedule)
-    _check_fields(given, _kinds(fit) | schedule, OF_FIT)
     for name, known in CHOICES.items():
         if name in given and given[name] not in known:
             raise ValueError(f"{name} {_shown(given[name])}: expected one of {', '.join(map(_shown, known))}")
-    with_changes(Schedule(), {k: v for k, v in given.items() if k in schedule})
-    Penalties(normaliser=given.get("normaliser", 0.0), entropy=given.get("entropy", 0.0))
-    if "weight_decays" in given:
-        check_weight_decays(given["weight_decays"])
+    objective = objective_named(given.get("objective", "evidence"))
+    its_own = {name: kind for name, kind in get_type_hints(type(objective)).items() if name in setting_names(objective)}
+    _check_fields(given, _kinds(fit) | get_type_hints(Schedule) | its_own, OF_FIT)
+    with_settings(Schedule(), objective, {k: v for k, v in given.items() if k not in _kinds(fit)})
 
 
 def _kinds(call: Any) -> dict[str, Any]:
-    return {name: kind for name, kind in get_type_hints(call).items() if name != "return"}
+    """What a call takes, and of which types; keywords that a TypedDict lists are taken one by one."""
+    kinds: dict[str, Any] = {}
+    for name, kind in get_type_hints(call).items():
+        if get_origin(kind) is Unpack:
+            kinds |= get_type_hints(get_args(kind)[0])
+        elif name != "return":
+            kinds[name] = kind
+    return kinds
 
 
 def _check_fields(given: Any, kinds: Kinds, reserved: Collection[str] = (), required: Collection[str] = ()) -> None:

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from bayesws.io.files import without_nan, write_whole
 from bayesws.io.tables import as_text
-from bayesws.training.result import FitResult, SharingRow
+from bayesws.training.result import FitResult
+from bayesws.training.summaries import SharingRow
 from bayesws.trials.by_layer import in_use, of_strength
 
 NARROWEST = 16  # columns for a candidate's name

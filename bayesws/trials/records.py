@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bayesws.training.result import FitResult, SharingRow
+from bayesws.training.result import FitResult
+from bayesws.training.summaries import SharingRow
 from bayesws.trials.scores import Scores
 
 
@@ -75,20 +76,20 @@ class Trial:
             task,
             seed,
             structure,
-            fit.objective,
+            fit.recipe.objective,
             scores.accuracy,
             scores.nll,
             fit.nll(*train, kind="map"),
             fit.log_evidence,
             fit.sharing,
-            fit.weight_decay,
-            fit.seconds,
-            fit.training_seconds,
-            fit.notes,
+            fit.recipe.weight_decay,
+            fit.provenance.seconds,
+            fit.provenance.training_seconds,
+            list(fit.notes),
             scores.calibration_error,
             scores.brier,
             {name: Scores.of(fit, *other) for name, other in (elsewhere or {}).items()},
-            {name: fit.settings[name] for name in ("ratios", "slack") if fit.settings.get(name)},
+            {name: value for name, value in fit.recipe.chosen.items() if name != "weight_decay"},
         )
 
     @classmethod

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bayesws.data import ImageData
 from bayesws.evidence.batches import as_tensors
 from bayesws.evidence.curvature import Curvature, curvature_named
-from bayesws.evidence.likelihood import Categorical, Gaussian, likelihood_named
+from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.evidence.objective import log_evidence
 from bayesws.layers.contract import layers_of
 from bayesws.layers.identify import identify_groups
@@ -22,7 +22,8 @@ from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.models import WSCNN
 from bayesws.sharing.groups import Group, known_group
 from bayesws.training.fit import fit
-from bayesws.training.result import EvidenceSummary, FitResult
+from bayesws.training.result import FitResult
+from bayesws.training.summaries import EvidenceSummary
 from bayesws.trials.ranking import Candidate, Ranking
 
 SAMPLED = Curvature("kron", samples=1)
@@ -35,7 +36,7 @@ KERNEL = 3
 def select(
     candidates: Mapping[str, nn.Module | Callable[[], nn.Module]],
     data: Any,
-    likelihood: str | Categorical | Gaussian = "classification",
+    likelihood: str | Likelihood = "classification",
     seeds: int = 1,
     *,
     test: tuple[Tensor, Tensor] | None = None,
@@ -112,7 +113,7 @@ def select(
                 sharing=replace(best, evidence=evidence).sharing,
                 groups=_groups(best.model),
                 seconds=time.perf_counter() - started,
-                notes=best.notes,
+                notes=list(best.notes),
                 test_nll=None if test is None else best.nll(*test, kind="map"),
             )
         )
@@ -121,10 +122,10 @@ def select(
         "likelihood": noise_model.name,
         "seeds": seeds,
         "examples": len(x),
-        "schedule": best.settings,
+        "schedule": best.recipe.schedule,
         "curvature": asdict(steps),
         "evidence_curvature": asdict(asked),
-        "bound": f"curvature {asked.structure!r}, {asked.bound}",
+        "bound": f"curvature {asked.kind!r}, {asked.bound}",
     }
     return Ranking(rows, record, fits)
 

@@ -89,8 +89,6 @@ class Cell:
         channels, classes = images.image_shape[0], images.num_classes
         net = known_models()[self.model](in_channels=channels, num_classes=classes, **network_arguments(self.network))
         curvature = SAMPLED if self.curvature is None else Curvature(**self.curvature)
-        if "weight_decays" in settings:
-            settings["weight_decays"] = tuple(settings["weight_decays"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the fit's notes are kept
             result = fit(

@@ -78,7 +78,7 @@ def table(repeats: int, quick: bool) -> dict[str, Any]:
     }
 
 
-def _evidence(fit: bws.FitResult, data: tuple[Tensor, Tensor], curvature: bws.Curvature) -> bws.Evidence:
+def _evidence(fit: bws.FitResult, data: tuple[Tensor, Tensor], curvature: bws.Curvature) -> bws.evidence.Evidence:
     """At the fit's weights and precisions, in float64."""
     prior = {pathway: value.double() for pathway, value in fit.prior.items()}
     with torch.no_grad():

@@ -99,7 +99,7 @@ def sharing(repeats: int, quick: bool) -> dict[str, Any]:
     }
 
 
-def evidence(net: nn.Module, data: Pair, curvature: str | bws.Curvature = "kron") -> bws.Evidence:
+def evidence(net: nn.Module, data: Pair, curvature: str | bws.Curvature = "kron") -> bws.evidence.Evidence:
     """Our log evidence at prior precision 1, without a graph."""
     with torch.no_grad():
         return bws.log_evidence(net, data, curvature=curvature, prior=0.0, batch_size=BATCH)

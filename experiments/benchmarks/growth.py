@@ -67,7 +67,7 @@ def profile(repeats: int, quick: bool) -> dict[str, Any]:
     return {"network": "plain CNN", "data": f"{len(data[1])} images, {source}", "tables": {"B9 profile": rows}}
 
 
-def _job(sizes: dict[str, int]) -> partial[bws.Evidence]:
+def _job(sizes: dict[str, int]) -> partial[bws.evidence.Evidence]:
     net = sharing_cnn(sizes["width"], sizes["group size"], sizes["kernel size"])
     data: Pair = images(sizes["N"])[0]
     return partial(evidence, net, data)

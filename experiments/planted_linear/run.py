@@ -108,9 +108,9 @@ def fit_all(seed: int, examples: int, config: dict[str, Any]) -> list[dict[str, 
             "found_up_to_relabelling": len(relabelled) == 1,
             "row_entropy_nats": float(-torch.xlogy(soft, soft).sum(-1).mean()),
             "held_out_squared_error": float((result.predict(x_out) - f_out).square().mean()),
-            "noise": float(result.likelihood.log_noise.exp()),  # type: ignore[union-attr]
+            "noise": float(result.likelihood.noise_precision()) ** -0.5,
             "log_evidence_nats": result.log_evidence,
-            "weight_decay": result.weight_decay,
+            "weight_decay": result.recipe.weight_decay,
             "notes": len(result.notes),
             "last_note": result.notes[-1] if result.notes else None,
             "seconds": round(time.perf_counter() - began, 2),
@@ -125,7 +125,7 @@ def fit_all(seed: int, examples: int, config: dict[str, Any]) -> list[dict[str, 
     began = time.perf_counter()
     plain = task(bare(), (x, y), weight_decays=tuple(config["weight_decays"]))
     records.append(record("task", plain, began))
-    decay = (plain.weight_decay or 0.0,)
+    decay = (plain.recipe.weight_decay or 0.0,)
     burn_in = max(1, round(schedule["burn_in"] * schedule["epochs"]))
 
     def rested(data: tuple[Tensor, Tensor], entropy: float = 0.0) -> bws.FitResult:

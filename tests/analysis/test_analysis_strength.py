@@ -12,8 +12,8 @@ from oracles import linear_features, linear_gaussian_log_evidence
 
 import bayesws as bws
 from bayesws.analysis.strength import _Posterior, _sampled
+from bayesws.evidence import laplace
 from bayesws.evidence.batches import Batches
-from bayesws.evidence.laplace import backend as laplace
 from bayesws.evidence.surface import Separate, log_likelihood_gradient, surface
 from bayesws.layers import WSLinear, layers_of, named_pathways
 from bayesws.sharing import known_group
@@ -40,11 +40,11 @@ def planted(rho, examples=20, outputs=3, pathways=PATHWAYS, seed=0):
 CASES = [(PATHWAYS, "full"), (("free",), "full"), (("free",), "kron"), (("free",), "diag"), (("shared",), "kron")]
 
 
-@pytest.mark.parametrize("pathways, structure", CASES)
-def test_surface_is_the_closed_form_at_every_precision(pathways, structure):
+@pytest.mark.parametrize("pathways, kind", CASES)
+def test_surface_is_the_closed_form_at_every_precision(pathways, kind):
     """A quadratic likelihood, and curvatures that are exact here (one Kronecker product; orthogonal inputs)."""
     net, x, y = planted(0.7, pathways=pathways)
-    if structure == "diag":
+    if kind == "diag":
         x = torch.eye(4, dtype=torch.float64).repeat(5, 1)
     phi = linear_features(net, x, pathways)
     sizes = [getattr(net, name).numel() for name in pathways]
@@ -58,7 +58,7 @@ def test_surface_is_the_closed_form_at_every_precision(pathways, structure):
 
     prior = {name: torch.tensor(0.4 * i - 0.3, dtype=torch.float64) for i, name in enumerate(pathways)}
     likelihood = bws.Gaussian(NOISE, learn=False, dtype=torch.float64)
-    la = laplace.posterior(net, (x, y), likelihood, structure, prior)
+    la = laplace.fitted_posterior(net, (x, y), likelihood, kind, prior)
     gradient = log_likelihood_gradient(net, Batches((x, y), 7), likelihood)
     kept = laplace.curvature_tensors(la) | {f"gradient.{name}": g for name, g in gradient.items()}
     found = surface(net, kept, likelihood)
@@ -78,7 +78,7 @@ def test_surface_of_kronecker_blocks_is_that_of_their_matrix(stack):
     net = bws.models.WSCNN(num_classes=3, hidden_channels=1, group_size=2, group=group, stack=stack).double()
     x, y = torch.randn(12, 1, 7, 7, dtype=torch.float64), torch.arange(12) % 3
     likelihood = bws.Categorical()
-    la = laplace.posterior(net, (x, y), likelihood, "kron")
+    la = laplace.fitted_posterior(net, (x, y), likelihood, "kron")
     gradient = log_likelihood_gradient(net, Batches((x, y), 5), likelihood)
     found = surface(net, laplace.curvature_tensors(la) | {f"gradient.{n}": g for n, g in gradient.items()}, likelihood)
     names = {id(p.parameter): name for name, p in named_pathways(net)}
@@ -193,7 +193,7 @@ def test_on_every_device(device):
 
 def test_precisions_that_had_not_converged_are_noted(fitted):
     moved = copy.deepcopy(fitted)
-    moved.prior = {name: dict(moved.model.log_precisions)[name] for name in PATHWAYS}
+    moved = replace(moved, prior={name: dict(moved.model.log_precisions)[name] for name in PATHWAYS})
     with torch.no_grad():
         moved.prior["free"].fill_(-6.0)
     found = bws.sharing_strength(moved, 1, 60, 60)

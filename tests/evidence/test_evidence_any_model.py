@@ -107,14 +107,14 @@ def prior_of(net):
 
 
 @every_net
-@pytest.mark.parametrize("structure", ["full", "layer", "pathway", "diag"])
-def test_blocks_of_the_dense_matrix(name, structure):
+@pytest.mark.parametrize("kind", ["full", "layer", "pathway", "diag"])
+def test_blocks_of_the_dense_matrix(name, kind):
     net, x, y = problem(name)
     prior = prior_of(net)
     names = [n for n, _ in net.named_parameters()]
     h, spans = oracles.dense_ggn(net, x, oracles.softmax_hessian, names), oracles.spans(net, names)
     by_row = torch.cat([prior[n].exp().expand(s.stop - s.start) for n, s in spans.items()])
-    of = {"full": lambda n: "", "layer": lambda n: n.rpartition(".")[0], "pathway": lambda n: n}.get(structure)
+    of = {"full": lambda n: "", "layer": lambda n: n.rpartition(".")[0], "pathway": lambda n: n}.get(kind)
     blocks = {}
     for n, span in spans.items():
         rows = torch.arange(span.start, span.stop)
@@ -124,20 +124,20 @@ def test_blocks_of_the_dense_matrix(name, structure):
     for parts in blocks.values():
         rows = torch.cat(parts)
         expected += oracles.occam_factor(h[rows[:, None], rows], by_row[rows])
-    found = log_evidence(net, (x, y), curvature=structure, prior=prior)
+    found = log_evidence(net, (x, y), curvature=kind, prior=prior)
     assert found.occam.item() == pytest.approx(expected, rel=1e-10)
 
 
 @every_net
-@pytest.mark.parametrize("factors", ["expand", "reduce"])
-def test_kronecker_factors(name, factors):
+@pytest.mark.parametrize("kfac", ["expand", "reduce"])
+def test_kronecker_factors(name, kfac):
     """Every layer by loops over slices; the factor of a normalisation keeps its exact block."""
     net, x, y = problem(name)
     prior = prior_of(net)
     names = [n for n, _ in net.named_parameters()]
     h, spans = oracles.dense_ggn(net, x, oracles.softmax_hessian, names), oracles.spans(net, names)
-    found = log_evidence(net, (x, y), curvature=Curvature("kron", factors), prior=prior)
-    blocks = oracles.kron_blocks(net, x, oracles.softmax_hessian, factors == "reduce")
+    found = log_evidence(net, (x, y), curvature=Curvature("kron", kfac), prior=prior)
+    blocks = oracles.kron_blocks(net, x, oracles.softmax_hessian, kfac == "reduce")
     for n, span in spans.items():
         block = blocks[n] if n in blocks else h[span, span]
         expected = oracles.occam_factor(block, prior[n].exp().expand(len(block)))
@@ -156,25 +156,25 @@ def test_the_bias_of_a_normalisation_reduced_is_exact(name):
             assert found[n].occam.item() == pytest.approx(exact[n].occam.item(), rel=1e-10)
 
 
-@pytest.mark.parametrize("structure", ["full", "kron", "diag"])
-def test_a_layer_that_is_not_called_has_no_curvature(structure):
+@pytest.mark.parametrize("kind", ["full", "kron", "diag"])
+def test_a_layer_that_is_not_called_has_no_curvature(kind):
     net, x, y = problem("Linear")
-    alone = float(log_evidence(net, (x, y), curvature=structure))
+    alone = float(log_evidence(net, (x, y), curvature=kind))
     net.spare = nn.Linear(2, 2, bias=False, **D)
     net.forward = lambda x: net[2](net[1](net[0](x)))
-    found = log_evidence(net, (x, y), curvature=structure)
+    found = log_evidence(net, (x, y), curvature=kind)
     scatter = 0.5 * net.spare.weight.square().sum().item()
     assert found.by_pathway["spare.weight"].effective.item() == pytest.approx(0, abs=1e-12)
     assert float(found) == pytest.approx(alone - scatter, rel=1e-10)
 
 
-@pytest.mark.parametrize("structure", ["full", "kron", "diag"])
-def test_a_layer_whose_output_goes_nowhere_has_no_curvature(structure):
+@pytest.mark.parametrize("kind", ["full", "kron", "diag"])
+def test_a_layer_whose_output_goes_nowhere_has_no_curvature(kind):
     net, x, y = problem("Linear")
-    alone = log_evidence(net, (x, y), curvature=structure)
+    alone = log_evidence(net, (x, y), curvature=kind)
     net.spare = nn.Linear(4, 2, **D)
     net.forward = lambda x: (net.spare(x), net[2](net[1](net[0](x))))[1]
-    found = log_evidence(net, (x, y), curvature=structure)
+    found = log_evidence(net, (x, y), curvature=kind)
     assert found.occam.item() == pytest.approx(alone.occam.item(), rel=1e-10)
     for name in ("spare.weight", "spare.bias"):
         assert found.by_pathway[name].effective.item() == pytest.approx(0, abs=1e-12)
@@ -200,11 +200,11 @@ def test_a_factor_of_nothing_but_rounding_has_no_curvature(dtype, seed):
     assert found.occam.item() == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("structure", ["full", "diag", "kron"])
-def test_frozen_parameters_are_not_part_of_the_prior(structure):
+@pytest.mark.parametrize("kind", ["full", "diag", "kron"])
+def test_frozen_parameters_are_not_part_of_the_prior(kind):
     net, x, y = problem("Conv2d grouped")
     net[0].weight.requires_grad_(False)
-    found = log_evidence(net, (x, y), curvature=structure)
+    found = log_evidence(net, (x, y), curvature=kind)
     assert set(found.by_pathway) == {"0.bias", "2.1.weight", "2.1.bias"}
 
 
@@ -218,8 +218,8 @@ def test_wide_factors_of_a_normalisation_are_taken_by_their_diagonal(monkeypatch
 @every_net
 def test_batches_do_not_matter(name):
     net, x, y = problem(name)
-    for structure in ("full", "kron", "diag"):
-        whole, parts = (float(log_evidence(net, (x, y), curvature=structure, batch_size=b)) for b in (N, 2))
+    for kind in ("full", "kron", "diag"):
+        whole, parts = (float(log_evidence(net, (x, y), curvature=kind, batch_size=b)) for b in (N, 2))
         assert parts == pytest.approx(whole, rel=1e-11)
 
 

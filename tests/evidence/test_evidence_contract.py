@@ -6,7 +6,7 @@ import networks
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from bayesws import Categorical, Gaussian, log_evidence
 from bayesws.evidence.likelihood import likelihood_named
@@ -70,11 +70,20 @@ class Pairs(Dataset):
         return self.x[index], int(self.y[index])
 
 
+class Stream(IterableDataset):
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __iter__(self):
+        return iter(zip(self.x, self.y, strict=True))
+
+
 FORMS = {
     "list": lambda x, y: [x, y],
     "TensorDataset": TensorDataset,
     "Dataset": Pairs,
     "DataLoader": lambda x, y: DataLoader(TensorDataset(x, y), batch_size=4),
+    "DataLoader without a length": lambda x, y: DataLoader(Stream(x, y), batch_size=4),
 }
 
 

@@ -76,13 +76,13 @@ def test_diag_is_the_diagonal_of_the_dense_matrix(sharing, kind):
 
 @every_net
 @every_likelihood
-@pytest.mark.parametrize("factors", ["expand", "reduce"])
-def test_kron_is_its_definition(sharing, kind, factors, tight_sinkhorn):
+@pytest.mark.parametrize("kfac", ["expand", "reduce"])
+def test_kron_is_its_definition(sharing, kind, kfac, tight_sinkhorn):
     net, x, y, likelihood, hessian = problem(sharing, kind)
     prior = starting_log_precisions(net)
-    blocks = oracles.kron_blocks(net, x, hessian, factors == "reduce")
+    blocks = oracles.kron_blocks(net, x, hessian, kfac == "reduce")
     assert set(blocks) == set(prior)
-    curvature = Curvature("kron", factors=factors)
+    curvature = Curvature("kron", kfac=kfac)
     done = laplace_pass(net, Batches((x, y)), likelihood, curvature)
     found = log_evidence(net, (x, y), likelihood, curvature)
     total = 0.0
@@ -164,16 +164,16 @@ def test_diagonal_and_kron_are_bounds_that_full_does_not_exceed():
 
 
 @every_net
-@pytest.mark.parametrize("structure", ["layer", "pathway"])
-def test_blocks_are_those_of_the_dense_matrix(sharing, structure):
+@pytest.mark.parametrize("kind", ["layer", "pathway"])
+def test_blocks_are_those_of_the_dense_matrix(sharing, kind):
     net, x, y, likelihood, hessian = problem(sharing, "classification")
     prior, names = starting_log_precisions(net), oracles.weight_names(net)
     h, spans = oracles.dense_ggn(net, x, hessian, names), oracles.spans(net, names)
     by_row, total = precisions_by_row(net, spans, prior), 0.0
-    found = log_evidence(net, (x, y), likelihood, structure)
+    found = log_evidence(net, (x, y), likelihood, kind)
     blocks = {}
     for name, span in spans.items():
-        blocks.setdefault(name.rpartition(".")[0] if structure == "layer" else name, []).append(span)
+        blocks.setdefault(name.rpartition(".")[0] if kind == "layer" else name, []).append(span)
     for block in blocks.values():
         rows = torch.cat([torch.arange(span.start, span.stop) for span in block])
         total += oracles.occam_factor(h[rows[:, None], rows], by_row[rows])

@@ -66,10 +66,10 @@ def test_gradient_on_a_device(sharing, way, device, tight_sinkhorn):
 
 @pytest.mark.parametrize("samples", [1, 3])
 def test_draws_on_a_device(samples, device):
-    """A device draws signs of its own; the evidence stays within what signs can do."""
+    """Signs are drawn on the CPU for every device, so that all have the same evidence; 1e-4 as above."""
     net, x, y = problem(networks.SHARING[0], "classification")
     there, data = moved(device, net, x, y)
-    exact = float(log_evidence(net, (x, y), curvature="kron"))
     curvature = Curvature("kron", samples=samples, seed=2)
     found = float(log_evidence(there, data, curvature=curvature))
-    assert found == float(log_evidence(there, data, curvature=curvature)) and abs(found - exact) < 0.5 * abs(exact)
+    assert found == float(log_evidence(there, data, curvature=curvature))
+    assert found == pytest.approx(float(log_evidence(net, (x, y), curvature=curvature)), rel=1e-4)

@@ -10,14 +10,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bayesws import Categorical, Gaussian, log_evidence
-from bayesws.evidence.laplace.backend import (
+from bayesws.evidence.laplace import (
     PathwayGGN,
     PathwayKron,
     curvature_tensors,
+    fitted_posterior,
     frozen_hyperparameters,
-    posterior,
     prior_precisions,
-    restored,
+    restored_posterior,
 )
 from bayesws.layers import WSLinear, structure
 from bayesws.layers.contract import starting_log_precisions
@@ -27,10 +27,10 @@ LIKELIHOODS = {
     "classification": (Categorical, oracles.softmax_hessian),
     "regression": (lambda: Gaussian(NOISE, dtype=torch.float64), oracles.gaussian_hessian(NOISE)),
 }
-STRUCTURES = ["full", "diag", "kron"]
+KINDS = ["full", "diag", "kron"]
 every_net = pytest.mark.parametrize("sharing", networks.SHARING, ids=networks.SHARING_IDS)
 every_likelihood = pytest.mark.parametrize("kind", LIKELIHOODS)
-every_structure = pytest.mark.parametrize("curvature", STRUCTURES)
+every_kind = pytest.mark.parametrize("curvature", KINDS)
 FIXED, SOFT = networks.SHARING[0], networks.SHARING[3]
 
 
@@ -57,7 +57,7 @@ def close(found, expected, rtol):
 
 
 def dense_curvature(net, x, hessian, curvature):
-    """H of a structure as a matrix over all weights, the long way."""
+    """H of a kind as a matrix over all weights, the long way."""
     names = oracles.weight_names(net)
     if curvature == "kron":
         blocks = oracles.kron_blocks(net, x, hessian)
@@ -71,10 +71,10 @@ def dense_curvature(net, x, hessian, curvature):
 
 @every_net
 @every_likelihood
-@every_structure
+@every_kind
 def test_marginal_likelihood_is_the_log_evidence(sharing, kind, curvature):
     net, x, y, likelihood, _ = problem(sharing, kind)
-    la = posterior(net, (x, y), likelihood, curvature, batch_size=3)  # 3 + 3 + 1
+    la = fitted_posterior(net, (x, y), likelihood, curvature, batch_size=3)  # 3 + 3 + 1
     expected = log_evidence(net, (x, y), likelihood, curvature)
     assert la.log_marginal_likelihood().item() == pytest.approx(float(expected), rel=1e-10)
     assert la.log_likelihood.item() == pytest.approx(expected.data_fit.item(), rel=1e-10)
@@ -84,10 +84,10 @@ def test_marginal_likelihood_is_the_log_evidence(sharing, kind, curvature):
 
 @every_net
 @every_likelihood
-@every_structure
+@every_kind
 def test_functional_variance_is_the_dense_one(sharing, kind, curvature, tight_sinkhorn):
     net, x, y, likelihood, hessian = problem(sharing, kind)
-    la = posterior(net, (x, y), likelihood, curvature, batch_size=4)
+    la = fitted_posterior(net, (x, y), likelihood, curvature, batch_size=4)
     precision = dense_curvature(net, x, hessian, curvature) + torch.diag(la.prior_precision_diag.detach())
     new = networks.images(4)
     jacobian = oracles.dense_jacobian(net, new, oracles.weight_names(net))
@@ -127,11 +127,11 @@ def test_jacobians_and_gradients(sharing, kind):
     close(chosen[:, 0], expected[torch.arange(N), torch.arange(N) % OUTPUTS], 1e-12)
 
 
-@every_structure
+@every_kind
 @pytest.mark.parametrize("sharing", [FIXED, SOFT], ids=["fixed", "dense"])
 def test_backpropagation_to_the_inputs(sharing, curvature, tight_sinkhorn):
     net, x, y, likelihood, _ = problem(sharing, "classification", networks.Small, 2)
-    la = posterior(net, (x, y), likelihood, curvature, enable_backprop=True)
+    la = fitted_posterior(net, (x, y), likelihood, curvature, enable_backprop=True)
     new = networks.images(1).requires_grad_()
 
     def total():
@@ -148,7 +148,7 @@ def test_backpropagation_to_the_inputs(sharing, curvature, tight_sinkhorn):
 # Gradients of the marginal likelihood
 
 
-@every_structure
+@every_kind
 @every_likelihood
 @pytest.mark.parametrize("sharing", [FIXED, *networks.SHARING[3:]], ids=["fixed", *networks.SHARING_IDS[3:]])
 def test_gradients_against_finite_differences(sharing, kind, curvature, tight_sinkhorn):
@@ -158,7 +158,7 @@ def test_gradients_against_finite_differences(sharing, kind, curvature, tight_si
     tensors = [*own, *structure(net), *likelihood.hyperparameters()]
 
     def total():
-        return posterior(net, (x, y), likelihood, curvature, batch_size=4).log_marginal_likelihood()
+        return fitted_posterior(net, (x, y), likelihood, curvature, batch_size=4).log_marginal_likelihood()
 
     gradients = torch.autograd.grad(total(), tensors)
     for _ in range(2):
@@ -167,7 +167,7 @@ def test_gradients_against_finite_differences(sharing, kind, curvature, tight_si
         # step 1e-4: s² / 6 ≈ 1e-9 times a third derivative, and rounding 1e-14 · |evidence| / step ≈ 1e-9
         assert found == pytest.approx(oracles.central_derivative(total, tensors, along), rel=1e-6, abs=1e-6)
     with torch.no_grad():
-        la = posterior(net, (x, y), likelihood, curvature)
+        la = fitted_posterior(net, (x, y), likelihood, curvature)
     deltas = la.prior_precision.detach().clone().requires_grad_()
     sigma = torch.tensor(0.8, dtype=torch.float64, requires_grad=True) if kind == "regression" else None
     given = [deltas] if sigma is None else [deltas, sigma]
@@ -181,11 +181,11 @@ def test_gradients_against_finite_differences(sharing, kind, curvature, tight_si
 def test_what_is_frozen_keeps_no_graph():
     net, x, y, likelihood, _ = problem(SOFT, "classification")
     with frozen_hyperparameters(net):
-        la = posterior(net, (x, y), likelihood, "kron")
+        la = fitted_posterior(net, (x, y), likelihood, "kron")
     assert not la.log_marginal_likelihood().requires_grad
     assert structure(net) and all(p.requires_grad for p in net.parameters())
     with torch.no_grad():
-        assert not posterior(net, (x, y), likelihood, "full").H.requires_grad
+        assert not fitted_posterior(net, (x, y), likelihood, "full").H.requires_grad
 
 
 # On plain nets: against laplace-torch's own backends
@@ -196,7 +196,7 @@ class PlainDiagonal(GGNInterface):
 
 
 @every_likelihood
-@every_structure
+@every_kind
 def test_plain_nets_agree_with_laplace_torch(kind, curvature):
     net, x, y = plain(), networks.images(N), networks.targets(kind, N, OUTPUTS)
     deltas = torch.rand(len(list(net.parameters())), dtype=torch.float64) + 0.5
@@ -235,12 +235,12 @@ def test_plain_nets_agree_with_laplace_torch(kind, curvature):
 
 
 @every_likelihood
-@every_structure
+@every_kind
 @pytest.mark.parametrize("sharing", [FIXED, SOFT], ids=["fixed", "dense"])
 def test_every_predictive(sharing, kind, curvature):
     net, x, y, likelihood, _ = problem(sharing, kind)
     with torch.no_grad():  # else every step below would walk one and the same graph to the logits
-        la = posterior(net, (x, y), likelihood, curvature)
+        la = fitted_posterior(net, (x, y), likelihood, curvature)
     before, new = [p.detach().clone() for p in net.parameters()], networks.images(4)
     if kind == "classification":
         for call in [
@@ -263,11 +263,11 @@ def test_every_predictive(sharing, kind, curvature):
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 
-@every_structure
+@every_kind
 @pytest.mark.parametrize("sharing", [FIXED, SOFT], ids=["fixed", "dense"])
 def test_samples_have_the_posterior_covariance(sharing, curvature, tight_sinkhorn):
     net, x, y, likelihood, hessian = problem(sharing, "regression", networks.Small, 2)
-    la = posterior(net, (x, y), likelihood, curvature)
+    la = fitted_posterior(net, (x, y), likelihood, curvature)
     precision = dense_curvature(net, x, hessian, curvature) + torch.diag(la.prior_precision_diag.detach())
     draws = 20_000
     with torch.no_grad():
@@ -285,7 +285,7 @@ def test_samples_have_the_posterior_covariance(sharing, curvature, tight_sinkhor
 def test_stacked_blocks_are_the_matrix(sharing, tight_sinkhorn):
     net, x, y, likelihood, hessian = problem(sharing, "regression", networks.Small, 2)
     with torch.no_grad():
-        la = posterior(net, (x, y), likelihood, "kron")
+        la = fitted_posterior(net, (x, y), likelihood, "kron")
     expected = NOISE**2 * dense_curvature(net, x, hessian, "kron")  # laplace-torch keeps H at σ = 1
     kron, decomposed = la.H_facs, la.H + la.prior_precision
     weights = torch.randn(2, 1, len(expected), dtype=torch.float64)
@@ -301,15 +301,15 @@ def test_stacked_blocks_are_the_matrix(sharing, tight_sinkhorn):
     assert regular.logdet().item() == pytest.approx(regular.to_matrix().logdet().item(), rel=1e-10)
 
 
-@every_structure
+@every_kind
 def test_online_data_and_restored_posteriors(curvature):
     net, x, y, likelihood, _ = problem(SOFT, "regression")
     with torch.no_grad():
-        whole = posterior(net, (x, y), likelihood, curvature)
-        parts = posterior(net, (x[:4], y[:4]), likelihood, curvature)
+        whole = fitted_posterior(net, (x, y), likelihood, curvature)
+        parts = fitted_posterior(net, (x[:4], y[:4]), likelihood, curvature)
         parts.fit(loader(x[4:], y[4:]), override=False)
     assert parts.log_marginal_likelihood().item() == pytest.approx(whole.log_marginal_likelihood().item(), rel=1e-10)
-    back = restored(net, curvature_tensors(whole), likelihood, curvature)
+    back = restored_posterior(net, curvature_tensors(whole), likelihood, curvature)
     new = networks.images(4)
     for a, b in zip(back(new), whole(new), strict=True):
         assert torch.equal(a, b)
@@ -320,8 +320,8 @@ def test_a_layer_that_is_not_called_keeps_its_prior():
     net.spare = nn.Linear(3, 2, dtype=torch.float64)
     net.forward = nn.Sequential(*list(net)[:-1]).forward
     y = networks.targets("classification", N, OUTPUTS)
-    for curvature in STRUCTURES:
-        la = posterior(net, (x, y), "classification", curvature)
+    for curvature in KINDS:
+        la = fitted_posterior(net, (x, y), "classification", curvature)
         assert la.n_params == sum(p.numel() for p in net.parameters())
         expected = log_evidence(net, (x, y), "classification", curvature)
         assert la.log_marginal_likelihood().item() == pytest.approx(float(expected), rel=1e-10)
@@ -331,8 +331,8 @@ def test_outputs_of_any_shape():
     """laplace-torch counts the last dimension alone when it normalises a density."""
     net = nn.Sequential(nn.Linear(3, 4, dtype=torch.float64), nn.Unflatten(1, (2, 2)))
     x, y = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, 2, dtype=torch.float64)
-    for curvature in STRUCTURES:
-        la = posterior(net, (x, y), "regression", curvature)
+    for curvature in KINDS:
+        la = fitted_posterior(net, (x, y), "regression", curvature)
         expected = log_evidence(net, (x, y), "regression", curvature)
         assert la.log_marginal_likelihood().item() == pytest.approx(float(expected), rel=1e-10)
         assert la(x)[1].shape == (5, 4, 4)
@@ -395,22 +395,22 @@ def test_marglik_training(name, curvature):
 def test_errors():
     net, x, y, likelihood, _ = problem(SOFT, "classification")
     with pytest.raises(ValueError, match="curvature='lowrank': expected one of full, layer"):
-        posterior(net, (x, y), likelihood, "lowrank")
+        fitted_posterior(net, (x, y), likelihood, "lowrank")
     with pytest.raises(ValueError, match=r"prior for 'lift\.free': the stack is soft"):
-        posterior(net, (x, y), likelihood, prior={"lift.free": 3.0})
+        fitted_posterior(net, (x, y), likelihood, prior={"lift.free": 3.0})
     with pytest.raises(ValueError, match="prior for 'nothing': expected pathways among"):
         prior_precisions(net, {"nothing": 1.0})
     with pytest.raises(ValueError, match="labels from 0 to 7: expected 0 to 2"):
-        posterior(net, (x, torch.tensor([0, 1, 2, 0, 1, 2, 7])), likelihood)
+        fitted_posterior(net, (x, torch.tensor([0, 1, 2, 0, 1, 2, 7])), likelihood)
     with pytest.raises(ValueError, match="subset_of_weights='last_layer'"):
         PathwayGGN(net, "classification", last_layer=True)
     with pytest.raises(ValueError, match="inputs of type dict: expected a tensor"):
         PathwayGGN(net, "classification").jacobians({"x": x})
-    tensors = curvature_tensors(posterior(net, (x, y), likelihood))
+    tensors = curvature_tensors(fitted_posterior(net, (x, y), likelihood))
     with pytest.raises(ValueError, match="no tensor 'H' of a curvature 'full'"):
-        restored(net, tensors, likelihood, "full")
+        restored_posterior(net, tensors, likelihood, "full")
     with pytest.raises(ValueError, match="a curvature of 4 weights: the network has"):
-        restored(net, {"H": torch.ones(4)}, likelihood, "diag")
+        restored_posterior(net, {"H": torch.ones(4)}, likelihood, "diag")
 
 
 def test_weights_that_laplace_torch_took_for_more_are_refused():

@@ -25,7 +25,7 @@ from bayesws.layers.contract import starting_log_precisions
 EPS = torch.finfo(torch.float64).eps
 EXACT = ("full", "layer", "pathway", "diag")
 CURVATURES = {name: Curvature(name) for name in EXACT} | {
-    f"kron {factors}": Curvature("kron", factors) for factors in ("expand", "reduce")
+    f"kron {kfac}": Curvature("kron", kfac) for kfac in ("expand", "reduce")
 }
 WIDEST, MOST = 48, 160  # features that a layer may put out, parameters that it may have
 KINDS = (
@@ -402,7 +402,7 @@ def check(problem: Problem, seen: Seen) -> None:
             with torch.no_grad():
                 assert_finite(evidence(curvature))
         except FloatingPointError:  # said, not silent; but only of dense blocks that float32 cannot hold
-            assert curvature.structure in ("full", "layer", "pathway") and in_single > 1, curvature
+            assert curvature.kind in ("full", "layer", "pathway") and in_single > 1, curvature
             seen.refused += 1
     seen.networks += 1
     seen.kinds.update(layer.kind for layer in problem.layers)
@@ -451,13 +451,13 @@ def check_blocks(net, x, problem, prior, found, seen: Seen) -> float:
         expected = sum(oracles.occam_factor(h[rows][:, rows], precisions[rows]) for rows in blocks[structure])
         seen.add(structure, found[structure].occam.item(), expected, 1e-9 * expected + whole)
 
-    for factors in ("expand", "reduce"):
-        kron = oracles.kron_blocks(net, x, hessian, factors == "reduce")
+    for kfac in ("expand", "reduce"):
+        kron = oracles.kron_blocks(net, x, hessian, kfac == "reduce")
         for n, span in spans.items():
             block = kron[n] if n in kron else h[span, span]
             expected, rounding = occam_of(block, precisions[span])
-            result = found[f"kron {factors}"].by_pathway[n].occam.item()
-            seen.add(f"kron {factors}", result, expected, 1e-9 * expected + rounding)
+            result = found[f"kron {kfac}"].by_pathway[n].occam.item()
+            seen.add(f"kron {kfac}", result, expected, 1e-9 * expected + rounding)
     return whole
 
 

@@ -204,7 +204,8 @@ def test_a_transformer_that_reads_its_layers_weights():
 def test_a_shared_network_can_be_fitted_saved_and_loaded(objective, stack, tmp_path):
     net, x, y = network(torch.float32), images(12, dtype=torch.float32), torch.arange(12) % 10
     shared = bws.share(net, stack=stack)
-    fit = bws.fit(shared, (x, y), objective=objective, epochs=4, every=1, weight_decays=(1e-3,), progress=False)
+    settings = {"weight_decays": (1e-3,)} if objective == "task" else {"every": 1}
+    fit = bws.fit(shared, (x, y), objective=objective, epochs=4, **settings, progress=False)
     sharing = [row for row in fit.sharing if not math.isnan(row.strength)]
     assert [row.name for row in sharing] == [f"{i}.layer" for i in ((0, 4, 7) if stack == "dense" else (0, 4))]
     assert {"shared", "free", "bias"} <= sharing[1].effective.keys()

@@ -231,7 +231,7 @@ class OtherDeriving(Deriving):
 
 class OtherSharing(WeightSharing):
     def __init__(self):
-        super().__init__(1, 1, (2,), False, True, 1, "fixed", None, ("free",), None, None)
+        super().__init__(1, 1, (2,), False, True, bws.Sharing(1, "fixed", pathways=("free",)), None, None)
 
 
 BAD = [

@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call
 
 import bayesws as bws
-from bayesws.layers import RepresentationStack, WSConv2d, WSLiftConv2d, WSLinear
+from bayesws.layers import RepresentationStack, Sharing, WSConv2d, WSLiftConv2d, WSLinear
 from bayesws.layers.weight_sharing import RESIDUAL_JITTER
 
 KINDS = ["dense", "product", "power"]
@@ -23,7 +23,7 @@ LAYERS = {
 
 def stack_of(kind, constraint, size=3, seed=0):
     torch.manual_seed(seed)
-    return RepresentationStack(kind, size, (4,), True, dtype=torch.float64, constraint=constraint)
+    return RepresentationStack(Sharing(size, kind, constraint=constraint), (4,), True, dtype=torch.float64)
 
 
 def layer_of(name, kind, constraint, pathways):

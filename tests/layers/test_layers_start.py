@@ -27,7 +27,9 @@ def test_moments_are_those_of_a_loop():
 def test_stack_starts_at_given_permutations(kind, constraint, on_features):
     group = known_group("quarter-turns", 3, 3)
     group = group.on_features() if on_features else group
-    stack = bws.layers.RepresentationStack(kind, 4, (3, 3), on_features, dtype=torch.float64, constraint=constraint)
+    stack = bws.layers.RepresentationStack(
+        bws.Sharing(4, kind, constraint=constraint), (3, 3), on_features, dtype=torch.float64
+    )
     stack.start_at(group.permutations, softness=0.01)
     # of a row 0.01 is elsewhere; a product of two such, or the third power of one, has up to 0.02 or 0.03
     assert float((stack() - group.matrices()).abs().max()) < 0.031
@@ -71,16 +73,9 @@ def test_upright_digits_propose_no_group():
 def test_fit_starts_at_moments_and_says_what_they_proposed(objective, tmp_path):
     x, y = load("digits", task="turned", seed=0).train
     net = bws.models.WSCNN(stack="product", layers=1, hidden_channels=4)
-    fit = bws.fit(
-        net,
-        (x, y),
-        objective=objective,
-        epochs=1,
-        start="moments",
-        weight_decays=(0.0,),
-        progress=False,
-        keep_posterior=False,
-    )
+    decays = {"weight_decays": (0.0,)} if objective == "task" else {}
+    options = {"epochs": 1, "start": "moments", "progress": False, "keep_posterior": False}
+    fit = bws.fit(net, (x, y), objective=objective, **options, **decays)
     assert [(row.name, row.group, row.elements) for row in fit.start] == [("lift", "quarter-turns", 4)]
     fit.save(tmp_path / "fit")
     assert bws.FitResult.load(tmp_path / "fit").start == fit.start
@@ -144,15 +139,19 @@ BAD = [
     (lambda: bws.candidates(torch.rand(9, 1, 8, 8), kernel_size=1), "kernel_size=1.*at least 2"),
     (lambda: bws.candidates(torch.rand(9, 1, 8, 8), keep=1), "keep=1"),
     (
-        lambda: bws.layers.RepresentationStack("fixed", 4, (3, 3), False).start_at(torch.zeros(4, 9).long()),
+        lambda: bws.layers.RepresentationStack(bws.Sharing(4, "fixed"), (3, 3), False).start_at(
+            torch.zeros(4, 9).long()
+        ),
         "a fixed stack",
     ),
     (
-        lambda: bws.layers.RepresentationStack("dense", 4, (3, 3), False).start_at(torch.zeros(3, 9).long()),
+        lambda: bws.layers.RepresentationStack(bws.Sharing(4, "dense"), (3, 3), False).start_at(
+            torch.zeros(3, 9).long()
+        ),
         "expected \\(4, 9\\)",
     ),
     (
-        lambda: bws.layers.RepresentationStack("power", 8, (3, 3), False).start_at(
+        lambda: bws.layers.RepresentationStack(bws.Sharing(8, "power"), (3, 3), False).start_at(
             known_group("dihedral", 3, 3).permutations
         ),
         "no powers|not the powers",

@@ -50,8 +50,8 @@ def test_occam_factor(name, curvature):
     with evaluating(net):
         h, spans = oracles.dense_ggn(net, x, oracles.softmax_hessian, names), oracles.spans(net, names)
         blocks = {"": h}
-        if curvature.structure == "kron":
-            kron = oracles.kron_blocks(net, x, oracles.softmax_hessian, curvature.factors == "reduce")
+        if curvature.kind == "kron":
+            kron = oracles.kron_blocks(net, x, oracles.softmax_hessian, curvature.kfac == "reduce")
             blocks = {n: kron.get(n, h[span, span]) for n, span in spans.items()}
         data_fit = oracles.log_probability(net(x).detach(), y).item()
     assert found.data_fit.item() == pytest.approx(data_fit, rel=1e-10)
@@ -60,7 +60,7 @@ def test_occam_factor(name, curvature):
         rows = [prior[p].exp().expand(s.stop - s.start) for p, s in spans.items() if n in ("", p)]
         expected += oracles.occam_factor(block, torch.cat(rows))
     assert found.occam.item() == pytest.approx(expected, rel=1e-9)
-    if curvature.structure == "full":  # the layers are not cut off from the outputs by units that are off
+    if curvature.kind == "full":  # the layers are not cut off from the outputs by units that are off
         layers = {n.rpartition(".")[0] for n in names}
         effective = {n: p.effective.item() for n, p in found.by_pathway.items()}
         for layer in layers:

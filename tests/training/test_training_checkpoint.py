@@ -5,14 +5,14 @@ import torch
 
 import bayesws as bws
 from bayesws.training.checkpoint import Checkpoint
-from bayesws.training.objectives.rivals import Constrained
+from bayesws.training.objectives import Constrained
 
 SETTINGS = {"epochs": 8, "burn_in": 0.2, "every": 2, "progress": False, "batch_size": 40}
 CASES = {
     "evidence, fixed stack": ({"stack": "fixed"}, {"objective": "evidence"}),
     "evidence, soft stack": ({"stack": "product", "group": None}, {"start": "random", "epochs": 4}),
     "task": ({}, {"objective": "task", "weight_decays": (0.0, 1e-3)}),
-    "constrained": ({}, {"objective": Constrained((1.0, 0.1)), "weight_decays": (1e-3,)}),
+    "constrained": ({}, {"objective": Constrained(slacks=(1.0, 0.1), weight_decays=(1e-3,))}),
     "one sampled column": ({}, {"objective": "evidence", "curvature": bws.Curvature("kron", samples=1)}),
 }
 
@@ -55,12 +55,12 @@ def test_stopped_fit_goes_on_to_the_last_bit(case, stops, data, tmp_path, monkey
     monkeypatch.setattr(Checkpoint, "after_epoch", after)
     again = bws.fit(net, data, seed=1, checkpoint=tmp_path / "left", **settings)
     assert again.log_evidence == whole.log_evidence and again.history == whole.history
-    assert again.weight_decay == whole.weight_decay
+    assert again.recipe == whole.recipe
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
     assert sorted(p.name for p in (tmp_path / "left").iterdir()) == ["finished.json", "fit"]
     with monkeypatch.context() as patch:
-        patch.setattr("bayesws.training.loop.Run.train", None)  # what is finished is not trained again
+        patch.setattr("bayesws.training.loop.Loop.train", None)  # what is finished is not trained again
         finished = bws.fit(net, data, seed=1, checkpoint=tmp_path / "left", **settings)
     assert finished.log_evidence == whole.log_evidence and finished.history == whole.history
     assert torch.equal(finished.model(data[0]), whole.model(data[0]))

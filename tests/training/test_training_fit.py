@@ -12,8 +12,7 @@ from torch import nn
 import bayesws as bws
 from bayesws.evidence.batches import Batches
 from bayesws.sharing import doubly_stochastic
-from bayesws.training.loop import Run
-from bayesws.training.schedule import Penalties
+from bayesws.training.objectives import Penalties, Setting, TaskLoss
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,8 @@ def test_fit_is_reproducible_to_the_last_bit_and_leaves_the_network_alone(digits
 def test_training_lowers_the_loss_and_raises_the_evidence(digits, objective):
     torch.manual_seed(0)
     net = bws.models.WSCNN(hidden_channels=4)
-    settings = {"epochs": 80, "batch_size": 20, "burn_in": 0.2, "every": 4, "weight_decays": (1e-3,)}
+    settings = {"epochs": 80, "batch_size": 20, "burn_in": 0.2, "every": 4}
+    settings |= {"weight_decays": (1e-3,)} if objective == "task" else {}
     fit = bws.fit(net, digits.train, objective=objective, **settings)
     assert fit.history[-1]["loss"] < 0.8 * fit.history[0]["loss"]
     evidences = [r["log_evidence"] for r in fit.history if "log_evidence" in r]
@@ -53,13 +53,13 @@ def test_training_lowers_the_loss_and_raises_the_evidence(digits, objective):
         parts = fit.evidence
         assert parts.log_evidence == pytest.approx(parts.data_fit - parts.scatter - parts.occam)
     else:
-        assert not evidences and fit.weight_decay == 1e-3
+        assert not evidences and fit.recipe.weight_decay == 1e-3
 
 
 def test_weight_decay_is_the_best_of_the_grid_on_held_out_data(digits):
     # λ = 1e4 leaves nothing to learn with, so any sensible choice avoids it
     fit = bws.fit(small(), digits.train, objective="task", epochs=40, batch_size=20, weight_decays=(1e-3, 1e4))
-    assert fit.weight_decay == 1e-3
+    assert fit.recipe.weight_decay == 1e-3
 
 
 def test_the_reported_evidence_is_the_one_of_the_returned_network(digits):
@@ -152,7 +152,8 @@ def test_structure_is_learned_by_either_objective():
         torch.manual_seed(0)
         layer = bws.layers.WSLinear(3, 4, bias=False, group_size=3, pathways=("shared",))
         start = layer.stack.logits[0].detach().clone()
-        fit = bws.fit(layer, (x, y), "regression", objective, epochs=20, batch_size=64, weight_decays=(0.0,))
+        chosen = bws.objectives.TaskLoss(weight_decays=(0.0,)) if objective == "task" else objective
+        fit = bws.fit(layer, (x, y), "regression", chosen, epochs=20, batch_size=64)
         assert not torch.equal(fit.model.stack.logits[0], start)
         r = fit.model.representations()
         assert torch.allclose(r.sum(-1), torch.ones(3, 3), atol=1e-5)
@@ -199,9 +200,9 @@ TASK = {"likelihood": "regression", "objective": "task", "weight_decays": (0.01,
         {},
         {"normaliser": 0.1},
         {"entropy": 2.0},
-        {"normaliser": 0.3, "entropy": 0.5, "task_structure_rate": 0.2},
+        {"normaliser": 0.3, "entropy": 0.5, "structure_rate": 0.2},
         {"entropy": 2.0, "rest_structure": True},
-        {"rest_structure": True, "task_structure_rate": 0.01},
+        {"rest_structure": True, "structure_rate": 0.01},
     ],
     ids=str,
 )
@@ -216,7 +217,7 @@ def test_the_task_loss_is_the_published_one(changes):
     )
     groups = [{"params": [w, log_noise]}, {"params": [logits]}]
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
-    (x, y), share = data, changes.get("task_structure_rate", rate) / rate
+    (x, y), share = data, changes.get("structure_rate", rate) / rate
     for epoch in range(epochs):
         cosine = 0.5 * (1 + math.cos(math.pi * max(0, epoch / epochs - 0.7) / 0.3))
         optimiser.param_groups[0]["lr"], optimiser.param_groups[1]["lr"] = rate * cosine, rate * cosine * share
@@ -246,9 +247,9 @@ def test_the_penalties_of_several_layers_are_summed_and_averaged(digits):
     net = bws.models.WSCNN(hidden_channels=2, stack="product")
     data, likelihood = Batches(digits.train, 200), bws.Categorical()
     penalties = Penalties(normaliser=0.3, entropy=0.7)
-    run = Run(net, data, likelihood, bws.Schedule(), 0, "task", bws.Curvature(), penalties)
+    setting = Setting(net, data, likelihood, bws.Schedule(), bws.Curvature(), 0)
     logits = bws.layers.structure(net)
-    found = torch.autograd.grad(run._penalty(), logits)
+    found = torch.autograd.grad(TaskLoss().begin(setting, penalties).penalty(), logits)
     entropies = [bws.sharing.mean_entropy(layer.representations()) for layer in (net.lift, net.group_convs[0])]
     expected = 0.3 * sum(map(bws.sharing.normaliser, logits)) + 0.7 * (entropies[0] + entropies[1]) / 2
     for one, other in zip(found, torch.autograd.grad(expected, logits), strict=True):
@@ -283,15 +284,18 @@ BAD_TASK = [
     ({"normaliser": -0.1}, "normaliser=-0.1: expected a weight of at least 0"),
     ({"entropy": math.nan}, "entropy=nan: expected"),
     ({"entropy": math.inf}, "entropy=inf: expected"),
-    ({"task_structure_rate": 0.0}, "task_structure_rate=0.0: expected a positive number"),
-    ({"structure_rate": math.inf}, "structure_rate=inf: expected a positive number"),
+    ({"structure_rate": 0.0}, "structure_rate=0.0: expected a positive number"),
+    ({"objective": "evidence", "structure_rate": math.inf}, "structure_rate=inf: expected a positive number"),
 ]
 
 
 @pytest.mark.parametrize("changes, message", BAD_TASK, ids=[str(c) for c, _ in BAD_TASK])
 def test_bad_weights_of_penalties(changes, message):
     with pytest.raises(ValueError, match=message):
-        bws.fit(soft_layer(), planted(), **TASK, **changes)
+        settings = TASK | changes
+        if changes.get("objective") == "evidence":
+            del settings["weight_decays"]
+        bws.fit(soft_layer(), planted(), **settings)
 
 
 @pytest.mark.parametrize("penalty", ["normaliser", "entropy"])
@@ -305,6 +309,8 @@ def test_penalties_need_a_layer_that_offers_them(penalty):
 def test_ablations_can_be_fitted(objective, constraint):
     start = soft_layer(constraint=constraint)
     settings = TASK | {"objective": objective, "epochs": 40, "burn_in": 0.1, "batch_size": 8}
+    if objective == "evidence":
+        del settings["weight_decays"]
     fit = bws.fit(start, planted(), **settings)
     assert not any("Sinkhorn" in note for note in fit.notes) and math.isfinite(fit.log_evidence)
     assert fit.history[-1]["loss"] < 0.9 * fit.history[0]["loss"]
@@ -318,7 +324,7 @@ def test_an_ablation_is_saved_and_an_older_fit_loads(digits, tmp_path):
     fit.save(tmp_path / "rows")
     back = bws.FitResult.load(tmp_path / "rows")
     assert torch.equal(back.model.lift.representations(), fit.model.lift.representations())
-    assert back.settings["entropy"] == 0.1 and back.settings["normaliser"] == 0.0
+    assert back.recipe == fit.recipe and back.recipe.settings["entropy"] == 0.1
     older = bws.fit(small(), digits.train, epochs=1)
     older.save(tmp_path / "older")
     record = json.loads((tmp_path / "older" / "fit.json").read_text())

@@ -1,4 +1,4 @@
-"""Rivals of the evidence: each against the minimum of what it says it minimises, found another way."""
+"""The objectives: each against the minimum of what it says it minimises, found another way."""
 
 import math
 from dataclasses import replace
@@ -11,9 +11,10 @@ from scipy.optimize import minimize
 import bayesws as bws
 from bayesws.evidence.batches import Batches
 from bayesws.layers import WSLinear
-from bayesws.training.objectives.relaxation import Relaxation
-from bayesws.training.objectives.rivals import Constrained, Fixed, Task, Validated, choose_penalties
-from bayesws.training.schedule import Penalties, Schedule
+from bayesws.training.held_out import Split
+from bayesws.training.objectives import Constrained, FixedRatio, Penalties, Setting, TaskLoss, Validated
+from bayesws.training.objectives.constrained import Relaxation
+from bayesws.training.schedule import Schedule
 
 DOUBLE = {"dtype": torch.float64}
 NOISE = bws.Gaussian(0.5, learn=False, **DOUBLE)
@@ -37,8 +38,8 @@ def test_fixed_ratio_is_ridge_regression_with_two_penalties():
     """Closed form: (Σ JᵀJ / σ² + n λ diag(r)) θ = Σ Jᵀ y / σ², with J the dense Jacobian; Adam ends within 1e-5."""
     net, data = planted(0.5)
     ratio, decay = 30.0, 0.01
-    fit = bws.fit(net, data, NOISE, Fixed(ratio), weight_decays=(decay,), **LONG)
-    assert fit.settings["ratios"] == {"free": ratio} and fit.weight_decay == decay
+    fit = bws.fit(net, data, NOISE, FixedRatio(ratio=ratio, weight_decays=(decay,)), **LONG)
+    assert fit.recipe.chosen == {"ratios": {"free": ratio}, "weight_decay": decay}
     names = ["shared", "free"]
     parameters = {n: getattr(net, n).detach() for n in names}
     blocks = torch.func.jacrev(lambda p: torch.func.functional_call(net, p, (data[0],)).flatten())(parameters)
@@ -60,7 +61,7 @@ def test_constrained_ends_at_the_saddle_point(strength, slack):
     """
     net, data = planted(strength)
     decay = 0.003
-    fit = bws.fit(net, data, NOISE, Constrained((slack,)), weight_decays=(decay,), **LONG)
+    fit = bws.fit(net, data, NOISE, Constrained(slacks=(slack,), weight_decays=(decay,)), **LONG)
     shapes = {n: getattr(net, n).shape for n in ("shared", "free")}
     sizes = [shape.numel() for shape in shapes.values()]
 
@@ -118,55 +119,115 @@ def test_folding_leaves_the_outputs_as_they_are():
 def test_validated_ratio_follows_the_truth(strength, expected):
     """Of few data of a fully shared map the free weights should be held, of one without sharing they should not."""
     net, data = planted(strength, examples=24)
-    rival = Validated((100.0, 1.0, 1000.0))
-    fit = bws.fit(net, data, NOISE, rival, weight_decays=(0.003, 0.03), **(LONG | {"epochs": 300}))
-    assert fit.settings["ratios"]["free"] in expected
+    objective = Validated(ratios=(100.0, 1.0, 1000.0), weight_decays=(0.003, 0.03))
+    fit = bws.fit(net, data, NOISE, objective, **(LONG | {"epochs": 300}))
+    assert fit.recipe.chosen["ratios"]["free"] in expected
 
 
 def test_search_finds_the_best_of_every_axis(monkeypatch):
     """By the losses that training gives to every combination: the axis by axis optimum of that table."""
     net, data = planted(0.5, examples=16)
-    plan, batches = Schedule(epochs=20), Batches(data, 100, torch.device("cpu"))
-    table = {}
+    setting = Setting(net, Batches(data, 100, torch.device("cpu")), NOISE, Schedule(epochs=20), bws.Curvature(), 0)
+    table, trained = {}, []
 
     class Told:
-        def __init__(self, net, data, likelihood, plan, seed, objective, curvature, penalties):
-            self.penalties, self.net = penalties, net
+        def __init__(self, setting, work):
+            self.penalties, self.net = work.penalties, setting.net
 
         def train(self, watching, checkpoint, what):
             r, d = self.penalties.ratios["free"], self.penalties.weight_decay
+            trained.append((r, d))
             table[r, d] = (math.log10(r) - 1) ** 2 + (math.log10(d) + 2) ** 2
             with torch.no_grad():  # a network whose held-out loss is a known function of the penalties
                 self.net.shared.zero_(), self.net.free.zero_()
                 self.net.free.add_(table[r, d] * 100)
 
-    monkeypatch.setattr("bayesws.training.objectives.rivals.Run", Told)
-    found = choose_penalties(
-        Validated((100.0, 1.0, 10.0)), net, batches, NOISE, plan, 0, (1e-1, 1e-2), Penalties(), 0.25, lambda what: None
-    )
+    monkeypatch.setattr("bayesws.training.held_out.Loop", Told)
+    objective = Validated(ratios=(100.0, 1.0, 10.0), weight_decays=(1e-1, 1e-2), held_out=0.25)
+    found = objective.choose(setting, Split(setting, lambda what: None))
     assert (found.ratios, found.weight_decay) == ({"free": 10.0}, 1e-2)
-    assert set(table) == {(100.0, 1e-1), (100.0, 1e-2), (1.0, 1e-2), (10.0, 1e-2)}  # nothing was trained twice
+    assert trained == [(100.0, 1e-1), (100.0, 1e-2), (1.0, 1e-2), (10.0, 1e-2)]  # nothing twice
 
 
 def test_task_is_what_it_was():
-    """The plain task loss with one weight decay is every rival without what is its own."""
+    """The plain task loss with one weight decay is every other penalised objective without what is its own."""
     net, data = planted(0.5)
     short = LONG | {"epochs": 30}
     task = bws.fit(net, data, NOISE, "task", weight_decays=(0.01,), **short)
-    assert torch.equal(bws.fit(net, data, NOISE, Task(), weight_decays=(0.01,), **short).model.free, task.model.free)
-    same = bws.fit(net, data, NOISE, Fixed(1.0), weight_decays=(0.01,), **short)
+    as_value = bws.fit(net, data, NOISE, TaskLoss(weight_decays=(0.01,)), **short)
+    assert torch.equal(as_value.model.free, task.model.free)
+    same = bws.fit(net, data, NOISE, FixedRatio(ratio=1.0, weight_decays=(0.01,)), **short)
     assert torch.allclose(same.model.free, task.model.free, atol=1e-12)
     assert replace(Penalties(), slack=1.0) != Penalties()
 
 
+def pull(net, x, y, outputs):
+    """A further term: ½ ‖w‖² of the shared weights, nats per datum."""
+    return 0.5 * net.shared.square().sum()
+
+
+def test_a_further_term_is_part_of_any_loss():
+    """½ a ‖w‖² as a term is the ratio's closed form with another penalty on the shared weights: equal to 1e-5."""
+    net, data = planted(0.5)
+    by_term = bws.fit(net, data, NOISE, TaskLoss(weight_decays=(0.01,), terms=(pull,)), **LONG)
+    sizes = [net.shared.numel(), net.free.numel()]
+    blocks = torch.func.jacrev(lambda p: torch.func.functional_call(net, p, (data[0],)).flatten())(
+        {n: getattr(net, n).detach() for n in ("shared", "free")}
+    )
+    j = torch.cat([blocks[n].flatten(1) for n in ("shared", "free")], 1) / 0.5
+    penalty = torch.cat([torch.full((sizes[0],), 1.01), torch.full((sizes[1],), 0.01)]).double()
+    wanted = torch.linalg.solve(j.T @ j + len(data[0]) * torch.diag(penalty), j.T @ data[1].flatten() / 0.5)
+    found = torch.cat([by_term.model.shared.detach().flatten(), by_term.model.free.detach().flatten()])
+    assert torch.allclose(found, wanted, atol=1e-5)
+    short = LONG | {"epochs": 30}
+    plain, pulled = (
+        bws.fit(net, data, NOISE, bws.objectives.ByEvidence(terms=terms), **short) for terms in ((), (pull,))
+    )
+    assert pulled.model.shared.norm() < plain.model.shared.norm()
+    assert "pull" in str(pulled.recipe.settings["terms"])
+
+
+class Plain:
+    """An objective of a user's own, in one class: the mean negative log likelihood and no more."""
+
+    name = "plain"
+
+    def check(self, setting):
+        pass
+
+    def choose(self, setting, held_out):
+        return None
+
+    def chosen_settings(self, chosen):
+        return {}
+
+    def begin(self, setting, chosen):
+        return TaskLoss(weight_decays=(0.0,)).begin(setting, Penalties())
+
+
+def test_an_objective_of_ones_own_trains_by_the_same_loop():
+    net, data = planted(0.5)
+    own = bws.fit(net, data, NOISE, Plain(), **LONG | {"epochs": 20})
+    task = bws.fit(net, data, NOISE, "task", weight_decays=(0.0,), **LONG | {"epochs": 20})
+    assert torch.equal(own.model.free, task.model.free) and own.recipe.objective == "plain"
+
+
 BAD = {
-    "ratio 0": (lambda: Fixed(0.0), r"ratio=0.0: expected positive"),
-    "no ratios": (lambda: Validated(()), r"ratios=\(\): expected positive"),
-    "slack nan": (lambda: Constrained((math.nan,)), "slacks="),
+    "ratio 0": (lambda: FixedRatio(ratio=0.0), r"ratio=0.0: expected positive"),
+    "no ratios": (lambda: Validated(ratios=()), r"ratios=\(\): expected positive"),
+    "slack nan": (lambda: Constrained(slacks=(math.nan,)), "slacks="),
     "unknown": (
         lambda: bws.fit(*planted(1.0), NOISE, "penalised"),
         "objective='penalised': expected one of",
     ),
+    "a class": (lambda: bws.fit(*planted(1.0), NOISE, TaskLoss), "objective=<class"),
+    "another's setting": (
+        lambda: bws.fit(*planted(1.0), NOISE, weight_decays=(0.1,)),
+        "unknown argument 'weight_decays'.*it belongs to TaskLoss",
+    ),
+    "nobody's setting": (lambda: bws.fit(*planted(1.0), NOISE, epoch=3), "unknown argument 'epoch'.*epochs"),
+    "held out": (lambda: TaskLoss(held_out=1.5), "held_out=1.5: expected a share"),
+    "way": (lambda: bws.objectives.ByEvidence(structure_way="thrice"), "structure_way='thrice'"),
     "nothing free": (
         lambda: bws.fit(torch.nn.Linear(4, 2), (torch.ones(5, 4), torch.ones(5, 2)), "regression", "constrained"),
         "free weights beside shared ones",

@@ -123,13 +123,13 @@ def test_networks_are_taken_as_they_are_and_left_alone():
 def test_one_curvature_for_all_and_said_which():
     images = bws.data.load("digits", task="turned", train_size=60, test_size=10)
     made = group_candidates(images, ["none", "quarter-turns"], width=4)
-    for asked, structure in [(None, "full"), ("layer", "layer"), ("kron", "kron")]:
+    for asked, kind in [(None, "full"), ("layer", "layer"), ("kron", "kron")]:
         ranking = bws.select(made, images.train, evidence_curvature=asked, epochs=2, progress=False)
-        assert ranking.settings["evidence_curvature"]["structure"] == structure
+        assert ranking.settings["evidence_curvature"]["kind"] == kind
         for row in ranking.rows:
             fit = ranking.fits[row.name]
             with torch.no_grad():
-                again = bws.log_evidence(fit.model, images.train, curvature=structure, prior=fit.prior)
+                again = bws.log_evidence(fit.model, images.train, curvature=kind, prior=fit.prior)
             assert row.log_evidence == pytest.approx(float(again), rel=1e-6)
             effective = {n: float(p.effective) for n, p in again.by_pathway.items()}
             assert row.sharing[0].effective["shared"] == pytest.approx(effective["lift.shared"], rel=1e-4)
@@ -139,16 +139,16 @@ def test_one_curvature_for_all_and_said_which():
 SIZES = [([500], "full"), ([500, 1999], "full"), ([500, 2001], "layer"), ([10_001], "kron"), ([10, 10_001], "kron")]
 
 
-@pytest.mark.parametrize("sizes, structure", SIZES)
-def test_default_curvature_is_the_sharpest_that_all_can_afford(sizes, structure):
+@pytest.mark.parametrize("sizes, kind", SIZES)
+def test_default_curvature_is_the_sharpest_that_all_can_afford(sizes, kind):
     nets = [torch.nn.Linear(size, 1, bias=False) for size in sizes]
-    assert comparable_curvature(nets).structure == structure
+    assert comparable_curvature(nets).kind == kind
 
 
 def test_layer_blocks_where_the_whole_is_too_large():
     linear = torch.nn.Linear(1500, 1, bias=False)
     deep = torch.nn.Sequential(linear, torch.nn.Linear(1, 600, bias=False))
-    assert comparable_curvature([deep]).structure == "layer"
+    assert comparable_curvature([deep]).kind == "layer"
 
 
 def test_candidates_have_equal_width_and_share_over_their_group():

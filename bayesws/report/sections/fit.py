@@ -43,13 +43,14 @@ def fit_section(fit: FitResult, name: str, within: str = "") -> Section:
     evidence, rows, measurable = fit.evidence, fit.sharing, measurable_layers(fit.model)
     sharing = [row for row in rows if not math.isnan(row.strength)]
     examples = max(evidence.examples, 1)
+    objective = fit.recipe.objective
     summary = [
-        f"{type(fit.model).__name__} trained by {WORDS.get(fit.objective, fit.objective)} on {examples} data: "
+        f"{type(fit.model).__name__} trained by {WORDS.get(objective, objective)} on {examples} data: "
         f"log evidence {signed(evidence.log_evidence, 1)} nats, {signed(evidence.log_evidence / examples, 3)} a datum.",
         *(_sentence(row, known.get(row.name), group_of(fit, row.name), row.name in measurable) for row in sharing),
     ]
     figures = [("log evidence", signed(evidence.log_evidence, 1), "nats")]
-    if test := fit.settings.get("test"):
+    if test := fit.provenance.more.get("test"):
         figures.append(("test NLL", f"{test['nll']:.3f}", f"accuracy {100 * test['accuracy']:.1f} %"))
     figures += [(f"ρ, {row.name}", of_rho(row.strength), _interval(known.get(row.name))) for row in sharing[:3]]
     blocks = [_layers_block(fit, posterior, start)] if rows else []
@@ -58,25 +59,26 @@ def fit_section(fit: FitResult, name: str, within: str = "") -> Section:
     if fit.notes or (posterior is not None and posterior.notes):
         blocks.append(Block("To be known", notes=[*fit.notes, *(posterior.notes if posterior is not None else [])]))
     made = {
-        "seed": fit.seed,
-        "objective": fit.objective,
+        "seed": fit.recipe.seed,
+        "objective": fit.recipe.objective,
         "likelihood": fit.likelihood.name,
         "network": _network(fit),
-        "curvature": {k: v for k, v in asdict(fit.curvature).items() if v is not None},
-        "the evidence is": fit.curvature.bound,
-        "weight decay": fit.weight_decay,
-        "seconds": round(fit.seconds, 1),
+        "curvature": {k: v for k, v in asdict(fit.recipe.curvature).items() if v is not None},
+        "the evidence is": fit.recipe.curvature.bound,
+        "weight decay": fit.recipe.weight_decay,
+        "seconds": round(fit.provenance.seconds, 1),
     }
-    of_data = {k: v for k, v in fit.settings.items() if k in ("command", "versions", "data", "task", "device")}
-    schedule = {k: v for k, v in fit.settings.items() if k not in of_data and k != "test"}
-    origin = Origin(of_data, f"as of {within}" if within else "not recorded")
-    blocks.append(origin.block(**made, schedule=schedule))
+    known_of_data = {k: v for k, v in fit.provenance.more.items() if k != "test"}
+    origin = Origin(
+        {"versions": fit.provenance.versions} | known_of_data, f"as of {within}" if within else "not recorded"
+    )
+    blocks.append(origin.block(**made, schedule=fit.recipe.schedule, settings=fit.recipe.settings))
     return Section("Fit", name, summary, blocks, figures, within)
 
 
 def posterior_of(fit: FitResult) -> SharingStrength | None:
     """The posterior of every layer's sharing strength; None where the fit kept none, or has nothing to be sure of."""
-    if fit.objective != "evidence" or not fit.posterior or not measurable_layers(fit.model):
+    if fit.recipe.objective != "evidence" or not fit.posterior or not measurable_layers(fit.model):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its notes are shown
@@ -116,7 +118,9 @@ def _layers_block(fit: FitResult, posterior: SharingStrength | None, start: str)
         how += f", the line the 95 % credible interval ({posterior.method})."
     else:
         how += "; no interval: " + (
-            "precisions are not learned by this objective." if fit.objective != "evidence" else "no posterior was kept."
+            "precisions are not learned by this objective."
+            if fit.recipe.objective != "evidence"
+            else "no posterior was kept."
         )
     of_strength = Drawing(
         f"{start}-strength",

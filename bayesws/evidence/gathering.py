@@ -1,0 +1,169 @@
+"""A walk through the data, or through a part of it: what it sums is one value, and those of parts are added."""
+
+import math
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from bayesws.evidence.accumulators import Accumulator, accumulators_for
+from bayesws.evidence.batches import Batches
+from bayesws.evidence.capture import (
+    CACHED,
+    Forward,
+    Layers,
+    check_declarations,
+    output_gradients,
+    overwrites,
+    run_forward,
+)
+from bayesws.evidence.curvature import Curvature
+from bayesws.evidence.hessian import sum_tensors
+from bayesws.evidence.likelihood import Likelihood
+from bayesws.evidence.sampling import Draw, sampled_batches
+from bayesws.evidence.sums import Sums
+from bayesws.layers.cache import computed_once
+from bayesws.layers.contract import declarations, evaluating
+
+COLUMNS_AT_ONCE = 1
+DATA_FIT, SEEN, EXAMPLES = ("data fit",), ("seen",), ("examples",)  # keys of a walk's own sums
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What a walk has summed over a whole data set, or over a part of one: gathered(a) + gathered(b) = gathered(a ∪ b).
+
+    The parts are those of `Batches.part`, or other data that know their place, where columns are sampled or a subset
+    is taken; any data where not.
+
+    Attributes:
+        sums: all that adds up, of every accumulator and the walk's own.
+        accumulators: how H follows from the sums.
+        outputs: of one example; 0 where none was looked at.
+        curvature: what was asked for.
+    """
+
+    sums: Sums
+    accumulators: list[Accumulator]
+    outputs: int
+    curvature: Curvature
+
+    def __add__(self, other: "Gathered") -> "Gathered":
+        if self.curvature != other.curvature:
+            raise ValueError(f"sums for {self.curvature} and {other.curvature}: expected those for one curvature")
+        if odd := sorted(self._shapes() ^ other._shapes()):
+            raise ValueError(f"only one of the sums has pathway {odd[0][0]!r}, {odd[0][1]}: expected one network's")
+        if 0 != self.outputs != other.outputs != 0:
+            raise ValueError(f"sums of {self.outputs} and {other.outputs} outputs: expected one network's")
+        return replace(self, sums=self.sums + other.sums, outputs=max(self.outputs, other.outputs))
+
+    def _shapes(self) -> set[tuple[str, tuple[int, ...]]]:
+        pathways = [named for accumulator in self.accumulators for named in accumulator.pathways.items()]
+        return {(name, tuple(pathway.parameter.shape)) for name, (_, pathway) in pathways}
+
+    @property
+    def data_fit(self) -> Tensor:
+        """log p(D | θ*) of the data that were looked at, nats."""
+        return self.sums.tensors[DATA_FIT]
+
+    @property
+    def seen(self) -> int:
+        """How many data were looked at."""
+        return self.sums.counts[SEEN]
+
+    @property
+    def examples(self) -> int:
+        """How many data these stand for; more than `seen` where the curvature takes a subset."""
+        return self.sums.counts[EXAMPLES]
+
+    @property
+    def times(self) -> float:
+        """How often the data that were looked at go into all data.
+
+        Raises:
+            ValueError: none was looked at.
+        """
+        if not self.seen:
+            raise ValueError(f"none of {self.examples} data is in the subset: add what the other parts have summed")
+        return self.examples / self.seen
+
+
+def gather(
+    net: nn.Module,
+    data: Batches,
+    likelihood: Likelihood,
+    curvature: Curvature,
+    graph: str = "none",
+    check: bool = True,
+) -> Gathered:
+    """Walk through the data once and sum what the curvature needs; `graph` as for `add_batch`."""
+    layers = declarations(net)
+    accumulators = accumulators_for(curvature, layers)
+    _warn_of_normalisation(net)
+    data_fits, seen, width = [], 0, 0
+    with evaluating(net), computed_once(net):
+        chunks, copies = batch_plan(net, layers, data)
+        for x, y, draw in sampled_batches(data, curvature, chunks):
+            forward = run_forward(net, layers, x, copies)
+            if not x.is_cuda or (check and not seen):  # a check reads back: on a device not in every batch
+                likelihood.check(forward.outputs, y)
+            if check and not seen:
+                check_declarations(net, layers, x)
+            data_fits.append(add_batch(forward, y, likelihood, accumulators, draw, graph))
+            seen += len(x)
+            width = forward.outputs[0].numel()
+    data_fit = sum_tensors(data_fits)
+    if not torch.isfinite(data_fit):
+        raise ValueError("the data fit is not finite: check the network's weights, its inputs and the targets")
+    own = Sums({DATA_FIT: data_fit}, {SEEN: seen, EXAMPLES: max(data.length, seen)})
+    return Gathered(sum((a.sums for a in accumulators), own), accumulators, width, curvature)
+
+
+def batch_plan(net: nn.Module, layers: Layers, data: Batches) -> tuple[int, bool]:
+    """In how many chunks to take a batch, so that the signals of its widest layer stay in a processor's cache, and
+    whether the layers' outputs have to be copied.
+    """
+    first = data.first()
+    if first is None:
+        return 1, True
+    copies, widest = overwrites(net, layers, first)
+    return math.ceil(min(data.batch_size, data.length) * widest / CACHED) or 1, copies
+
+
+def add_batch(
+    forward: Forward,
+    y: Tensor,
+    likelihood: Likelihood,
+    accumulators: list[Accumulator],
+    draw: Draw,
+    graph: str = "none",
+) -> Tensor:
+    """Add one batch to the accumulators; its log likelihood, nats.
+
+    Args:
+        graph: what the sums are to be differentiable in: "none", "signals" (everything) or "layers" (what the layers
+            make of their signals, these taken as constants).
+    """
+    through, keep = graph == "signals", graph != "none"
+    calls = forward.calls if through else {name: heard.detached() for name, heard in forward.calls.items()}
+    with torch.set_grad_enabled(keep):
+        for accumulator in accumulators:
+            accumulator.add_inputs(calls, draw)
+        root = draw.combine(likelihood.hessian_root(forward.outputs if through else forward.outputs.detach()))
+        if accumulators:
+            root = root if through else root.detach()
+            for gradients in output_gradients(forward, root, through, COLUMNS_AT_ONCE, keep):
+                for accumulator in accumulators:
+                    accumulator.add_gradients(calls, gradients)
+        return likelihood.log_prob(forward.outputs, y)
+
+
+def _warn_of_normalisation(net: nn.Module) -> None:
+    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+    if found := next((name for name, m in net.named_modules() if isinstance(m, kinds)), None):
+        warnings.warn(
+            f"layer {found!r} normalises: weights right before it are scale-invariant, and the linearised evidence "
+            "is not meaningful for their precision (arXiv 2206.08900)",
+            stacklevel=5,
+        )

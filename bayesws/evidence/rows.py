@@ -1,0 +1,73 @@
+"""Blocks of H that need the exact rows of Jacobians: dense ones, and diagonals."""
+
+import torch
+from torch import Tensor
+
+from bayesws.evidence.capture import LayerIO, Layers, jacobian_rows
+from bayesws.evidence.hessian import DenseBlock, Spectra
+from bayesws.evidence.sampling import Draw
+from bayesws.evidence.sums import Named, Summing, Sums
+
+Gradients = dict[str, list[Tensor]]
+
+
+class RowAccumulator(Summing):
+    """What needs the exact rows of Jacobians: patches are kept while the columns of a batch come back."""
+
+    def __init__(self, layers: Layers, pathways: Named) -> None:
+        super().__init__(layers, pathways)
+        self._patches: dict[str, Tensor] = {}
+
+    def add_inputs(self, calls: dict[str, LayerIO], draw: Draw) -> None:
+        """Keep the batch's patches for its columns."""
+        names = {layer for layer, pathway in self.called(calls).values() if pathway.acts != "bias"}
+        self._patches = {layer: calls[layer].patches(self.layers[layer][1]) for layer in names}
+
+    def rows(self, calls: dict[str, LayerIO], gradients: Gradients) -> dict[str, Tensor]:
+        """Sᵀ J by pathway, (columns, batch, parameters)."""
+        found = {}
+        for name, (layer, pathway) in self.called(calls).items():
+            responses = calls[layer].responses(self.layers[layer][1], gradients[layer])
+            found[name] = jacobian_rows(pathway, self._patches.get(layer, responses), responses)
+        return found
+
+
+class DenseAccumulator(RowAccumulator):
+    """H = Σ_n Jᵀ S Sᵀ J of some pathways jointly, (P, P); zero where a layer was not called."""
+
+    def __init__(self, layers: Layers, pathways: Named) -> None:
+        super().__init__(layers, pathways)
+        self.key = ("block", *pathways)
+
+    def add_gradients(self, calls: dict[str, LayerIO], gradients: Gradients) -> None:
+        """Add the Gram matrix of the rows."""
+        found = self.rows(calls, gradients)
+        if not found:
+            return
+        some = next(iter(found.values()))
+        rows = [
+            found[name] if name in found else some.new_zeros(*some.shape[:2], pathway.numel)
+            for name, (_, pathway) in self.pathways.items()
+        ]
+        self.add_gram(self.key, torch.cat(rows, -1).flatten(0, 1))
+
+    def hessian(self, sums: Sums) -> DenseBlock | None:
+        """The dense block; None where no layer was called."""
+        if self.key not in sums.tensors:
+            return None
+        return DenseBlock(sums.tensors[self.key], {name: pathway.numel for name, (_, pathway) in self.pathways.items()})
+
+
+class DiagonalAccumulator(RowAccumulator):
+    """diag H = Σ_n (Jᵀ S)² 1 by pathway, (P,)."""
+
+    def add_gradients(self, calls: dict[str, LayerIO], gradients: Gradients) -> None:
+        """Add the squares of the rows."""
+        for name, rows in self.rows(calls, gradients).items():
+            self.add(("diagonal", name), rows.square().sum((0, 1)))
+
+    def hessian(self, sums: Sums) -> Spectra | None:
+        """Its eigenvalues are its entries; None where no layer was called."""
+        keys = {name: ("diagonal", name) for name in self.pathways}
+        found = {name: sums.tensors[key] for name, key in keys.items() if key in sums.tensors}
+        return Spectra(found) if found else None

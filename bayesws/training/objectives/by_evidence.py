@@ -1,0 +1,251 @@
+"""The evidence as the objective: weights at their MAP, and precisions, noise and structure by the log evidence."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bayesws.evidence.curvature import Curvature, curvature_named
+from bayesws.evidence.gradient import WAYS, gradient_in
+from bayesws.evidence.objective import Evidence, LaplacePass, assemble, laplace_pass
+from bayesws.evidence.precision import ascend_precisions, update_precisions
+from bayesws.layers.contract import named_pathways, starting_log_precisions, structure, structures
+from bayesws.training.objectives.objective import HeldOut, LossTerm, Setting
+from bayesws.training.optimiser import optimiser_state, restore_optimiser
+from bayesws.training.schedule import steps_due
+from bayesws.training.structure import Settling
+
+PRIOR_STEP = 10.0  # a step may be at most this many prior standard deviations per unit of the learning rate
+FEW_STEPS = 3  # on the hyperparameters: with fewer nothing can be said of their convergence
+UNSETTLED = 0.05  # relative change of the log evidence in the last hyperparameter step that is worth a note
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByEvidence:
+    """Weights minimise -log p(D | θ) + ½ θᵀ Λ θ; one Laplace pass every few epochs sets the hyperparameters.
+
+    Where no structure is learned, a pass sets Λ, by MacKay's fixed point, and the noise. Where layers have structure, a
+    step follows the whole gradient of the log evidence in structure and noise, with MacKay's step on the precisions.
+
+    Attributes:
+        curvature: of the steps, a `Curvature` or its name; its samples and its subset are drawn anew at every step.
+            None takes the one that `fit` reports the evidence with.
+        fixed_point_steps: MacKay steps on the precisions for one curvature pass.
+        damping: of a MacKay step, in (0, 1].
+        structure_rate: Adam's learning rate for structure and noise.
+        structure_way: how their gradient is taken, "once", "twice" (constant memory) or "local"; see
+            `evidence.gradient`.
+        terms: further terms of the weights' loss (`LossTerm`), nats per datum.
+
+    Raises:
+        ValueError: settings out of range, an unknown way.
+
+    References: MacKay (1992), "Bayesian interpolation"; arXiv 2310.06131.
+    """
+
+    curvature: Curvature | str | None = None
+    fixed_point_steps: int = 10
+    damping: float = 0.2
+    structure_rate: float = 0.1
+    structure_way: str = "once"
+    terms: tuple[LossTerm, ...] = ()
+    name: ClassVar[str] = "evidence"
+
+    def __post_init__(self) -> None:
+        if self.curvature is not None:
+            curvature_named(self.curvature)
+        if self.fixed_point_steps < 1:
+            raise ValueError(f"fixed_point_steps={self.fixed_point_steps}: expected at least 1")
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"damping={self.damping}: expected a number in (0, 1]")
+        if not (self.structure_rate > 0 and math.isfinite(self.structure_rate)):
+            raise ValueError(f"structure_rate={self.structure_rate}: expected a positive number")
+        if self.structure_way not in WAYS:
+            raise ValueError(f"structure_way={self.structure_way!r}: expected one of {', '.join(WAYS)}")
+
+    def check(self, setting: Setting) -> None:
+        """Every network will do."""
+
+    def choose(self, setting: Setting, held_out: HeldOut) -> None:
+        """Nothing: the evidence sets everything while it trains."""
+
+    def chosen_settings(self, chosen: None) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def begin(self, setting: Setting, chosen: None = None) -> "EvidenceAtWork":
+        """Start where the layers' declared precisions are."""
+        return EvidenceAtWork(self, setting)
+
+
+class EvidenceAtWork:
+    """The evidence at work on one network; see `Work` for what each method is for."""
+
+    def __init__(self, settings: ByEvidence, setting: Setting) -> None:
+        self.settings, self.setting = settings, setting
+        own = settings.curvature
+        self.curvature = setting.curvature if own is None else curvature_named(own)
+        net, likelihood, plan = setting.net, setting.likelihood, setting.schedule
+        self.pathways = dict(named_pathways(net))
+        self.burn_in = round(plan.burn_in * plan.epochs)
+        self.due = steps_due(plan, len(setting.data))
+        self.draws = 0  # of curvatures so far
+        self.settling = Settling(structures(net))
+        self.record: dict[str, float] = {}  # of this epoch's last step on the hyperparameters
+        self.log_precisions = starting_log_precisions(net)
+        noise, logits = likelihood.hyperparameters(), structure(net)
+        self.hyper_optimiser: torch.optim.Optimizer | None = None
+        if self.settling.layers or (noise and not likelihood.settles):
+            for tensor in self.log_precisions.values():
+                tensor.requires_grad_()
+            learned = {"params": [*noise, *logits]}  # none where all structure is frozen
+            self.hyper_optimiser = torch.optim.Adam([learned], lr=settings.structure_rate)
+        else:
+            self.log_precisions = {name: tensor.detach() for name, tensor in self.log_precisions.items()}
+        self.deltas = self._deltas()
+
+    def further_groups(self) -> list[dict[str, Any]]:
+        """None: only weights descend on the loss."""
+        return []
+
+    def rate(self, pathway: str) -> float:
+        """A pathway that its precision keeps small takes small steps, too."""
+        return min(1.0, PRIOR_STEP / math.sqrt(self.deltas[pathway]))
+
+    def at_rest(self, epoch: int) -> list[nn.Parameter]:
+        """Nothing rests."""
+        return []
+
+    def before_epoch(self) -> None:
+        """The precisions of this epoch's first steps."""
+        self.deltas, self.record = self._deltas(), {}
+
+    def loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(-log p(y | f(x)) / batch + ½ θᵀ Λ θ / N, -log p(y | f(x)))."""
+        net, data = self.setting.net, self.setting.data
+        outputs = net(x)
+        nll = -self.setting.likelihood.log_prob(outputs, y)
+        loss = nll / len(x)
+        squares = sum(self.deltas[name] * p.parameter.square().sum() for name, p in self.pathways.items())
+        loss = loss + squares * (0.5 / len(data))
+        for term in self.settings.terms:
+            loss = loss + term(net, x, y, outputs)
+        return loss, nll
+
+    def after_step(self, epoch: int, step: int) -> None:
+        """A step on the structure, where one is due."""
+        if self.hyper_optimiser is not None and epoch > self.burn_in and step in self.due:
+            self.record = self._structure_step(self.hyper_optimiser)
+            self.deltas = self._deltas()
+
+    def after_epoch(self, epoch: int) -> dict[str, float]:
+        """A step on the precisions, where one is due and no structure is learned; never after the last epoch."""
+        since, plan = epoch - self.burn_in, self.setting.schedule
+        due = since > 0 and (since - 1) % plan.every == 0 and epoch != plan.epochs
+        if self.hyper_optimiser is None and due:
+            self.record = self._precision_step()
+        return self.record
+
+    def finish(self) -> None:
+        """Nothing."""
+
+    def settle(self, done: LaplacePass) -> None:
+        """The precisions are those that the weights were trained with; only whether the structure settled is seen."""
+        self.settling.look()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Precisions, the hyperparameters' optimiser, and how many curvatures were drawn."""
+        tensors = {f"prior.{name}": tensor for name, tensor in self.log_precisions.items()}
+        if self.hyper_optimiser is not None:
+            tensors |= optimiser_state("hyper", self.hyper_optimiser)
+        return tensors, {"draws": self.draws, "settling": self.settling.state()}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """See `state`."""
+        for name, tensor in self.log_precisions.items():
+            tensor.copy_(tensors[f"prior.{name}"])
+        if self.hyper_optimiser is not None:
+            restore_optimiser("hyper", self.hyper_optimiser, tensors)
+        self.draws = values["draws"]
+        self.settling.restore(values["settling"])
+
+    def notes(self, history: list[dict[str, float]]) -> list[str]:
+        """Stacks that did not converge, structure and evidence that still moved."""
+        notes = self.settling.notes()
+        records = [r["log_evidence"] for r in history if "log_evidence" in r]
+        if len(records) < FEW_STEPS:
+            notes.append(
+                f"only {len(records)} steps on the hyperparameters were taken: train for more epochs, or lower every="
+            )
+        elif abs(records[-1] - records[-2]) > UNSETTLED * abs(records[-1]):
+            notes.append(
+                f"the log evidence still moved from {records[-2]:.1f} to {records[-1]:.1f} nats in the last step on "
+                "the hyperparameters: train for more epochs"
+            )
+        return notes
+
+    def _deltas(self) -> dict[str, float]:
+        """δ by pathway."""
+        return {name: math.exp(float(t.detach())) for name, t in self.log_precisions.items()}
+
+    def _drawn(self) -> Curvature:
+        """The curvature with draws of its own for this step."""
+        self.draws += 1
+        return replace(self.curvature, seed=self.curvature.seed + self.draws)
+
+    def _precision_step(self) -> dict[str, float]:
+        with torch.no_grad():
+            done = laplace_pass(
+                self.setting.net, self.setting.data, self.setting.likelihood, self._drawn(), check=False
+            )
+        set_precisions(self.setting, done, self.log_precisions, self.settings.fixed_point_steps, self.settings.damping)
+        return terms_of(assemble(self.setting.net, done, self.log_precisions))
+
+    def _structure_step(self, optimiser: torch.optim.Optimizer) -> dict[str, float]:
+        """One step on all hyperparameters with the whole gradient of the log evidence; MacKay's on the precisions.
+
+        Data fit and Occam factor are added before Adam normalises: each alone would collapse the network.
+        """
+        setting, others = self.setting, optimiser.param_groups[0]["params"]
+        precisions = list({id(t): t for t in self.log_precisions.values()}.values())
+        evidence, gradients = gradient_in(
+            setting.net,
+            setting.data,
+            setting.likelihood,
+            self._drawn(),
+            self.log_precisions,
+            [*precisions, *others],
+            self.settings.structure_way,
+        )
+        for parameter, gradient in zip(others, gradients[len(precisions) :], strict=True):
+            parameter.grad = -gradient / evidence.examples
+        self.settling.before_step()
+        optimiser.step()
+        ascend_precisions(setting.net, self.log_precisions, precisions, gradients[: len(precisions)])
+        self.settling.after_step()
+        return terms_of(evidence)
+
+
+def set_precisions(
+    setting: Setting, done: LaplacePass, log_precisions: dict[str, Tensor], steps: int, damping: float
+) -> None:
+    """MacKay's fixed point on the precisions, in place, then the noise's, where the likelihood has one."""
+    update_precisions(setting.net, done.hessian, log_precisions, steps, damping)
+    likelihood = setting.likelihood
+    if likelihood.settles and likelihood.hyperparameters():
+        effective = float(sum(done.hessian.effective(log_precisions).values()))
+        likelihood.settle(done.data_fit, done.examples * done.outputs, effective)
+
+
+def terms_of(evidence: Evidence) -> dict[str, float]:
+    """The evidence and its three terms as plain numbers, nats."""
+    parts = {
+        "log_evidence": evidence.total,
+        "data_fit": evidence.data_fit,
+        "scatter": evidence.scatter,
+        "occam": evidence.occam,
+    }
+    return {name: float(value.detach()) for name, value in parts.items()}

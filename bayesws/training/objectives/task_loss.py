@@ -1,0 +1,219 @@
+"""The task loss as the objective: the mean negative log likelihood with penalties that a held-out split chooses."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bayesws.evidence.objective import LaplacePass
+from bayesws.layers.contract import (
+    named_pathways,
+    shaping_precisions,
+    starting_log_precisions,
+    structure,
+    structures,
+)
+from bayesws.training.objectives.by_evidence import set_precisions
+from bayesws.training.objectives.objective import HeldOut, LossTerm, Setting
+from bayesws.training.structure import Settling, check_regularisers, regularised
+
+FINAL_STEPS, FINAL_DAMPING = 200, 0.5  # of the fixed point on the precisions that no training has set
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """What is added to the mean negative log likelihood: chosen before the last training, and fixed in it.
+
+    Attributes:
+        weight_decay: λ of ½ λ Σ_p r_p ‖θ_p‖², per datum.
+        normaliser, entropy: weights of the structure's regularisers.
+        ratios: r_p by pathway, 1 for those that are not named.
+        slack: s of the constrained free weights; None does not constrain them.
+    """
+
+    weight_decay: float = 0.0
+    normaliser: float = 0.0
+    entropy: float = 0.0
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    slack: float | None = None
+
+
+Axis = Callable[[Penalties], list[Penalties]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskLoss:
+    """Weights and structure minimise the mean of -log p + ½ λ ‖θ‖², with the weight decay chosen on held-out data.
+
+    λ is the one of `weight_decays` with the smallest negative log likelihood on a held-out split of the training data,
+    after the same training on the rest; then all data are trained on. A soft stack's residual stays at its start, 0, so
+    that W_g = R_g w is the published layer. The evidence is reported with the precisions that are best for the weights
+    in the end.
+
+    Attributes:
+        weight_decays: grid of λ, per datum.
+        normaliser: weight of the normaliser of the logits, summed over the layers (arXiv 2412.04594; 0.1 in the
+            released settings).
+        entropy: weight of the mean row entropy of the soft stacks, nats, over all layers, elements and rows. The
+            published code sums instead: its weight times L (G - 1) d, for L layers of equal size, is this one.
+        held_out: share of the training data to choose by.
+        structure_rate: learning rate of the structure, with the weights' warm-up and cosine; None is the weights' own.
+        rest_structure: whether the structure rests in the burn-in, as under the evidence. As published it moves from
+            the first step.
+        terms: further terms of the loss (`LossTerm`), nats per datum.
+
+    Raises:
+        ValueError: settings out of range, a grid that nothing can be chosen from.
+    """
+
+    weight_decays: tuple[float, ...] = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    normaliser: float = 0.0
+    entropy: float = 0.0
+    held_out: float = 0.2
+    structure_rate: float | None = None
+    rest_structure: bool = False
+    terms: tuple[LossTerm, ...] = ()
+    name: ClassVar[str] = "task"
+
+    def __post_init__(self) -> None:
+        if not self.weight_decays or not all(math.isfinite(w) and w >= 0 for w in self.weight_decays):
+            raise ValueError(f"weight_decays={self.weight_decays!r}: expected one or more numbers, none negative")
+        for name in ("normaliser", "entropy"):
+            weight = getattr(self, name)
+            if not (weight >= 0 and math.isfinite(weight)):
+                raise ValueError(f"{name}={weight}: expected a weight of at least 0")
+        rate = self.structure_rate
+        if rate is not None and not (rate > 0 and math.isfinite(rate)):
+            raise ValueError(f"structure_rate={rate}: expected a positive number")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out={self.held_out}: expected a share of the data, in (0, 1)")
+
+    def check(self, setting: Setting) -> None:
+        """Raise ValueError for a regulariser that no layer offers."""
+        check_regularisers(setting.net, {"normaliser": self.normaliser, "entropy": self.entropy})
+
+    def start(self, free: Sequence[str]) -> Penalties:
+        """The penalties that the search begins with; `free` names the pathways that break a layer's sharing."""
+        return Penalties(normaliser=self.normaliser, entropy=self.entropy)
+
+    def axes(self, free: Sequence[str]) -> list[Axis]:
+        """After the weight decay: what to try around the best so far, one axis after the other."""
+        return []
+
+    def choose(self, setting: Setting, held_out: HeldOut) -> Penalties:
+        """The penalties with the smallest held-out negative log likelihood, found axis by axis."""
+        free = [name for name, pathway in named_pathways(setting.net) if pathway.breaks_sharing]
+
+        def decays(best: Penalties) -> list[Penalties]:
+            return [replace(best, weight_decay=decay) for decay in self.weight_decays]
+
+        best = self.start(free)
+        for axis in (decays, *self.axes(free)):
+            best = held_out.best(axis(best), self.begin, self.held_out)
+        return best
+
+    def chosen_settings(self, chosen: Penalties) -> dict[str, Any]:
+        """The weight decay and, where there are any, ratios or a slack."""
+        return {"weight_decay": chosen.weight_decay, "ratios": dict(chosen.ratios), "slack": chosen.slack}
+
+    def begin(self, setting: Setting, chosen: Penalties) -> "PenalisedAtWork":
+        """Train by the task loss with these penalties."""
+        return PenalisedAtWork(self, setting, chosen)
+
+
+class PenalisedAtWork:
+    """A penalised task loss at work on one network; see `Work` for what each method is for."""
+
+    def __init__(self, settings: TaskLoss, setting: Setting, penalties: Penalties) -> None:
+        self.settings, self.setting, self.penalties = settings, setting, penalties
+        net, plan = setting.net, setting.schedule
+        self.pathways = dict(named_pathways(net))
+        self.log_precisions = {name: tensor.detach() for name, tensor in starting_log_precisions(net).items()}
+        self.structure = structure(net)
+        self.settling = Settling(structures(net))
+        self.burn_in = round(plan.burn_in * plan.epochs)
+        # without the evidence there is no prior that a residual would serve
+        self.unneeded = [p.parameter for p in self.pathways.values() if p.of_prior_only]
+
+    def further_groups(self) -> list[dict[str, Any]]:
+        """The structure, and what the likelihood may learn."""
+        plan, groups = self.setting.schedule, []
+        if self.structure:
+            share = (self.settings.structure_rate or plan.learning_rate) / plan.learning_rate
+            groups.append({"params": self.structure, "share": share})
+        if noise := self.setting.likelihood.hyperparameters():
+            groups.append({"params": noise})
+        return groups
+
+    def rate(self, pathway: str) -> float:
+        """All pathways learn at the weights' rate."""
+        return 1.0
+
+    def at_rest(self, epoch: int) -> list[nn.Parameter]:
+        """Residuals of soft stacks; the structure in the burn-in, where it is to rest there."""
+        rests = self.settings.rest_structure and epoch <= self.burn_in
+        return [*self.unneeded, *(self.structure if rests else [])]
+
+    def before_epoch(self) -> None:
+        """Nothing."""
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """Of the network."""
+        return self.setting.net(x)
+
+    def loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(-log p(y | f(x)) / batch + penalties, -log p(y | f(x)))."""
+        outputs = self.outputs(x)
+        nll = -self.setting.likelihood.log_prob(outputs, y)
+        loss = nll / len(x) + self.penalty()
+        for term in self.settings.terms:
+            loss = loss + term(self.setting.net, x, y, outputs)
+        return loss, nll
+
+    def penalty(self) -> Tensor | float:
+        """½ λ Σ_p r_p ‖θ_p‖² and what else is penalised, nats per datum."""
+        weights, terms = self.penalties, []
+        if weights.weight_decay:
+            ratios = weights.ratios
+            squares = sum(ratios.get(n, 1.0) * p.parameter.square().sum() for n, p in self.pathways.items())
+            terms.append(0.5 * weights.weight_decay * squares)
+        terms += self.further_penalties()
+        terms += regularised(self.settling.layers, {"normaliser": weights.normaliser, "entropy": weights.entropy})
+        return sum(terms)
+
+    def further_penalties(self) -> list[Tensor]:
+        """None but those above."""
+        return []
+
+    def after_step(self, epoch: int, step: int) -> None:
+        """Nothing."""
+
+    def after_epoch(self, epoch: int) -> dict[str, float]:
+        """Nothing to record."""
+        return {}
+
+    def finish(self) -> None:
+        """Nothing."""
+
+    def settle(self, done: LaplacePass) -> None:
+        """The precisions that are best for these weights; those that shape a kernel stay what they were in training."""
+        self.settling.look()
+        if not shaping_precisions(self.setting.net):
+            set_precisions(self.setting, done, self.log_precisions, FINAL_STEPS, FINAL_DAMPING)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The precisions."""
+        return {f"prior.{name}": tensor for name, tensor in self.log_precisions.items()}, {}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """See `state`."""
+        for name, tensor in self.log_precisions.items():
+            tensor.copy_(tensors[f"prior.{name}"])
+
+    def notes(self, history: list[dict[str, float]]) -> list[str]:
+        """Stacks that did not converge."""
+        return self.settling.notes()

@@ -1,0 +1,53 @@
+"""How a fit was made, and where it comes from: all that is needed to make it again."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bayesws.evidence.curvature import Curvature
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a fit was made.
+
+    Attributes:
+        objective: its name, such as "evidence".
+        settings: the objective's, as JSON has them.
+        chosen: what it chose on held-out data, such as "weight_decay" (per datum), "ratios" or "slack".
+        schedule: the fields of its `Schedule`.
+        curvature: of the evidence that is reported.
+        seed: of the order of the data, and of the held-out split.
+    """
+
+    objective: str
+    settings: dict[str, Any]
+    chosen: dict[str, Any]
+    schedule: dict[str, Any]
+    curvature: Curvature
+    seed: int
+
+    @property
+    def weight_decay(self) -> float | None:
+        """What was chosen for the task loss or a relative, per datum; None under the evidence."""
+        return self.chosen.get("weight_decay")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a fit comes from.
+
+    Attributes:
+        versions: of this package, torch, numpy and Python.
+        data: SHA-256 of the training data; None for a DataLoader, which draws its order where nobody else can.
+        device: where it was trained.
+        seconds: wall time of the fit.
+        training_seconds: that of its last training alone, without the choice of settings.
+        more: what the caller knows, such as "command", "task" or "test" scores; JSON values.
+    """
+
+    versions: dict[str, str]
+    data: str | None
+    device: str
+    seconds: float
+    training_seconds: float
+    more: dict[str, Any] = field(default_factory=dict)

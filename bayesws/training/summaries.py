@@ -1,0 +1,104 @@
+"""Plain numbers of a fit: its evidence, what its layers share, what their inputs proposed."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bayesws.evidence.objective import Evidence
+from bayesws.sharing.candidates import Candidates
+
+
+@dataclass(frozen=True)
+class PathwaySummary:
+    """One pathway's part in the evidence as plain numbers: see `PathwayEvidence`."""
+
+    scatter: float
+    occam: float | None
+    effective: float
+    parameters: int
+    log_precision: float
+
+
+@dataclass(frozen=True)
+class EvidenceSummary:
+    """The evidence of a fit as plain numbers, nats summed over the data: see `Evidence`."""
+
+    log_evidence: float
+    data_fit: float
+    scatter: float
+    occam: float
+    by_pathway: dict[str, PathwaySummary]
+    examples: int
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> "EvidenceSummary":
+        """The numbers of an `Evidence`."""
+        pathways = {
+            name: PathwaySummary(
+                float(p.scatter.detach()),
+                None if p.occam is None else float(p.occam.detach()),
+                float(p.effective.detach()),
+                p.parameters,
+                float(p.log_precision.detach()),
+            )
+            for name, p in evidence.by_pathway.items()
+        }
+        return cls(
+            float(evidence),
+            float(evidence.data_fit.detach()),
+            float(evidence.scatter.detach()),
+            float(evidence.occam.detach()),
+            pathways,
+            evidence.examples,
+        )
+
+
+@dataclass(frozen=True)
+class SharingRow:
+    """How much one layer shares, and what it uses of its pathways.
+
+    Attributes:
+        name: the layer's path in the network.
+        strength: ρ in [0, 1], the correlation of corresponding weights of two copies under the fitted prior; nan for a
+            layer without copies that share, such as a plain linear one.
+        effective: γ by pathway, effective parameters.
+        parameters: number of parameters by pathway.
+        log_precisions: log δ by pathway.
+    """
+
+    name: str
+    strength: float
+    effective: dict[str, float]
+    parameters: dict[str, int]
+    log_precisions: dict[str, float]
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "SharingRow":
+        """From what `dataclasses.asdict` made of one, as JSON brings it back: null for nan."""
+        return cls(**{**record, "strength": math.nan if record["strength"] is None else record["strength"]})
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What the moments of one layer's input proposed before the fit: see `sharing.candidates`.
+
+    Attributes:
+        name: the layer's path in the network.
+        group: the known group that the input is symmetric under, None where it has no name.
+        elements: how many elements it has.
+        misfit: the largest of an element, relative.
+        p_value: of the input being symmetric under it.
+    """
+
+    name: str
+    group: str | None
+    elements: int
+    misfit: float
+    p_value: float
+
+    @classmethod
+    def of(cls, name: str, candidates: Candidates) -> "Proposal":
+        """The plain numbers of what was found."""
+        group = candidates.group
+        return cls(name, group.name, len(group.permutations), group.misfit, group.p_value)
