@@ -18,8 +18,8 @@ from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.io.progress import epoch_bar
 from bayesws.io.provenance import versions
-from bayesws.layers.contract import declarations, evaluating, structure
-from bayesws.layers.start import start_at_moments, start_at_random
+from bayesws.layers.contract import declarations, evaluating
+from bayesws.layers.start import has_soft_stack, start_at_moments, start_at_random
 from bayesws.training.checkpoint import Checkpoint
 from bayesws.training.held_out import Split
 from bayesws.training.loop import Loop
@@ -109,7 +109,7 @@ def fit(
     loop.train(watching(""), kept, watch=watch)
     evidence = EvidenceSummary.of(final_evidence(setting, work))
     notes = work.notes(loop.history)
-    if plan.start is not None and not structure(model):
+    if plan.start is not None and not has_soft_stack(model):
         notes.append(f"start={plan.start!r} had nothing to start: no layer has a soft stack")
     ended = time.perf_counter()
     posterior = {}

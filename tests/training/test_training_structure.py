@@ -137,7 +137,7 @@ def test_the_true_lengthscale_is_found(start):
     """Over eight such data sets and starts the estimate is off by at most 5 %, half of that the data's own scatter."""
     fit = learned(planted(), start, epochs=100)
     assert fit.model[1].log_omega.exp().item() == pytest.approx(TRUTH, rel=0.1)
-    assert fit.notes == []
+    assert not fit.notes
 
 
 def test_a_fit_that_is_too_short_names_the_layer():
@@ -177,7 +177,7 @@ def test_stopped_and_gone_on_with_it_has_the_same_notes(tmp_path, monkeypatch):
 
     torch.manual_seed(0)
     with pytest.raises(KeyboardInterrupt):
-        learned(data, **settings, checkpoint=tmp_path, watch=stop)
+        learned(data, **settings, checkpoint=tmp_path, progress=stop)
     torch.manual_seed(0)
     resumed = learned(data, **settings, checkpoint=tmp_path)
     assert resumed.history == whole.history and resumed.notes == whole.notes
