@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+from graphlib import TopologicalSorter
 from pathlib import Path
 from types import ModuleType
 
@@ -151,6 +152,12 @@ def test_public_names_exist():
 
     assert len(set(bayesws.__all__)) == len(bayesws.__all__)
     assert not [name for name in bayesws.__all__ if not hasattr(bayesws, name)]
+
+
+def test_imports_make_no_circle():
+    """Those within functions count, too: a circle that is imported late is a circle."""
+    graph = {module_of(path): own_imports(path) & MODULES for path in SOURCES}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the modules
 
 
 def test_at_most_25_names_beside_the_modules():
