@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import bayesws as bws
-from bayesws.layers import Declaration, Pathway, Status, Structure, declare
+from bayesws.layers import Declaration, Pathway, Status, Structure, declare, layers_of
 from bayesws.report import write_report
 from bayesws.training.checkpoint import Checkpoint
 
@@ -127,6 +127,14 @@ def test_the_loop_follows_that_gradient():
     assert len(seen) >= 4
     for found, expected in seen:
         assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_a_layer_is_holds_its_structure_and_its_precisions():
+    net = named(2.0)
+    layer = layers_of(net)["1"]
+    assert layer.strength is None and list(layer.pathways) == ["weight"] and layer.precisions == (net[1].log_delta,)
+    (structure,) = layer.structures.values()
+    assert structure.parameters == (net[1].log_omega,) and structure.status().value.item() == pytest.approx(2.0)
 
 
 # Learned, named while it is not, told of
