@@ -1,29 +1,10 @@
-"""One thread, one seed, and runtime checks of the shapes that the mathematics declares."""
+"""What several tests ask for; what holds for every test and doctest stands in the conftest.py at the root."""
 
 from functools import partial
 
 import jaxtyping
 import pytest
 import torch
-
-# Only these packages: beartype refuses hints that are plain Protocols (evidence.curvature.Curvature) unless they are
-# decorated with @runtime_checkable, so the whole of bayesws cannot be hooked. Import after the hook, hence its place.
-CHECKED = (
-    "bayesws.sharing",
-    "bayesws.layers",
-    "bayesws.models",
-    "bayesws.evidence.batches",
-    "bayesws.evidence.likelihood",
-    "bayesws.evidence.capture",
-)
-jaxtyping.install_import_hook(list(CHECKED), "beartype.beartype")
-
-torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
 
 
 @pytest.fixture
@@ -50,7 +31,13 @@ def device(request):
     return request.param
 
 
-LONGEST_FIRST = ("test_readme.py", "test_study.py", "test_compare.py", "test_select.py", "test_full_disk.py")
+LONGEST_FIRST = (
+    "test_readme.py",
+    "test_trials_study.py",
+    "test_trials_compare.py",
+    "test_trials_select.py",
+    "test_io_full_disk.py",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -1,27 +1,36 @@
-"""The README is run, not believed."""
+"""The pages are run and held against the code, not believed."""
 
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-README = Path(__file__).parent.parent / "README.md"
+import pytest
+from test_architecture import ARROWS
+
+from bayesws.trials.comparison import Comparison, Summary
+
+ROOT = Path(__file__).parent.parent
+README, CODE, INDEX = ROOT / "README.md", ROOT / "bayesws" / "README.md", ROOT / "experiments" / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
 
 
 def run_block(number, folder):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-    assert len(blocks) > number, "the README has lost a Python block"
+    assert len(BLOCKS) > number, "the README has lost a Python block"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", blocks[number]], cwd=folder, capture_output=True, text=True, timeout=300
+        [sys.executable, "-W", "ignore", "-c", BLOCKS[number]], cwd=folder, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    return blocks[number], done.stdout
+    return BLOCKS[number], done.stdout
 
 
 def test_quickstart_runs_as_it_stands_and_is_ten_lines(tmp_path):
     code, printed = run_block(0, tmp_path)
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
-    assert "lift" in printed
+    lift = re.search(r"^lift: ρ = (\d\.\d+), in use: shared \d+\.\d, free \d+\.\d", printed, re.M)
+    assert lift and float(lift[1]) > 0.9
+    assert "head: ρ = nan" in printed
 
 
 def test_the_symmetry_is_found_as_it_stands(tmp_path):
@@ -32,9 +41,11 @@ def test_the_symmetry_is_found_as_it_stands(tmp_path):
 
 def test_any_model_runs_as_it_stands(tmp_path):
     _, printed = run_block(2, tmp_path)
-    kron, layer, sampled = (float(line.split(" nats")[0]) for line in printed.splitlines()[:3])
+    first, *lines = printed.splitlines()
+    strength = float(re.search(r"prior variance (\d\.\d+) is shared over positions", first)[1])
+    assert 0.1 < strength < 0.9  # neither part is closed
+    kron, layer, sampled = (float(line.split(" nats")[0]) for line in lines)
     assert kron < layer and abs(sampled - kron) < 0.1 * abs(kron)
-    assert "laplace-torch on our curvature" in printed
 
 
 def test_strength_runs_as_it_stands(tmp_path):
@@ -44,13 +55,65 @@ def test_strength_runs_as_it_stands(tmp_path):
     assert errors[0] < 0.2 < errors[2]  # the first layer turns with the image, the orientation must not
 
 
-def test_the_decomposition_runs_as_it_stands(tmp_path):
-    _, printed = run_block(4, tmp_path)
-    assert "explained=0.9999" in printed and "{2: 8}" in printed
+def test_every_python_block_has_a_test():
+    assert len(BLOCKS) == 4
+
+
+def test_the_table_is_that_of_the_experiment():
+    cells = Comparison.load(ROOT / "experiments" / "layerwise_sharing" / "summary.json").cells()
+    for task in ("turned", "orientation", "upright"):
+        columns = [cells[task, *place] for place in CELLS]
+        losses = [Summary.of([t.nll for t in trials]).mean for trials in columns]
+        shown = []
+        for trials, loss in zip(columns, losses, strict=True):
+            nll = f"**{loss:.3f}**" if loss == min(losses) else f"{loss:.3f}"
+            shown.append(f"{Summary.of([t.accuracy for t in trials]).show(1, 100)}, NLL {nll}")
+        assert f"| {task} | {' | '.join(shown)} |" in README.read_text()
+
+
+CELLS = (("both", "evidence"), ("both", "task"), ("shared", "evidence"), ("free", "evidence"))
+
+
+@pytest.mark.parametrize(
+    ("page", "lines"), [(README, 150), (CODE, 250), (INDEX, math.inf)], ids=["top", "code", "index"]
+)
+def test_pages_are_short_and_their_links_lead_somewhere(page, lines):
+    text = page.read_text()
+    assert len(text.splitlines()) <= lines
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        file, _, heading = target.partition("#")
+        if file.startswith("http"):
+            continue
+        linked = page.parent / file if file else page
+        assert linked.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.M)
+            assert heading in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings], target
 
 
 def test_every_file_of_the_method_table_exists():
-    files = re.findall(r"\| `([\w/.]+\.py)` \|$", README.read_text(), re.M)
-    assert len(files) >= 5
-    missing = [f for f in files if not (README.parent / f).is_file()]
-    assert not missing
+    files = re.findall(r"\| `([\w/.]+\.py)` \|$", CODE.read_text(), re.M)
+    assert len(files) >= 20
+    assert not [file for file in files if not (CODE.parent / file).is_file()]
+
+
+def test_the_map_has_every_room_and_no_file_that_is_not_there():
+    text = CODE.read_text().partition("\n## The map\n")[2].partition("\n## ")[0]
+    rooms = dict(re.findall(r"^\*\*`(\w+)/`\*\*(.*?)(?=^\*\*`|\Z)", text, re.M | re.S))
+    assert set(rooms) == set(ARROWS)
+    for room, told in rooms.items():
+        files = [name for name in re.findall(r"`([\w/]+\.py)`", told) if name != "cli.py"]
+        assert not [name for name in files if not (CODE.parent / room / name).is_file()], room
+
+
+def test_the_arrows_on_the_page_are_those_that_are_held():
+    text = CODE.read_text().partition("\n## The arrows\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([\w.]+)` \|(.*)\|$", text, re.M)
+    assert {room: re.findall(r"`([\w.]+)`", may) for room, may in rows} == ARROWS
+
+
+def test_files_that_the_code_page_names_exist():
+    names = re.findall(r"`((?:\w+/)+(?:[\w.]+\.\w+)?)`", CODE.read_text())
+    assert len(names) > 30
+    places = [ROOT, CODE.parent, *(CODE.parent / room for room in ARROWS)]
+    assert not [name for name in names if not any((place / name).exists() for place in places)]

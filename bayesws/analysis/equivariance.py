@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bayesws.data.geometry import rescale, rotate, shift
 from bayesws.io.tables import table_by_layer
+from bayesws.layers.contract import Joint, declare, is_within
 from bayesws.layers.features import layer_features
 
 Move = Callable[[Tensor], Tensor]
@@ -76,6 +77,10 @@ def equivariance_error(
         seed: of its draws, and of the split in halves.
         batch_size: how many data at once; does not change the result.
 
+    >>> moves_along = nn.Conv2d(1, 3, 1)  # a kernel of one position turns into itself
+    >>> round(equivariance_error(moves_along, torch.randn(8, 1, 4, 4)).error, 4)
+    0.0
+
     Raises:
         ValueError: an unknown transform, images that it does not fit, too few data, outputs that do not keep their
             shape.
@@ -102,7 +107,7 @@ def equivariance_errors(
     Args:
         net: the network.
         layers: names of modules, "" for the network itself; None takes every module that is called and has a matrix or
-            a kernel of its own (no normalisation).
+            a kernel of its own (no normalisation), and of containers that are one layer, such as `Branches`, the whole.
         x, transform, channels, resamples, seed, batch_size: as for `equivariance_error`.
 
     Raises:
@@ -116,7 +121,7 @@ def equivariance_errors(
         raise ValueError(f"images hold {int((~torch.isfinite(x)).sum())} NaN or infinite values")
     modules = dict(net.named_modules())
     if layers is None:
-        own = [name for name, m in modules.items() if any(p.ndim > 1 for p in m.parameters(recurse=False))]
+        own = _layers_of_any(net)
         called = layer_features(net, own, x[:1])
         layers = [name for name in own if name in called]
     if unknown := next((name for name in layers if name not in modules), None):
@@ -138,6 +143,22 @@ def equivariance_errors(
             for comparison in sums.values():
                 comparison.match()
     return {name: comparison.result(label, resamples, seed) for name, comparison in sums.items()}
+
+
+def _layers_of_any(net: nn.Module) -> list[str]:
+    """Names of what is a layer in any torch network: it has a matrix, or it is one layer made of those within it."""
+    found: list[str] = []
+    joint: str | None = None
+    for name, module in net.named_modules():
+        own = list(module.parameters(recurse=False))
+        if joint is not None and is_within(name, joint):
+            continue
+        if not own and isinstance(declare(module), Joint):
+            joint = name
+            found.append(name)
+        elif any(p.ndim > 1 for p in own):
+            found.append(name)
+    return found
 
 
 def error_table(errors: Mapping[str, Mapping[str, EquivarianceError]]) -> Table:

@@ -23,6 +23,11 @@ class Curvature:
         subset: share of the data in (0, 1]; below 1 the evidence is the subset bound (see `bound`).
         seed: of the signs and of the subset.
 
+    >>> Curvature("full").bound
+    'exact'
+    >>> Curvature("layer").bound
+    'lower bound: covariances between blocks left out'
+
     Raises:
         ValueError: unknown names, sizes that make no sense.
     """

@@ -180,6 +180,14 @@ def log_evidence(
     Raises:
         ValueError: names that are unknown, data that does not fit, parameters that cannot be treated.
 
+    >>> net = nn.Linear(1, 1, bias=False)  # y = w x + noise, w ~ N(0, 1), noise ~ N(0, 1), one datum: p(D) = N(1; 0, 2)
+    >>> _ = nn.init.constant_(net.weight, 0.5)  # the MAP
+    >>> found = log_evidence(net, (torch.ones(1, 1), torch.ones(1, 1)), "regression")
+    >>> round(float(found), 4)  # -1/4 - ½ log 4π
+    -1.5155
+    >>> round(found.occam.item(), 4), round(found.by_pathway["weight"].effective.item(), 4)  # ½ log 2 nats, γ = ½
+    (0.3466, 0.5)
+
     References: MacKay (1992); arXiv 2104.04975, eq. 5; arXiv 2310.06131, eq. 6.
     """
     model = likelihood_named(likelihood)

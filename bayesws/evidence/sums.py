@@ -23,6 +23,7 @@ class Sums:
         tensors: sums over the data, by key.
         counts: how many terms a sum has where their mean is wanted, and other numbers of data, by key.
 
+    >>> import torch
     >>> few, more = Sums({("a",): torch.tensor(3.0)}, {("a",): 1}), Sums({("a",): torch.tensor(9.0)}, {("a",): 5})
     >>> both = few + more
     >>> float(both.tensors["a",] / both.counts["a",])

@@ -151,7 +151,7 @@ def declarations(net: nn.Module) -> dict[str, tuple[nn.Module, Declaration]]:
     found: dict[str, tuple[nn.Module, Declaration]] = {}
     joint: str | None = None
     for name, module in net.named_modules():  # what a container holds comes right after it
-        inside = joint is not None and (not joint or name.startswith(f"{joint}."))
+        inside = joint is not None and is_within(name, joint)
         declared = declare(module)
         if isinstance(declared, Declaration):
             found[name] = (module, replace(declared, part_of=joint) if inside else declared)
@@ -283,6 +283,11 @@ def starting_log_precisions(net: nn.Module) -> dict[str, Tensor]:
         else torch.zeros((), dtype=p.parameter.dtype, device=p.parameter.device)
         for name, p in named_pathways(net)
     }
+
+
+def is_within(name: str, container: str) -> bool:
+    """Whether a module's path lies within a container's, "" being the network itself."""
+    return name != container and name.startswith(_joined(container, ""))
 
 
 def _joined(layer: str, name: str) -> str:

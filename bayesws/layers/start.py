@@ -62,6 +62,11 @@ def start_at_random(net: nn.Module, seed: int) -> None:
     _start_shared(net)
 
 
+def has_soft_stack(net: nn.Module) -> bool:
+    """Whether there is anything to start: a layer with a stack to learn."""
+    return any(isinstance(module, WeightSharing) and module.stack.is_soft for module in net.modules())
+
+
 @torch.no_grad()
 def _start_shared(net: nn.Module) -> None:
     for module in net.modules():

@@ -150,6 +150,9 @@ def known_group(name: str, *shape: int) -> Group:
     On voxels (three numbers): trivial; on a cube also cube-turns (all 24), and quarter-turns-about-axis-i and
     half-turns-about-axis-i for i in 0, 1, 2, and half-turns-about-all-axes (Klein four).
 
+    >>> known_group("quarter-turns", 2, 2).permutations.tolist()  # of the positions 0 1 / 2 3
+    [[0, 1, 2, 3], [1, 3, 0, 2], [3, 2, 1, 0], [2, 0, 3, 1]]
+
     Raises:
         ValueError: a name that is not known for that support, a support that is not square.
     """

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bayesws.evidence.likelihood import Likelihood
 from bayesws.layers.contract import layers_of
 from bayesws.training.recipe import Provenance, Recipe
+from bayesws.training.saved import load, save
 from bayesws.training.summaries import EvidenceSummary, Proposal, SharingRow
 
 
@@ -143,9 +144,7 @@ class FitResult:
         Raises:
             ValueError: a path that cannot be written, or that exists and is not a saved fit.
         """
-        from bayesws.training.saved import save
-
-        save(self, Path(path))
+        save(Path(path), **{field.name: getattr(self, field.name) for field in fields(self) if field.init})
 
     @classmethod
     def load(
@@ -162,9 +161,7 @@ class FitResult:
         Raises:
             ValueError: a folder that is not a saved fit or is damaged, an architecture that does not fit.
         """
-        from bayesws.training.saved import load
-
-        return load(Path(path), model, likelihood)
+        return cls(**load(Path(path), model, likelihood))
 
 
 def _is_posterior(kind: str) -> bool:

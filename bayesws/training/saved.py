@@ -20,32 +20,44 @@ from bayesws.layers.contract import named_pathways
 from bayesws.models import known_models
 from bayesws.sharing.groups import Group
 from bayesws.training.recipe import Provenance, Recipe
-from bayesws.training.result import FitResult
 from bayesws.training.summaries import EvidenceSummary, PathwaySummary, Proposal
 
 FORMAT = 3
 FILES = {"fit.json", "weights.safetensors"}
 
 
-def save(fit: FitResult, target: Path) -> None:
-    """`FitResult.save`."""
+def save(
+    target: Path,
+    *,
+    model: nn.Module,
+    prior: Mapping[str, Tensor],
+    likelihood: Likelihood,
+    evidence: EvidenceSummary,
+    history: list[dict[str, float]],
+    recipe: Recipe,
+    provenance: Provenance,
+    start: tuple[Proposal, ...],
+    notes: tuple[str, ...],
+    posterior: Mapping[str, Tensor],
+) -> None:
+    """Write a fit's fields: see `FitResult.save`, and `FitResult` for what they are."""
     check_free_for(target)
     record = {
         "format": FORMAT,
-        "network": _network_record(fit.model),
-        "likelihood": fit.likelihood.name,
-        "learns": bool(fit.likelihood.hyperparameters()),
-        "recipe": asdict(fit.recipe),
-        "provenance": asdict(fit.provenance),
-        "start": [asdict(proposal) for proposal in fit.start],
-        "notes": list(fit.notes),
-        "evidence": asdict(fit.evidence),
-        "history": fit.history,
+        "network": _network_record(model),
+        "likelihood": likelihood.name,
+        "learns": bool(likelihood.hyperparameters()),
+        "recipe": asdict(recipe),
+        "provenance": asdict(provenance),
+        "start": [asdict(proposal) for proposal in start],
+        "notes": list(notes),
+        "evidence": asdict(evidence),
+        "history": history,
     }
-    tensors = {f"model.{k}": v for k, v in fit.model.state_dict().items()}
-    tensors |= {f"prior.{k}": v for k, v in fit.prior.items()}
-    tensors |= {f"likelihood.{k}": v for k, v in fit.likelihood.state().items()}
-    tensors |= {f"posterior.{k}": v for k, v in fit.posterior.items()}
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"prior.{k}": v for k, v in prior.items()}
+    tensors |= {f"likelihood.{k}": v for k, v in likelihood.state().items()}
+    tensors |= {f"posterior.{k}": v for k, v in posterior.items()}
     owned = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,8 +77,8 @@ def save(fit: FitResult, target: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def load(source: Path, model: nn.Module | None, likelihood: Likelihood | None) -> FitResult:
-    """`FitResult.load`."""
+def load(source: Path, model: nn.Module | None, likelihood: Likelihood | None) -> dict[str, Any]:
+    """Read a fit's fields, by name: see `FitResult.load`."""
     record, tensors = _read(source)
     network = model if model is not None else _network_from(record["network"], source)
     try:
@@ -81,18 +93,18 @@ def load(source: Path, model: nn.Module | None, likelihood: Likelihood | None) -
     evidence = dict(record["evidence"])
     by_pathway = {name: PathwaySummary(**p) for name, p in evidence.pop("by_pathway").items()}
     recipe = dict(record["recipe"])
-    return FitResult(
-        model=network.eval(),
-        prior=prior,
-        likelihood=_likelihood_from(record, likelihood, _under("likelihood.", tensors), source),
-        evidence=EvidenceSummary(**evidence, by_pathway=by_pathway),
-        history=record["history"],
-        recipe=Recipe(**recipe | {"curvature": Curvature(**recipe["curvature"])}),
-        provenance=Provenance(**record["provenance"]),
-        start=tuple(Proposal(**row) for row in record["start"]),
-        notes=tuple(record["notes"]),
-        posterior=_under("posterior.", tensors),
-    )
+    return {
+        "model": network.eval(),
+        "prior": prior,
+        "likelihood": _likelihood_from(record, likelihood, _under("likelihood.", tensors), source),
+        "evidence": EvidenceSummary(**evidence, by_pathway=by_pathway),
+        "history": record["history"],
+        "recipe": Recipe(**recipe | {"curvature": Curvature(**recipe["curvature"])}),
+        "provenance": Provenance(**record["provenance"]),
+        "start": tuple(Proposal(**row) for row in record["start"]),
+        "notes": tuple(record["notes"]),
+        "posterior": _under("posterior.", tensors),
+    }
 
 
 def check_free_for(folder: Path) -> None:

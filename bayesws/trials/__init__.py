@@ -7,6 +7,14 @@ from bayesws.trials.ranking import LayerRanking, RankedNetwork, Ranking
 from bayesws.trials.records import Trial
 from bayesws.trials.spec import TrialSpec, train_and_score
 from bayesws.trials.store import TrialLike
+from bayesws.trials.summary import (
+    cells_of,
+    load_summary,
+    records_in,
+    save_summary,
+    summary_of,
+    trials_in,
+)
 
 __all__ = [
     "Comparison",
@@ -16,7 +24,13 @@ __all__ = [
     "Trial",
     "TrialLike",
     "TrialSpec",
+    "cells_of",
+    "load_summary",
     "log_bayes_factor",
+    "records_in",
     "run",
+    "save_summary",
+    "summary_of",
     "train_and_score",
+    "trials_in",
 ]

@@ -16,6 +16,7 @@ from bayesws.trials.by_layer import in_use, mean_strength, of_strength, rows_by_
 from bayesws.trials.comparable import check_same_data, check_same_meaning, doubt
 from bayesws.trials.records import Trial
 from bayesws.trials.statistics import Difference
+from bayesws.trials.summary import trials_in
 
 PATHWAYS = {"both": ("shared", "free"), "shared": ("shared",), "free": ("free",)}
 
@@ -52,7 +53,11 @@ class Summary:
 
     @classmethod
     def of(cls, values: list[float]) -> "Summary":
-        """Of one value a seed; nan where one of them is."""
+        """Of one value a seed; nan where one of them is.
+
+        >>> Summary.of([1.0, 2.0, 3.0]).show(2)  # 2 ± 1 / √3
+        '2.00 ± 0.58'
+        """
         if any(math.isnan(value) for value in values):  # statistics.stdev fails on it
             return cls(math.nan, math.nan)
         error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
@@ -245,14 +250,14 @@ class Comparison:
 
     @classmethod
     def load(cls, path: str | Path) -> "Comparison":
-        """Read what `save` wrote.
+        """Read what `save` wrote, or its summary.
 
         Raises:
             ValueError: a file that is missing or is not a comparison, or whose trials cannot be compared.
         """
         try:
             record = json.loads(Path(path).read_text())
-            return cls([Trial.from_record(t) for t in record["trials"]], record["settings"])
+            return cls([Trial.from_record(t) for t in trials_in(record)], record["settings"])
         except OSError as error:
             raise ValueError(f"cannot read {path}: {error.strerror}") from error
         except (json.JSONDecodeError, KeyError, TypeError) as error:

@@ -27,31 +27,38 @@ def by_objective(comparison: bws.trials.Comparison, task: str) -> dict[str, list
     return {o: trials for (t, _, o), trials in comparison.cells().items() if t == task}
 
 
-def told(name: str, comparison: bws.trials.Comparison) -> list[str]:
-    """A line for every task and objective."""
-    head = "task         objective    accuracy %  NLL    gap    ECE %  Brier  trainings' seconds  picture"
-    lines = [f"{name} seeds", head]
+def told(comparison: bws.trials.Comparison) -> list[str]:
+    """A row for every task and objective, in Markdown."""
+    heads = ["task", "objective", "accuracy %", "NLL", "gap", "ECE %", "Brier", "seconds, all trainings", "picture"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for task in PICTURE:
         for objective, trials in by_objective(comparison, task).items():
+            first = objective == next(iter(by_objective(comparison, task)))
             lines.append(
-                f"{task:12} {objective:12} {100 * mean(t.accuracy for t in trials):7.1f}    "
-                f"{mean(t.nll for t in trials):6.3f} {mean(t.gap for t in trials):6.3f} "
-                f"{100 * mean(t.calibration_error for t in trials):5.1f}  {mean(t.brier for t in trials):6.3f} "
-                f"{mean(t.seconds for t in trials):12.0f}         {sum(map(has_picture, trials))} of {len(trials)}"
+                f"| {task + ' ' if first else ''}| {objective} | {100 * mean(t.accuracy for t in trials):.1f} | "
+                f"{mean(t.nll for t in trials):.3f} | {mean(t.gap for t in trials):.3f} | "
+                f"{100 * mean(t.calibration_error for t in trials):.1f} | {mean(t.brier for t in trials):.3f} | "
+                f"{mean(t.seconds for t in trials):.0f} | {sum(map(has_picture, trials))} of {len(trials)} |"
             )
     return lines
 
 
-def elsewhere(name: str, comparison: bws.trials.Comparison) -> list[str]:
-    """Trained upright, tested turned."""
-    lines = [f"{name} seeds, trained upright and tested turned: accuracy %, NLL, ECE %"]
+def elsewhere(comparison: bws.trials.Comparison) -> list[str]:
+    """Trained upright, tested turned: a row for every objective, in Markdown."""
+    lines = ["| trained upright, tested turned | accuracy % | NLL | ECE % |", "|---|---|---|---|"]
     for objective, trials in by_objective(comparison, "upright").items():
         scores = [t.elsewhere["turned"] for t in trials]
         lines.append(
-            f"{objective:12} {100 * mean(s.accuracy for s in scores):5.1f}  {mean(s.nll for s in scores):6.2f}  "
-            f"{100 * mean(s.calibration_error for s in scores):5.1f}"
+            f"| {objective} | {100 * mean(s.accuracy for s in scores):.1f} | {mean(s.nll for s in scores):.2f} | "
+            f"{100 * mean(s.calibration_error for s in scores):.1f} |"
         )
     return lines
+
+
+def read(run: Path) -> bws.trials.Comparison:
+    """A run's comparison.json, or the summary that is kept of it."""
+    raw = run / "comparison.json"
+    return bws.trials.Comparison.load(raw if raw.exists() else run / "summary.json")
 
 
 def winners(comparison: bws.trials.Comparison, task: str, metric: Callable[[bws.trials.Trial], float]) -> list[str]:
@@ -71,9 +78,9 @@ def main() -> None:
     """Print both runs, and who wins in each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="*", type=Path, default=[HERE / "first", HERE / "second"])
-    runs = {run.name: bws.trials.Comparison.load(run / "comparison.json") for run in parser.parse_args().runs}
+    runs = {run.name: read(run) for run in parser.parse_args().runs}
     for name, comparison in runs.items():
-        print("\n".join([*told(name, comparison), "", *elsewhere(name, comparison), ""]))
+        print("\n".join([f"{name} seeds", "", *told(comparison), "", *elsewhere(comparison), ""]))
     print("best, then what is within two standard errors of it:")
     for task in PICTURE:
         for what, metric in (("accuracy", lambda t: -t.accuracy), ("NLL", lambda t: t.nll)):

@@ -50,7 +50,7 @@ def plain(repeats: int, quick: bool) -> dict[str, Any]:
         if name != "BackPackGGN":
             jobs[f"{name}, one sample"] = peer(net, data, BATCH, True)
     return {
-        "network": "plain CNN of ANCHORS.md, 5386 parameters",
+        "network": "plain CNN, 5386 parameters",
         "data": f"{len(data[1])} images, {source}, batch {BATCH}",
         "missing": missing,
         "tables": {

@@ -27,7 +27,7 @@ def images(count: int) -> tuple[Pair, str]:
 
 
 def plain_cnn() -> nn.Sequential:
-    """The small CNN of ANCHORS.md: 5386 parameters."""
+    """A small CNN of 5386 parameters."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(1, 8, 5),

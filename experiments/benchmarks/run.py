@@ -21,6 +21,9 @@ import layers
 import torch
 from rich.console import Console
 from rich.table import Table
+from tables import summary_of
+
+import bayesws as bws
 
 SUITES: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "plain": curvature.plain,
@@ -92,7 +95,9 @@ def main() -> int:
             show(title, rows, console)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    console.print(f"written: {arguments.out}")
+    summary = arguments.out.with_name("summary.json")
+    bws.trials.save_summary(summary_of(results), summary)
+    console.print(f"written: {arguments.out}, {summary}")
     return 0
 
 

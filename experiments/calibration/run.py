@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import report
+from tables import draw, report, summary_of
 from tiny_networks import data_of, drawn, likelihood_of, log_copies, log_precisions, network
 from torch import Tensor, nn
 
@@ -162,16 +162,11 @@ def cells(config: dict[str, Any]) -> dict[str, tuple[dict[str, Any], dict[str, A
 
 
 def main() -> None:
-    """Run the cells that the folder does not hold yet, print the tables, write results.json and results.png."""
+    """Run the cells that the folder does not hold yet, print the tables, write results, summary and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/calibration"))
     parser.add_argument("--examples", type=int, nargs="+", help="instead of those of config.json, some of them")
-    parser.add_argument("--tables", action="store_true", help="run nothing: print the tables of results.json in --out")
     options = parser.parse_args()
-    if options.tables:
-        result = json.loads((options.out / "results.json").read_text())
-        print(report(result, options.out / "results.png"))
-        return
     config = json.loads(CONFIG.read_text())
     torch.set_num_threads(1)
     kept = options.out / "cells"
@@ -197,7 +192,10 @@ def main() -> None:
     minutes = sum(record["seconds"] for record in records) / 60
     result = {"config": config, "minutes": round(minutes, 1), "machine": machine, "records": records}
     write(options.out / "results.json", json.dumps(result, indent=1) + "\n")
-    print(report(result, options.out / "results.png"))
+    summary = summary_of(result)
+    bws.trials.save_summary(summary, options.out / "summary.json")
+    draw(summary, options.out / "results.png")
+    print(report(summary))
 
 
 SHARED = (  # what of the configuration bears on a cell

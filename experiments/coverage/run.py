@@ -7,7 +7,6 @@ command is in the README beside it.
 import argparse
 import json
 import math
-import statistics
 import sys
 import time
 import warnings
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import binomtest
+from tables import report, summary_of
 
 import bayesws as bws
 from bayesws.layers import WSLinear
@@ -68,41 +67,6 @@ def interval(strength: float, outputs: int, examples: int, seed: int, config: di
     }
 
 
-def spread(record: dict[str, Any]) -> float:
-    """The width of an interval on the scale of Fisher's z = atanh ρ, on which it does not depend on ρ."""
-    return math.atanh(record["high"]) - math.atanh(record["low"])
-
-
-def told(records: list[dict[str, Any]], config: dict[str, Any]) -> list[str]:
-    """The tables."""
-    lines = ["rho    covered  of   %      95 % of the coverage itself  median width"]
-    plain = [r for r in records if r["part"] == "coverage"]
-    for strength in config["strengths"]:
-        mine = [r for r in plain if r["strength"] == strength]
-        if not mine:
-            lines.append(f"{strength:<6} not run")
-            continue
-        hits = sum(bool(r["covered"]) for r in mine)
-        exact = binomtest(hits, len(mine)).proportion_ci(0.95)
-        width = statistics.median(r["high"] - r["low"] for r in mine)
-        lines.append(
-            f"{strength:<6} {hits:7} {len(mine):4} {100 * hits / len(mine):6.1f}  {100 * exact.low:.1f} to "
-            f"{100 * exact.high:.1f}                 {width:.3f}"
-        )
-    for part, what in (("outputs", "outputs (independent weights)"), ("examples", "examples")):
-        mine = [r for r in records if r["part"] == part]
-        if not mine:
-            continue
-        lines.append(f"\n{what}: median width in Fisher's z, and times the root of their number")
-        for count in config["widths"][part]:
-            width = statistics.median(spread(r) for r in mine if r[part] == count)
-            lines.append(f"{count:6}  {width:.3f}  {width * count**0.5:.3f}")
-    worst = max(r["r_hat"] for r in records if not math.isnan(r["r_hat"]))
-    few = min(r["effective_samples"] for r in records if not math.isnan(r["effective_samples"]))
-    lines.append(f"\nlargest R-hat {worst:.3f}, fewest effective samples {few:.0f}")
-    return lines
-
-
 class Problem:
     """A job as the pool's processes take it."""
 
@@ -134,28 +98,17 @@ def blocks(config: dict[str, Any]) -> dict[str, list[tuple[str, float, int, int,
     return found
 
 
-def summary(finished: list[dict[str, Any]], config: dict[str, Any]) -> list[str]:
-    """The tables of finished blocks, and what they took."""
-    records = [record for block in finished for record in block["records"]]
-    return [*told(records, config), f"{sum(block['minutes'] for block in finished):.1f} minutes"]
-
-
 def main() -> None:
-    """Run what the folder does not hold yet, print the tables, write results.json."""
+    """Run what the folder does not hold yet, print the tables, write summary.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/coverage"))
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each (default 2)")
     parser.add_argument("--data-sets", type=int, help="a strength, instead of those of config.json")
-    parser.add_argument("--tables", action="store_true", help="print what the folder holds, run nothing")
     options = parser.parse_args()
     config = json.loads(CONFIG.read_text())
     if options.data_sets:
         config["data_sets"] = config["widths"]["data_sets"] = options.data_sets
     finished: list[dict[str, Any]] = []
-    if options.tables:
-        paths = [path for name in blocks(config) if (path := options.out / f"{name}.json").exists()]
-        print("\n".join(summary([json.loads(path.read_text()) for path in paths], config)))
-        return
     options.out.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(options.workers) as pool:
         for name, problems in blocks(config).items():
@@ -171,10 +124,9 @@ def main() -> None:
             minutes = (time.perf_counter() - began) / 60
             finished.append({"config": config, "minutes": minutes, "records": records})
             path.write_text(json.dumps(finished[-1]) + "\n")
-    print("\n".join(["", *summary(finished, config)]))
-    records = [record for block in finished for record in block["records"]]
-    result = {"config": config, "minutes": sum(block["minutes"] for block in finished), "records": records}
-    (options.out / "results.json").write_text(json.dumps(result) + "\n")
+    summary = summary_of(finished)
+    bws.trials.save_summary(summary, options.out / "summary.json")
+    print(f"\n{report(summary)}")
 
 
 if __name__ == "__main__":

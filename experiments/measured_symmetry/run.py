@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables import summary_of
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
@@ -40,7 +41,7 @@ def trained(net: nn.Module, task: str, seed: int = SEED) -> tuple[nn.Module, Ten
 
 
 def main() -> None:
-    """Train, measure, print, write results.json."""
+    """Train, measure, print, write results.json and its summary.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/measured_symmetry"))
     options = parser.parse_args()
@@ -66,6 +67,7 @@ def main() -> None:
     record["explained"] = {str(seed): explained(seed) for seed in NEW_SEEDS}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+    bws.trials.save_summary(summary_of(record), options.out / "summary.json")
 
 
 def explained(seed: int) -> dict[str, Any]:

@@ -21,16 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from tables import METHODS, TITLES, rows_of, summary_of
 from torch import Tensor
 
 import bayesws as bws
 
 CONFIG = Path(__file__).with_name("config.json")
-METHODS = {
-    "evidence": "evidence",
-    "task": "task loss + entropy, as published",
-    "task_rested": "task loss + entropy, stack at rest in the burn-in",
-}
 RING = [0, 1, 2, 5, 8, 7, 6, 3]  # the border of a 3 × 3 patch, walked round
 
 
@@ -69,19 +65,19 @@ def everything(group: bws.sharing.Group) -> Tensor:
 
 
 # the group, and which of its elements the copies take; the other copies have weights of their own
-TOYS: dict[str, tuple[str, Callable[[], bws.sharing.Group], Callable[[bws.sharing.Group], Tensor]]] = {
-    "shifts": ("line of 8, 8 shifts", shifts, everything),
-    "ring": ("3 × 3 patch, C8", ring_turns, everything),
-    "voxels": ("2 × 2 × 2 voxels, 24 turns", cube, everything),
-    "half_of_shifts": ("line of 8, 4 of 8 copies shifted", shifts, lambda group: torch.arange(group.size) < 4),
-    "c4_in_voxels": ("2 × 2 × 2 voxels, 4 of 24 copies turned", cube, lambda group: cyclic_subgroup(group, 4)),
+TOYS: dict[str, tuple[Callable[[], bws.sharing.Group], Callable[[bws.sharing.Group], Tensor]]] = {
+    "shifts": (shifts, everything),
+    "ring": (ring_turns, everything),
+    "voxels": (cube, everything),
+    "half_of_shifts": (shifts, lambda group: torch.arange(group.size) < 4),
+    "c4_in_voxels": (cube, lambda group: cyclic_subgroup(group, 4)),
 }
 
 
 def planted(toy: str, seed: int, config: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training inputs and targets, then held-out inputs and their values without noise."""
     generator = torch.Generator().manual_seed(1000 + seed)  # not the stream of the initial weights
-    _, make, shares = TOYS[toy]
+    make, shares = TOYS[toy]
     group, outputs, held_out = make(), config["outputs"], config["held_out_inputs"]
     w = torch.randn(outputs, group.degree, generator=generator)
     own = torch.randn(outputs, group.size, group.degree, generator=generator)
@@ -110,7 +106,7 @@ def judged(layer: bws.layers.WSLinear, toy: str) -> dict[str, Any]:
     Sharing of a copy: s_g = (1 - H_g / log d) (1 - ‖W_g - R_g w‖² / ‖W_g‖²), H_g the mean row entropy of R_g. It is 1
     for a permutation of the canonical weights, 0 where R_g says nothing or the copy is not R_g w. s_g > ½ is a claim.
     """
-    _, make, shares = TOYS[toy]
+    make, shares = TOYS[toy]
     group = make()
     with torch.no_grad():
         r, kernel = layer.representations(), layer.kernel().squeeze(2)
@@ -141,7 +137,7 @@ def fit_all(toy: str, seed: int, examples: int, config: dict[str, Any]) -> list[
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # an evidence that still moves is in the records, under "notes"
     x, y, x_out, f_out = planted(toy, seed, config)
-    net = start(TOYS[toy][1](), seed, config)
+    net = start(TOYS[toy][0](), seed, config)
 
     def fit(objective: str, **changes: Any) -> tuple[bws.FitResult, float]:
         settings = config["schedule"] | {"batch_size": math.ceil(examples / config["weight_steps_an_epoch"])} | changes
@@ -182,36 +178,6 @@ def fit_all(toy: str, seed: int, examples: int, config: dict[str, Any]) -> list[
     return records
 
 
-def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per toy, N and method: shares and medians over the seeds."""
-    rows = []
-    for toy, examples in sorted(
-        {(r["toy"], r["examples"]) for r in records}, key=lambda k: (list(TOYS).index(k[0]), k)
-    ):
-        for method in METHODS:
-            runs = [r for r in records if (r["toy"], r["examples"], r["method"]) == (toy, examples, method)]
-            others = [r["sharing_of_others"] for r in runs if r["sharing_of_others"] is not None]
-            rows.append(
-                {
-                    "toy": toy,
-                    "examples": examples,
-                    "method": method,
-                    "runs": len(runs),
-                    "recovery": float(np.mean([r["found_all"] for r in runs])),
-                    "recovered_share": float(np.mean([r["found_share"] for r in runs])),
-                    "claims_right": float(np.mean([r["claims_right"] for r in runs])),
-                    "told_apart": float(np.mean([r["found_all"] and r["separated"] for r in runs])) if others else None,
-                    "invented_a_run": float(np.mean([r["invented"] for r in runs])),
-                    "sharing_of_planted": float(np.median([r["sharing_of_planted"] for r in runs])),
-                    "sharing_of_others": float(np.median(others)) if others else None,
-                    "median_held_out_squared_error": float(np.median([r["held_out_squared_error"] for r in runs])),
-                    "median_row_entropy_nats": float(np.median([r["row_entropy_nats"] for r in runs])),
-                    "median_seconds": float(np.median([r["seconds"] for r in runs])),
-                }
-            )
-    return rows
-
-
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Recovery against the number of examples, a panel a toy.
 
@@ -229,7 +195,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     )
     for axes, toy in zip(panels[0], toys, strict=True):
         mine = [r for r in rows if r["toy"] == toy]
-        partial = any(r["sharing_of_others"] is not None for r in mine)
+        partial = "told_apart" in mine[0]
         for method, label in METHODS.items():
             runs = [r for r in mine if r["method"] == method]
             colour, marker, line = styles[method]
@@ -242,7 +208,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set_xticks(examples, [str(n) for n in examples])
         axes.minorticks_off()
         axes.axhline(95, color="#999999", linewidth=0.8)
-        axes.set_title(f"{TOYS[toy][0]}" + ("\n(and told from the others)" if partial else "\n"), fontsize=9)
+        axes.set_title(f"{TITLES[toy]}" + ("\n(and told from the others)" if partial else "\n"), fontsize=9)
         axes.set_xlabel("training examples N")
         axes.grid(alpha=0.3)
     panels[0][0].set_ylim(-4, 104)
@@ -282,7 +248,7 @@ def run(toy: str, config: dict[str, Any], workers: int) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, run toy by toy, write results.json and results.png after each (other toys' are kept), print the table."""
+    """Parse, run toy by toy, write results.json, summary.json and results.png after each, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/planted_groups"), help="folder for the results")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each (default 2)")
@@ -306,7 +272,7 @@ def main(argv: list[str] | None = None) -> int:
         began = time.perf_counter()
         records += run(toy, config, arguments.workers)
         minutes[toy] = round((time.perf_counter() - began) / 60, 1)
-        rows = summarise(records)
+        rows = rows_of(records)
         result = {
             "question": "from how many examples are the planted permutations found, and only those?",
             "config": config,
@@ -319,6 +285,7 @@ def main(argv: list[str] | None = None) -> int:
         }
         text = json.dumps(result, indent=1, allow_nan=False) + "\n"
         write_whole(arguments.out / "results.json", lambda p, text=text: p.write_text(text))  # type: ignore[misc]
+        bws.trials.save_summary(summary_of(result), arguments.out / "summary.json")
         write_whole(arguments.out / "results.png", lambda p, rows=rows: draw(rows, p))  # type: ignore[misc]
         print_table([r for r in rows if r["toy"] == toy])
     print(f"{sum(minutes.values()):.1f} minutes; {arguments.out}/results.json, .png")
@@ -337,10 +304,10 @@ def kept(path: Path, toys: list[str], config: dict[str, Any]) -> tuple[list[dict
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """Runs with all planted permutations found, and, after a stroke, with nothing claimed beside them, in %."""
+    """Runs with all planted permutations found, %."""
     print(f"{rows[0]['toy']:<16}{'N':>4}  " + "  ".join(f"{method:>13}" for method in METHODS))
     for n in sorted({r["examples"] for r in rows}):
-        cells = [f"{100 * r['recovery']:.0f} / {100 * r['claims_right']:.0f}" for r in rows if r["examples"] == n]
+        cells = [f"{100 * r['recovery']:.0f}" for r in rows if r["examples"] == n]
         print(f"{'':<16}{n:>4}  " + "  ".join(f"{cell:>13}" for cell in cells), flush=True)
 
 

@@ -21,17 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from tables import METHODS, rows_of, summary_of
 from torch import Tensor
 
 import bayesws as bws
 
 CONFIG = Path(__file__).with_name("config.json")
-METHODS = {
-    "evidence": "evidence",
-    "task": "task loss",
-    "task_burn_in": "task loss, stack at rest in the burn-in",
-    "task_entropy_burn_in": "task loss + entropy, stack at rest in the burn-in",
-}
 
 
 def planted(seed: int, examples: int, config: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -152,26 +147,6 @@ def fit_all(seed: int, examples: int, config: dict[str, Any]) -> list[dict[str, 
     return records
 
 
-def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per N and method: shares and medians over the seeds."""
-    rows = []
-    for examples in sorted({r["examples"] for r in records}):
-        for method in METHODS:
-            runs = [r for r in records if r["examples"] == examples and r["method"] == method]
-            rows.append(
-                {
-                    "examples": examples,
-                    "method": method,
-                    "runs": len(runs),
-                    "recovery": float(np.mean([r["found_all"] for r in runs])),
-                    "recovery_up_to_relabelling": float(np.mean([r["found_up_to_relabelling"] for r in runs])),
-                    "median_held_out_squared_error": float(np.median([r["held_out_squared_error"] for r in runs])),
-                    "median_row_entropy_nats": float(np.median([r["row_entropy_nats"] for r in runs])),
-                }
-            )
-    return rows
-
-
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Recovery and held-out error against the number of examples."""
     import matplotlib
@@ -238,7 +213,7 @@ def run(config: dict[str, Any], workers: int) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, run, write recovery.json and recovery.png, print the table."""
+    """Parse, run, write recovery.json, its summary.json and recovery.png, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/planted_linear"), help="folder for the results")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each (default 2)")
@@ -258,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
         config["schedule"] |= {"epochs": config["schedule"]["epochs"] // 5}
     began = time.perf_counter()
     records = run(config, arguments.workers)
-    rows = summarise(records)
+    rows = rows_of(records)
     result = {
         "question": "from how many examples are all planted permutations found?",
         "config": config,
@@ -272,6 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     write_whole(
         arguments.out / "recovery.json", lambda p: p.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     )
+    bws.trials.save_summary(summary_of(result), arguments.out / "summary.json")
     write_whole(arguments.out / "recovery.png", lambda p: draw(rows, p))
     print(f"{'N':>4}  " + "  ".join(METHODS))
     for n in sorted({r["examples"] for r in rows}):

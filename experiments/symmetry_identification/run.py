@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables import summary_of
 
 import bayesws as bws
 
@@ -127,7 +128,7 @@ def tell(found: list[dict[str, Any]]) -> None:
 
 
 def main() -> int:
-    """Run, print the tables, write results.json and misfits.png."""
+    """Run, print the tables, write results.json, its summary.json and misfits.png."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/symmetry_identification"), help="folder for the results")
     parser.add_argument("--skip-select", action="store_true", help="the candidates alone: half a minute")
@@ -151,7 +152,8 @@ def main() -> int:
             print(f"{task:12} planted {planted}, ranked first {best['group']}")
     result["minutes"] = round((time.perf_counter() - began) / 60, 1)
     (arguments.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{result['minutes']} minutes; written: {arguments.out}/results.json, misfits.png")
+    bws.trials.save_summary(summary_of(result), arguments.out / "summary.json")
+    print(f"{result['minutes']} minutes; written: {arguments.out}/results.json, summary.json, misfits.png")
     return 0
 
 

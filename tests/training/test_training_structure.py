@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import bayesws as bws
-from bayesws.layers import Declaration, Pathway, Status, Structure, declare
+from bayesws.layers import Declaration, Pathway, Status, Structure, declare, layers_of
 from bayesws.report import write_report
 from bayesws.training.checkpoint import Checkpoint
 
@@ -129,6 +129,14 @@ def test_the_loop_follows_that_gradient():
         assert found == pytest.approx(expected, rel=1e-6)
 
 
+def test_what_a_layer_is_holds_its_structure_and_its_precisions():
+    net = named(2.0)
+    layer = layers_of(net)["1"]
+    assert layer.strength is None and list(layer.pathways) == ["weight"] and layer.precisions == (net[1].log_delta,)
+    (structure,) = layer.structures.values()
+    assert structure.parameters == (net[1].log_omega,) and structure.status().value.item() == pytest.approx(2.0)
+
+
 # Learned, named while it is not, told of
 
 
@@ -137,7 +145,7 @@ def test_the_true_lengthscale_is_found(start):
     """Over eight such data sets and starts the estimate is off by at most 5 %, half of that the data's own scatter."""
     fit = learned(planted(), start, epochs=100)
     assert fit.model[1].log_omega.exp().item() == pytest.approx(TRUTH, rel=0.1)
-    assert fit.notes == []
+    assert not fit.notes
 
 
 def test_a_fit_that_is_too_short_names_the_layer():
@@ -177,7 +185,7 @@ def test_stopped_and_gone_on_with_it_has_the_same_notes(tmp_path, monkeypatch):
 
     torch.manual_seed(0)
     with pytest.raises(KeyboardInterrupt):
-        learned(data, **settings, checkpoint=tmp_path, watch=stop)
+        learned(data, **settings, checkpoint=tmp_path, progress=stop)
     torch.manual_seed(0)
     resumed = learned(data, **settings, checkpoint=tmp_path)
     assert resumed.history == whole.history and resumed.notes == whole.notes

@@ -20,6 +20,7 @@ COLOURS = {
     "validated": "#c2548a",
     "constrained": "#5b8c9e",
 }
+LABEL = 1.6  # inches of the legend's labels
 OF_PATHWAYS = (
     "#2a6fbb",
     "#d97706",
@@ -37,7 +38,8 @@ def sharing_picture(comparison: Comparison) -> Figure:
     """
     both = {(t, o): trials for (t, s, o), trials in comparison.cells().items() if s == "both"}
     tasks = list(dict.fromkeys(task for task, _ in both))
-    figure = Figure(figsize=(1.2 + 3.1 * len(tasks), 5.6), layout="constrained")
+    width = 1.2 + 3.1 * len(tasks)
+    figure = Figure(figsize=(width, 5.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(tasks), squeeze=False, sharey="row")
     for column, task in enumerate(tasks):
@@ -50,7 +52,7 @@ def sharing_picture(comparison: Comparison) -> Figure:
     axes[1, 0].set_ylabel("effective parameters γ\n(evidence)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     more, names = axes[1, 0].get_legend_handles_labels()
-    figure.legend(handles + more, labels + names, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles + more, labels + names, loc="outside lower center", ncols=int(width / LABEL), frameon=False)
     return figure
 
 

@@ -1,0 +1,104 @@
+"""Print the table of a study's page from its summary.json, in Markdown.
+
+    python experiments/study_tables.py experiments/turned_mnist/large
+
+A study of one task and one number of images has a row a method; one of several has a column for each: accuracy in %
+(mean ± standard error over seeds), test NLL in nats per datum.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import bayesws as bws
+
+Trials = list[dict[str, Any]]
+Place = tuple[str, int]
+
+
+def trials_by_cell(folder: Path) -> dict[tuple[Place, str], Trials]:
+    """A study's trials by ((task, number of images), method), in the order of its summary."""
+    found: dict[tuple[Place, str], Trials] = {}
+    for trial in bws.trials.trials_in(bws.trials.load_summary(folder / "summary.json")):
+        settings = trial["settings"]
+        found.setdefault(((settings["task"], settings["train_size"]), settings["method"]), []).append(trial)
+    return found
+
+
+def over_seeds(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
+    """Mean ± standard error, times `scale`."""
+    text = f"{mean(values) * scale:.{digits}f}"
+    return text if len(values) < 2 else f"{text} ± {stdev(values) / len(values) ** 0.5 * scale:.{digits}f}"
+
+
+def stacks(trials: Trials) -> str:
+    """Which groups the learned stacks became, most frequent first."""
+    if not any(trial["stack_parameters"] for trial in trials):
+        return ""
+    counts = Counter(_names(trial) for trial in trials)
+    return "; ".join(f"{count} × {names}" for names, count in counts.most_common())
+
+
+def _names(trial: dict[str, Any]) -> str:
+    names = [group["name"] or "no group" for group in trial["groups"].values()]
+    if not names:
+        return "not doubly stochastic"
+    return f"{names[0]} in all {len(names)}" if len(set(names)) == 1 else ", ".join(names)
+
+
+def one_place(cells: dict[tuple[Place, str], Trials]) -> list[list[str]]:
+    """A row a method."""
+    rows = [["method", "seeds", "accuracy %", "NLL", "weights", "s a fit", "the layers' stacks"]]
+    for (_, method), trials in cells.items():
+        scores = [over_seeds([t["accuracy"] for t in trials], 2, 100), over_seeds([t["nll"] for t in trials], 3)]
+        size = [str(trials[0]["parameters"]), f"{median(t['seconds'] for t in trials):.0f}"]
+        rows.append([method, str(len(trials)), *scores, *size, stacks(trials)])
+    return rows
+
+
+def several_places(cells: dict[tuple[Place, str], Trials], evidence: bool) -> list[list[str]]:
+    """A row a method, a column a place; with the evidence in nats per datum beside it, where asked for."""
+    places = list(dict.fromkeys(place for place, _ in cells))
+    by_size = len({task for task, _ in places}) == 1
+    names = [f"{size} images" if by_size else task for task, size in places]
+    heads = [head for name in names for head in ([name, "evidence"] if evidence else [name])]
+    rows = [["method", "weights", *heads]]
+    for method in dict.fromkeys(method for _, method in cells):
+        row = [method, str(next(t for (_, m), t in cells.items() if m == method)[0]["parameters"])]
+        for place in places:
+            trials = cells.get((place, method))
+            if trials is None:
+                row += ["–"] * (1 + evidence)
+                continue
+            row.append(f"{over_seeds([100 * t['accuracy'] for t in trials], 2)}, {mean(t['nll'] for t in trials):.3f}")
+            if evidence:
+                row.append(f"{mean(t['log_evidence'] for t in trials) / place[1]:.3f}")
+        rows.append(row)
+    return rows
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="with a study's summary.json")
+    parser.add_argument("--evidence", action="store_true", help="a column with the log evidence, nats per datum")
+    options = parser.parse_args()
+    try:
+        cells = trials_by_cell(options.folder)
+    except (ValueError, KeyError) as error:
+        print(f"study_tables: error: {error}; expected the folder of a study's summary", file=sys.stderr)
+        return 2
+    alone = len({place for place, _ in cells}) == 1 and not options.evidence
+    rows = one_place(cells) if alone else several_places(cells, options.evidence)
+    rows.insert(1, ["---"] * len(rows[0]))
+    for row in rows:
+        print(f"| {' | '.join(row)} |".replace("|  |", "| |"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
