@@ -26,10 +26,10 @@ from bayesws.report.figures.comparison import save_picture
 from bayesws.training.fit import Schedule
 from bayesws.training.objectives.names import OBJECTIVES, objective_named
 from bayesws.trials import engine
-from bayesws.trials.compare import COMPARED
+from bayesws.trials.compare import DEFAULT_OBJECTIVES
 from bayesws.trials.comparison import PATHWAYS, Comparison
 from bayesws.trials.records import Trial
-from bayesws.trials.spec import SAMPLED, TrialSpec
+from bayesws.trials.spec import ONE_SAMPLE, TrialSpec
 from bayesws.trials.store import told_when_stopped
 
 DEMO_TASKS = ("turned", "orientation", "upright")
@@ -58,9 +58,9 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("--seed", type=count, default=0, help="the first of them (default 0)")
     parser.add_argument(
         "--objectives",
-        default=",".join(COMPARED),
+        default=",".join(DEFAULT_OBJECTIVES),
         metavar="A,B,...",
-        help=f"all, or of {', '.join(OBJECTIVES)} (default {','.join(COMPARED)})",
+        help=f"all, or of {', '.join(OBJECTIVES)} (default {','.join(DEFAULT_OBJECTIVES)})",
     )
     parser.add_argument(
         "--pathways",
@@ -73,7 +73,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument(
         "--samples",
         type=count,
-        default=SAMPLED.samples,
+        default=ONE_SAMPLE.samples,
         metavar="K",
         help="sampled columns a datum in the curvature that sets the precisions (default 1; 0: all, exact and slower)",
     )

@@ -14,9 +14,9 @@ from bayesws.models import WSCNN
 from bayesws.training.objectives.names import objective_named, settings_for
 from bayesws.training.objectives.objective import Objective
 from bayesws.trials.comparison import PATHWAYS, Comparison
-from bayesws.trials.spec import SAMPLED, train_and_score
+from bayesws.trials.spec import ONE_SAMPLE, train_and_score
 
-COMPARED = ("evidence", "task")
+DEFAULT_OBJECTIVES = ("evidence", "task")
 
 
 def compare(
@@ -24,9 +24,9 @@ def compare(
     train: Any,
     test: Any,
     seeds: int = 5,
-    objectives: tuple[str | Objective, ...] = COMPARED,
+    objectives: tuple[str | Objective, ...] = DEFAULT_OBJECTIVES,
     likelihood: str = "classification",
-    curvature: str | Curvature = SAMPLED,
+    curvature: str | Curvature = ONE_SAMPLE,
     elsewhere: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     **settings: Any,
 ) -> Comparison:

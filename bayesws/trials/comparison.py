@@ -41,7 +41,7 @@ METRICS = (
     Metric("log evidence", lambda t: t.log_evidence, 0, higher_is_better=True),
     Metric("seconds", lambda t: t.seconds, 0),
 )
-TESTED = tuple(m for m in METRICS if m.name not in ("gap", "seconds"))
+TESTED_METRICS = tuple(m for m in METRICS if m.name not in ("gap", "seconds"))
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,11 @@ class Comparison:
         )
         for name in self._labels(("task", "pathways", "against")):
             table.add_column(name, no_wrap=True)
-        for metric in TESTED:
+        for metric in TESTED_METRICS:
             table.add_column(metric.name, justify="right")
         for labels, by_metric in self.differences(first).items():
             shown = []
-            for metric in TESTED:
+            for metric in TESTED_METRICS:
                 found = by_metric[metric.name]
                 won = f"{found.wins}/{found.pairs}"
                 p = "" if math.isnan(found.p_value) else f"p = {found.p_value:.2g}, "

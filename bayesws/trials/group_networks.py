@@ -16,7 +16,7 @@ from bayesws.io.provenance import versions
 from bayesws.models import WSCNN
 from bayesws.sharing.groups import Group, known_group
 from bayesws.trials.comparable import MEANING
-from bayesws.trials.spec import SAMPLED
+from bayesws.trials.spec import ONE_SAMPLE
 from bayesws.trials.starts import started
 from bayesws.trials.store import as_file_name
 
@@ -51,7 +51,7 @@ class GroupStart:
     width: int
     fit: dict[str, Any]
     evidence_curvature: Curvature
-    curvature: Curvature = SAMPLED
+    curvature: Curvature = ONE_SAMPLE
     device: str = "cpu"
     checkpoints: str | None = field(default=None)
 

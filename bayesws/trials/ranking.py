@@ -16,7 +16,7 @@ from bayesws.training.summaries import SharingRow
 from bayesws.trials.by_layer import in_use, of_strength
 from bayesws.trials.comparable import check_same_data, check_same_meaning, doubt
 
-NARROWEST = 16  # columns for a network's name
+NARROWEST_NAME = 16  # columns for a network's name
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Ranking:
             box=SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
         )
-        table.add_column("network", min_width=NARROWEST, overflow="fold")
+        table.add_column("network", min_width=NARROWEST_NAME, overflow="fold")
         for name in columns:
             table.add_column(name, justify="right", no_wrap=True)
         for row, numbers in zip(self.rows, zip(*columns.values(), strict=True), strict=True):
@@ -152,7 +152,7 @@ class Ranking:
             box=SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
         )
-        table.add_column("network", min_width=NARROWEST, overflow="fold")
+        table.add_column("network", min_width=NARROWEST_NAME, overflow="fold")
         for name in ("layer", "group"):
             table.add_column(name, overflow="fold")
         for name in ("ρ", "γ"):

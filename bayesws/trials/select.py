@@ -12,12 +12,12 @@ from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.layers.contract import layers_of
 from bayesws.training.result import FitResult
 from bayesws.trials.ranking import Ranking
-from bayesws.trials.spec import SAMPLED
+from bayesws.trials.spec import ONE_SAMPLE
 from bayesws.trials.starts import Start, best_of, made, started
 from bayesws.trials.store import as_file_name
 
-WHOLE_UP_TO = 2000  # parameters of a network whose whole Hessian is taken
-LAYERS_UP_TO = 10_000  # parameters of a layer whose joint block is taken
+LARGEST_WHOLE = 2000  # parameters of a network whose whole Hessian is taken
+LARGEST_LAYER = 10_000  # parameters of a layer whose joint block is taken
 
 
 def select(
@@ -27,7 +27,7 @@ def select(
     seeds: int = 1,
     *,
     test: tuple[Tensor, Tensor] | None = None,
-    curvature: str | Curvature = SAMPLED,
+    curvature: str | Curvature = ONE_SAMPLE,
     evidence_curvature: str | Curvature | None = None,
     checkpoints: str | Path | None = None,
     **settings: Any,
@@ -126,6 +126,6 @@ def comparable_curvature(nets: Iterable[nn.Module]) -> Curvature:
     for net in nets:
         layers = [sum(p.numel for p in layer.pathways.values()) for layer in layers_of(net).values()]
         largest, whole = max([largest, *layers]), max(whole, sum(layers))
-    if whole <= WHOLE_UP_TO:
+    if whole <= LARGEST_WHOLE:
         return Curvature("full")
-    return Curvature("layer" if largest <= LAYERS_UP_TO else "kron")
+    return Curvature("layer" if largest <= LARGEST_LAYER else "kron")

@@ -26,10 +26,10 @@ from bayesws.training.schedule import Schedule
 from bayesws.trials.comparable import MEANING
 from bayesws.trials.records import Trial
 
-SAMPLED = Curvature("kron", samples=1)
+ONE_SAMPLE = Curvature("kron", samples=1)
 WEIGHT_DECAYS = 6  # that the task loss chooses from
 TRAININGS = {"evidence": 1, "validated": 13, "constrained": 9}  # of an objective, roughly; 7 of the others
-RUN_ALONE = ("device", "fits", "labels")  # no number depends on these
+IDLE_FIELDS = ("device", "fits", "labels")  # no number depends on these
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TrialSpec:
     network: dict[str, Any] = field(default_factory=dict)
     objective: str = "evidence"
     fit: dict[str, Any] = field(default_factory=dict)
-    curvature: Curvature = SAMPLED
+    curvature: Curvature = ONE_SAMPLE
     labels: dict[str, str | int] = field(default_factory=dict)
     elsewhere: tuple[str, ...] = ()
     device: str = "cpu"
@@ -72,7 +72,7 @@ class TrialSpec:
     @property
     def settings(self) -> dict[str, Any]:
         """All that the numbers depend on, the labels and what the numbers mean, as it comes back from JSON."""
-        given = {name: value for name, value in asdict(self).items() if name not in RUN_ALONE}
+        given = {name: value for name, value in asdict(self).items() if name not in IDLE_FIELDS}
         settings: dict[str, Any] = json.loads(json.dumps(given | self.labels | {"meaning": MEANING}))
         return settings
 

@@ -9,10 +9,10 @@ from typing import Any
 from bayesws.evidence.curvature import Curvature
 from bayesws.trials import engine
 from bayesws.trials.plan import read_plan
-from bayesws.trials.spec import SAMPLED, TrialSpec
+from bayesws.trials.spec import ONE_SAMPLE, TrialSpec
 
-OF_RECORD = {"accuracy", "nll", "log_evidence", "seconds", "stack_parameters", "groups"}
-LONGEST = 200  # bytes of a trial's name: with what a draft adds it must fit into a file's, 255
+RECORD_FIELDS = {"accuracy", "nll", "log_evidence", "seconds", "stack_parameters", "groups"}
+LONGEST_NAME = 200  # bytes of a trial's name: with what a draft adds it must fit into a file's, 255
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Study:
                             method.get("network", {}),
                             objective,
                             settings,
-                            Curvature(**method["curvature"]) if method.get("curvature") is not None else SAMPLED,
+                            Curvature(**method["curvature"]) if method.get("curvature") is not None else ONE_SAMPLE,
                             {"train_size": size, "method": name},
                             device=device,
                         )
@@ -88,7 +88,7 @@ class Study:
             ValueError: a trial in the folder that is damaged or was run with other settings, data that cannot be
                 loaded, and what `TrialSpec.run` raises.
         """
-        return engine.run(self.cells, folder, processes, OF_RECORD, advance, attrgetter("cost"), _check_data)
+        return engine.run(self.cells, folder, processes, RECORD_FIELDS, advance, attrgetter("cost"), _check_data)
 
 
 def _check_files(cells: Sequence[TrialSpec], path: Path) -> None:
@@ -101,7 +101,7 @@ def _check_files(cells: Sequence[TrialSpec], path: Path) -> None:
                 f"study {path}: methods {other.labels['method']!r} and {method!r} would both be kept in "
                 f"{cell.name}.json: rename one"
             )
-        if len(cell.name.encode()) > LONGEST:
+        if len(cell.name.encode()) > LONGEST_NAME:
             raise ValueError(
                 f"study {path}: method {method!r}: a name of {len(method)} characters is too long for a file's: "
                 "shorten it"

@@ -13,10 +13,10 @@ from typing import Any
 from bayesws.io.files import without_nan, write_whole
 from bayesws.trials.comparable import DIGITS
 
-LARGEST = 20_000  # bytes
-NOT_OF_THE_NUMBERS = {"--out": 1, "--json": 0, "--jobs": 1, "--device": 1}  # options by how many words follow
+LARGEST_SUMMARY = 20_000  # bytes
+IDLE_OPTIONS = {"--out": 1, "--json": 0, "--jobs": 1, "--device": 1}  # options by how many words follow
 
-OF_GROUPS = ("closure_error", "entropy")  # of a learned stack, beside the group's name
+GROUP_FIELDS = ("closure_error", "entropy")  # of a learned stack, beside the group's name
 
 Record = dict[str, Any]
 
@@ -112,8 +112,10 @@ def save_summary(summary: Mapping[str, Any], path: str | Path) -> None:
         else:
             parts.append(f" {_text(name)}: {_text(value)}")
     text = "{\n" + ",\n".join(parts) + "\n}\n"
-    if (size := len(text.encode())) > LARGEST:
-        raise ValueError(f"a summary of {size} bytes: expected at most {LARGEST}; leave out fields, or round further")
+    if (size := len(text.encode())) > LARGEST_SUMMARY:
+        raise ValueError(
+            f"a summary of {size} bytes: expected at most {LARGEST_SUMMARY}; leave out fields, or round further"
+        )
     write_whole(Path(path), lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
@@ -172,7 +174,7 @@ def _of_study(trial: Mapping[str, Any]) -> Record:
         if trial["stack_parameters"] and (
             group := trial["groups"].get(name)
         ):  # a fixed stack is the group it was given
-            row |= {"group": group["name"], **{name: group[name] for name in OF_GROUPS}}
+            row |= {"group": group["name"], **{name: group[name] for name in GROUP_FIELDS}}
     return {"settings": settings, **kept, "layers": _rounded(kept["layers"], 4)}
 
 
@@ -182,7 +184,7 @@ def _trial(record: Mapping[str, Any]) -> Record:
     for row in sharing:
         row["strength"] = math.nan if row["strength"] is None else row["strength"]  # of a layer that cannot share
     groups = {
-        row["name"]: {"name": row.pop("group"), **{name: row.pop(name) for name in OF_GROUPS}}
+        row["name"]: {"name": row.pop("group"), **{name: row.pop(name) for name in GROUP_FIELDS}}
         for row in sharing
         if "group" in row
     }
@@ -208,8 +210,8 @@ def _command(words: Any) -> str:
     for word in words or ():
         if skip:
             skip -= 1
-        elif word in NOT_OF_THE_NUMBERS:
-            skip = NOT_OF_THE_NUMBERS[word]
+        elif word in IDLE_OPTIONS:
+            skip = IDLE_OPTIONS[word]
         else:
             kept.append(f"'{word}'" if " " in word else word)
     return " ".join(kept)
