@@ -3,11 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from bayesws.training.result import FitResult
-from bayesws.trials.comparison import Comparison
-from bayesws.trials.ranking import LayerRanking, Ranking
-
-Run = str | Path | FitResult | Comparison | Ranking | LayerRanking
+from bayesws.report.reportable import Run
 
 
 def write_report(runs: Run | Sequence[Run], path: str | Path, figures: str | Path | None = None) -> list[Path]:

@@ -9,7 +9,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from bayesws.io.files import write_whole
-from bayesws.report.runs import Run, sections_of
+from bayesws.report.reportable import Run
+from bayesws.report.runs import sections_of
 from bayesws.report.sections.section import Section, together
 
 

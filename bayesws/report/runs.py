@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bayesws.report import Run
+from bayesws.report.reportable import Run
 from bayesws.report.sections.comparison import comparison_section
 from bayesws.report.sections.fit import fit_section
 from bayesws.report.sections.others import ranking_section, strength_section, study_section
