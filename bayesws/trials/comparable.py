@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from bayesws.training.result import FitResult
@@ -23,6 +23,14 @@ class Comparable(Protocol):
     def meaning(self) -> int | None:
         """The `MEANING` that its numbers were computed by; None where none is known."""
         ...
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a record knows of its data and of its numbers: see `Comparable`."""
+
+    data: str | None
+    meaning: int | None
 
 
 def check_same_meaning(results: Iterable[tuple[str, Comparable]]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from bayesws.evidence.curvature import Curvature
 from bayesws.trials import engine
+from bayesws.trials.comparable import Origin, check_same_data
 from bayesws.trials.plan import read_plan
 from bayesws.trials.spec import ONE_SAMPLE, TrialSpec
 
@@ -86,9 +87,17 @@ class Study:
 
         Raises:
             ValueError: a trial in the folder that is damaged or was run with other settings, data that cannot be
-                loaded, and what `TrialSpec.run` raises.
+                loaded, or was another when trials in the folder were run, and what `TrialSpec.run` raises.
         """
-        return engine.run(self.cells, folder, processes, RECORD_FIELDS, advance, attrgetter("cost"), _check_data)
+        records = engine.run(self.cells, folder, processes, RECORD_FIELDS, advance, attrgetter("cost"), _check_data)
+        paired: dict[tuple[Any, ...], list[tuple[str, Origin]]] = {}
+        for cell, record in zip(self.cells, records, strict=True):
+            origin = Origin(record.get("data"), record.get("meaning"))
+            place = (cell.task, cell.labels["train_size"], cell.seed)
+            paired.setdefault(place, []).append((f"trial {cell.name}", origin))
+        for trials in paired.values():
+            check_same_data(trials)
+        return records
 
 
 def _check_files(cells: Sequence[TrialSpec], path: Path) -> None:
