@@ -5,7 +5,6 @@ figures need of it, and is read as the run is.
 """
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,8 +176,6 @@ def _of_study(trial: Mapping[str, Any]) -> Record:
 def _trial(record: Mapping[str, Any]) -> Record:
     """As `Trial.from_record` and the tables of a study know it."""
     sharing = [{"name": name, "log_precisions": {}, **row} for name, row in record["layers"].items()]
-    for row in sharing:
-        row["strength"] = math.nan if row["strength"] is None else row["strength"]  # of a layer that cannot share
     groups = {
         row["name"]: {"name": row.pop("group"), **{name: row.pop(name) for name in OF_GROUPS}}
         for row in sharing
