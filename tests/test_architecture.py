@@ -1,7 +1,9 @@
 """Who may import whom, and other promises of the design that the source itself can be asked about."""
 
 import ast
+import inspect
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -149,6 +151,42 @@ def test_public_names_exist():
 
     assert len(set(bayesws.__all__)) == len(bayesws.__all__)
     assert not [name for name in bayesws.__all__ if not hasattr(bayesws, name)]
+
+
+def test_at_most_25_names_beside_the_modules():
+    import bayesws
+
+    modules = [name for name in bayesws.__all__ if isinstance(getattr(bayesws, name), ModuleType)]
+    assert len(modules) >= 9 and len(bayesws.__all__) - len(modules) <= 25
+
+
+def test_no_function_hides_a_module_of_its_name():
+    """An attribute of a package that is named like one of its modules must be that module."""
+    import importlib
+
+    for module in sorted(MODULES):
+        package, _, name = module.rpartition(".")
+        if package and name != "__main__":
+            found = getattr(importlib.import_module(package), name, None)
+            assert found is None or isinstance(found, ModuleType), f"{package}.{name} is a {type(found).__name__}"
+
+
+def test_fit_takes_at_most_twelve_arguments():
+    from bayesws.training.fit import fit
+
+    assert len(inspect.signature(fit).parameters) <= 12
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_files_and_functions_are_of_a_size_to_be_read(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 420, "is there a second idea in it?"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            arguments = len(node.args.args) + len(node.args.kwonlyargs)
+            assert arguments <= 14, f"line {node.lineno}: {node.name} takes {arguments} arguments"
+            lines = (node.end_lineno or node.lineno) - node.lineno
+            assert lines <= 110, f"line {node.lineno}: {node.name} has {lines} lines"
 
 
 def test_this_test_sees_imports():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bayesws.evidence.batches import Batches, digest_of
 from bayesws.evidence.capture import check_declarations
@@ -18,13 +18,13 @@ from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.io.progress import epoch_bar
 from bayesws.io.provenance import versions
-from bayesws.layers.contract import declarations, evaluating
-from bayesws.layers.start import has_soft_stack, start_at_moments, start_at_random
+from bayesws.layers.contract import declarations, evaluating, structure
+from bayesws.layers.start import start_at_moments, start_at_random
 from bayesws.training.checkpoint import Checkpoint
 from bayesws.training.held_out import Split
 from bayesws.training.loop import Loop
 from bayesws.training.objectives.names import objective_named, with_settings
-from bayesws.training.objectives.objective import Objective, Setting
+from bayesws.training.objectives.objective import Objective, Setting, Work
 from bayesws.training.outcome import final_evidence, final_posterior
 from bayesws.training.recipe import Provenance, Recipe
 from bayesws.training.result import FitResult
@@ -108,33 +108,20 @@ def fit(
     loop = Loop(setting, work)
     loop.train(watching(""), kept, watch=watch)
     evidence = EvidenceSummary.of(final_evidence(setting, work))
-    notes = work.notes(loop.history)
-    if plan.start is not None and not has_soft_stack(model):
-        notes.append(f"start={plan.start!r} had nothing to start: no layer has a soft stack")
     ended = time.perf_counter()
-    posterior = {}
-    if keep_posterior:
-        try:
-            posterior = final_posterior(setting, work)
-        except ValueError as error:
-            notes.append(f"no posterior was kept, predict(kind='map') is what there is: {error}")
+    posterior, notes = _posterior(setting, work) if keep_posterior else ({}, [])
+    if plan.start is not None and not structure(model):
+        notes = [f"start={plan.start!r} had nothing to start: no layer has a soft stack", *notes]
     result = FitResult(
         model=model.eval(),
         prior=work.log_precisions,
         likelihood=setting.likelihood,
         evidence=evidence,
         history=loop.history,
-        recipe=Recipe(
-            chooser.name,
-            _as_record(chooser),
-            {k: v for k, v in chooser.chosen_settings(chosen).items() if v not in (None, {})},
-            asdict(plan),
-            setting.curvature,
-            seed,
-        ),
+        recipe=_recipe(setting, chooser, chosen),
         provenance=Provenance(versions(), data.digest(), str(place), ended - started, ended - training),
         start=tuple(proposals),
-        notes=tuple(notes),
+        notes=(*work.notes(loop.history), *notes),
         posterior=posterior,
     )
     if kept is not None:
@@ -169,6 +156,21 @@ def _start(setting: Setting) -> list[Proposal]:
     if setting.schedule.start == "random":
         start_at_random(setting.net, setting.seed)
     return []
+
+
+def _posterior(setting: Setting, work: Work) -> tuple[dict[str, Tensor], list[str]]:
+    """What a posterior predictive needs; or nothing, and a note that says why."""
+    try:
+        return final_posterior(setting, work), []
+    except ValueError as error:
+        return {}, [f"no posterior was kept, predict(kind='map') is what there is: {error}"]
+
+
+def _recipe(setting: Setting, objective: Objective, chosen: Any) -> Recipe:
+    """How the fit was made; of what was chosen only what there was a choice of."""
+    found = {name: value for name, value in objective.chosen_settings(chosen).items() if value not in (None, {})}
+    settings = _as_record(objective)
+    return Recipe(objective.name, settings, found, asdict(setting.schedule), setting.curvature, setting.seed)
 
 
 def _as_record(objective: Objective) -> dict[str, Any]:

@@ -388,7 +388,7 @@ def test_positions_folded_into_the_batch_are_refused(layer, curvature):
 
 BAD_NAMES = [
     ({"curvature": "kfac"}, "curvature='kfac': expected one of full, layer, pathway, kron, diag"),
-    ({"likelihood": "poisson"}, "likelihood='poisson': expected 'classification' or 'regression'"),
+    ({"likelihood": "poisson"}, "likelihood='poisson': expected 'classification', 'regression', or an instance"),
     ({"batch_size": 0}, "batch_size=0: expected at least 1"),
 ]
 

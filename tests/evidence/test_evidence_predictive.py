@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import bayesws as bws
-from bayesws.evidence.laplace.backend import posterior
+from bayesws.evidence.laplace import fitted_posterior
 from bayesws.evidence.predictive import DRAWS
 
 
@@ -109,7 +109,7 @@ def test_classification_is_the_average_over_the_linearised_network(stack, curvat
     torch.testing.assert_close(fit.predict(x, batch_size=6), p, rtol=1e-4, atol=1e-5)  # float32
     assert fit.nll(x, y) == pytest.approx(-p[torch.arange(20), y].log().mean().item(), rel=1e-4)
     assert not torch.equal(p, fit.predict(x, "map"))
-    again = posterior(fit.model, data.train, "classification", curvature, fit.prior)
+    again = fitted_posterior(fit.model, data.train, "classification", curvature, fit.prior)
     moments = again._glm_predictive_distribution(x)
     # float32, and for "full" another route to the inverse
     torch.testing.assert_close(p, bws.Categorical().expected_mean(*moments), rtol=1e-3, atol=1e-4)
