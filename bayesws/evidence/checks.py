@@ -77,8 +77,8 @@ def _check_gradients(net: nn.Module, layers: Layers, x: Tensor) -> None:
                         "function): expected every use to be a call of the module; call the module, or freeze the "
                         "parameter"
                     )
-    for (name, (_, pathway)), truth in zip(pathways.items(), truths, strict=True):
-        if truth is None and _moves(net, x, pathway.parameter):
+    for (name, (_, pathway)), reached in zip(pathways.items(), truths, strict=True):
+        if reached is None and _moves(net, x, pathway.parameter):
             raise ValueError(
                 f"the outputs depend on parameter {name!r}, but its gradient does not reach them: expected no "
                 "torch.no_grad, detach or reentrant checkpointing on the way; use checkpoint(..., use_reentrant=False),"
