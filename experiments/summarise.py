@@ -21,12 +21,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help=f"a folder with {', '.join(RECORDS[:-1])} or {RECORDS[-1]}")
     parser.add_argument("into", type=Path, help="the folder for summary.json and the figures")
+    parser.add_argument("--digits", type=int, default=6, help="of every number (default 6); fewer for many seeds")
     options = parser.parse_args()
     try:
         record = next((options.run / name for name in RECORDS if (options.run / name).is_file()), None)
         if record is None:
             raise ValueError(f"{options.run} holds none of {', '.join(RECORDS)}: expected the --out of a finished run")
-        bws.trials.save_summary(bws.trials.summary_of(json.loads(record.read_text())), options.into / "summary.json")
+        summary = bws.trials.summary_of(json.loads(record.read_text()), options.digits)
+        bws.trials.save_summary(summary, options.into / "summary.json")
     except ValueError as error:
         print(f"summarise: error: {error}", file=sys.stderr)
         return 2

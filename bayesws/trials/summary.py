@@ -5,7 +5,6 @@ figures need of it, and is read as the run is.
 """
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def records_in(cells: Iterable[Mapping[str, Any]], along: str = "seed") -> list[
     return [_at(cell, place) for cell in cells for place in range(len(cell[along]))]
 
 
-def summary_of(run: Mapping[str, Any]) -> Record:
+def summary_of(run: Mapping[str, Any], digits: int = 6) -> Record:
     """The summary of what `bayesws compare`, `study` or `select` wrote: settings, versions, command, and the cells.
 
     Kept of every trial are its scores, the ρ and γ of its layers, the groups of learned stacks, and how many notes it
@@ -66,6 +65,7 @@ def summary_of(run: Mapping[str, Any]) -> Record:
 
     Args:
         run: the record in comparison.json, study.json or ranking.json.
+        digits: of every number that is not whole; fewer where there are many seeds.
 
     Raises:
         ValueError: a record of something else.
@@ -79,12 +79,12 @@ def summary_of(run: Mapping[str, Any]) -> Record:
     if "networks" in run:
         layers = {"layers": {k: v for k, v in run["layers"].items() if k != "probabilities"}} if "layers" in run else {}
         kept: Record = {"networks": [_network(row) for row in run["networks"]], **layers}
-        return known | {"settings": settings} | _rounded(without_nan(kept), 6)
+        return known | {"settings": settings} | _rounded(without_nan(kept), digits)
     if "trials" not in run:
         raise ValueError("no run of bayesws: expected the record of comparison.json, study.json or ranking.json")
     study = all("groups" in trial for trial in run["trials"])
     by = ("settings",) if study else ("task", "pathways", "objective")
-    return known | {"cells": cells_of(map(_of_study if study else _of_comparison, run["trials"]), by)}
+    return known | {"cells": cells_of(map(_of_study if study else _of_comparison, run["trials"]), by, digits=digits)}
 
 
 def trials_in(record: Mapping[str, Any]) -> list[Record]:
@@ -114,7 +114,7 @@ def save_summary(summary: Mapping[str, Any], path: str | Path) -> None:
     text = "{\n" + ",\n".join(parts) + "\n}\n"
     if (size := len(text.encode())) > LARGEST_SUMMARY:
         raise ValueError(
-            f"a summary of {size} bytes: expected at most {LARGEST_SUMMARY}; leave out fields, or round further"
+            f"a summary of {size} bytes: expected at most {LARGEST_SUMMARY}; round to fewer digits, or leave out fields"
         )
     write_whole(Path(path), lambda draft: draft.write_text(text, encoding="utf-8"))
 
@@ -181,8 +181,6 @@ def _of_study(trial: Mapping[str, Any]) -> Record:
 def _trial(record: Mapping[str, Any]) -> Record:
     """As `Trial.from_record` and the tables of a study know it."""
     sharing = [{"name": name, "log_precisions": {}, **row} for name, row in record["layers"].items()]
-    for row in sharing:
-        row["strength"] = math.nan if row["strength"] is None else row["strength"]  # of a layer that cannot share
     groups = {
         row["name"]: {"name": row.pop("group"), **{name: row.pop(name) for name in GROUP_FIELDS}}
         for row in sharing

@@ -22,7 +22,7 @@ TITLES = {
     "half_of_shifts": "line of 8, 4 of 8 copies shifted",
     "c4_in_voxels": "2 × 2 × 2 voxels, 4 of 24 copies turned",
 }
-KEPT = ("toy", "examples", "method", "seed", "found_all", "held_out_squared_error", "task_structure_rate")
+KEPT = ("toy", "examples", "method", "seed", "found_all", "held_out_squared_error", "structure_rate")
 OF_PARTIAL_GROUPS = ("claims_right", "separated", "sharing_of_planted", "sharing_of_others")
 DIGITS = 4
 
@@ -103,7 +103,7 @@ def claims(runs: Runs) -> list[str]:
     if late:
         largest = max(r["sharing_of_others"] for r in late)
         lines.append(f"largest mean s_g of copies that do not share, evidence, from N = 16 on: {largest:.2f}")
-    slow = [r["task_structure_rate"] == 0.02 for r in runs if r["method"] == "task"]
+    slow = [r["structure_rate"] == 0.02 for r in runs if r["method"] == "task"]
     lines.append(f"slow logits chosen, as published: {sum(slow)} of {len(slow)}")
     return lines
 

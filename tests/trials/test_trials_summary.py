@@ -144,6 +144,13 @@ def test_tables_of_a_ranking_are_those_of_its_summary(ranking, tmp_path):
     assert Ranking.load(tmp_path / "summary.json").rows[0].log_evidence == -3.33333
 
 
+def test_fewer_digits_make_it_smaller(comparison):
+    record = json.loads(comparison.as_json())
+    full, short = (summary_of(record, digits)["cells"][0] for digits in (6, 2))
+    assert full["nll"] == [0.333333, 0.25, 0.2] and short["nll"] == [0.33, 0.25, 0.2]
+    assert short["layers"]["lift"]["effective"]["shared"] == 3.3
+
+
 def test_what_wrote_no_run_is_refused():
     with pytest.raises(ValueError, match=r"no run of bayesws: expected the record of comparison\.json"):
         summary_of({"settings": {}})
@@ -151,7 +158,7 @@ def test_what_wrote_no_run_is_refused():
 
 def test_a_summary_stays_small(tmp_path):
     cells = cells_of([{"seed": seed, "nll": math.sqrt(seed)} for seed in range(3000)], [])
-    with pytest.raises(ValueError, match=r"expected at most 20000; leave out fields, or round further"):
+    with pytest.raises(ValueError, match=r"expected at most 20000; round to fewer digits, or leave out fields"):
         save_summary({"cells": cells}, tmp_path / "summary.json")
     assert not list(tmp_path.iterdir())
 

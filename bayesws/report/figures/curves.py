@@ -31,13 +31,13 @@ def loss_curve(history: Sequence[dict[str, float]]) -> Figure:
 
 
 def evidence_curves(history: Sequence[dict[str, float]], examples: int) -> Figure:
-    """What the evidence costs, by epoch: misfit + scatter + Occam factor = -log evidence, nats per datum."""
+    """What the evidence costs, by epoch: −data fit + scatter + Occam factor = −log evidence, nats per datum."""
     figure, (axes,) = new_figure(HEIGHT)
     steps = [r for r in history if "log_evidence" in r]
     epochs = [r["epoch"] for r in steps]
     terms = (
         ("−log evidence", "log_evidence", -1, "ink"),
-        ("misfit", "data_fit", -1, "cool"),
+        ("−data fit", "data_fit", -1, "cool"),
         ("scatter", "scatter", 1, "warm"),
         ("Occam", "occam", 1, "accent"),
     )

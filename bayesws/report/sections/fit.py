@@ -190,7 +190,7 @@ def _training_block(fit: FitResult, start: str) -> Block:
             Drawing(
                 f"{start}-evidence",
                 "What the evidence is made of",
-                "Misfit, scatter and Occam factor add up to −log evidence, at every step on the precisions.",
+                "−data fit, scatter and Occam factor add up to −log evidence, at every step on the precisions.",
                 lambda: evidence_curves(history, examples),
             )
         )
