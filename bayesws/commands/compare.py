@@ -41,9 +41,9 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser = commands.add_parser(
         "compare",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        help="evidence against task loss and its rivals on one data set, several tasks and seeds",
+        help="evidence against the task loss and other baselines, several tasks and seeds",
         description="Train the same network by the evidence and by the task loss, or by other\n"
-        "rivals, and show how well each does and what each layer shares. Tasks with the\n"
+        "baselines, and show how well each does and what each layer shares. Tasks with the\n"
         "same labels are also tested on each other's images. Finished trials are kept in\n"
         "OUT/trials, the first seed's networks in OUT/fits: an interrupted run goes on\n"
         "where it stopped. Writes comparison.json and comparison.png.",

@@ -30,7 +30,7 @@ def compare(
     elsewhere: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     **settings: Any,
 ) -> Comparison:
-    """Evidence against task loss, and its rivals, on one data set, paired over seeds.
+    """Evidence against the task loss and other baselines on one data set, paired over seeds.
 
     Args:
         make_net: builds the network; called with torch's seed set, so that every objective starts from equal weights.

@@ -21,13 +21,13 @@ class Trial:
         task: what the data was made into, such as "turned".
         seed: of split, initial weights and order.
         pathways: "both", "shared" or "free": what the network of a comparison has; empty elsewhere.
-        objective: "evidence" or a rival's name.
+        objective: the objective's name, such as "evidence".
         accuracy: test accuracy at the MAP weights in [0, 1]; nan for a regression.
         nll: mean test negative log likelihood at the MAP weights, nats per datum.
         train_nll: the same on the training data.
         log_evidence: nats, summed over the training data.
         sharing: a row per layer.
-        weight_decay: chosen for the task loss or a rival; None for the evidence.
+        weight_decay: chosen for the task loss or a relative; None for the evidence.
         seconds: wall time of the fit, the choice of its settings included.
         training_seconds: that of its last training alone.
         notes: what did not converge.
