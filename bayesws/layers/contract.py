@@ -10,7 +10,7 @@ A module of your own becomes a layer by one registered function:
     def _(module: MyLayer) -> Declaration: ...
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, singledispatch
@@ -306,3 +306,16 @@ def evaluating(net: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Within the block the parameters take no gradient, so no optimiser moves them or remembers anything of them."""
+    taken = [p for p in parameters if p.requires_grad]
+    for parameter in taken:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in taken:
+            parameter.requires_grad_(True)

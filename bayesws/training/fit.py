@@ -54,10 +54,9 @@ def fit(
     objective="evidence": weights minimise -log p(D | θ) + ½ θᵀ Λ θ; every few epochs one Laplace pass sets Λ (MacKay's
     fixed point), the noise, and, with the whole gradient of the log evidence, the layers' structure (`ByEvidence`).
 
-    objective="task": weights and structure minimise the mean of -log p + ½ λ ‖θ‖², with λ chosen on a held-out split of
-    the training data (`TaskLoss`). "fixed", "validated" and "constrained" are the same with shared and free weights
-    told apart (`FixedRatio`, `Validated`, `Constrained`). All are in `bayesws.objectives`, with their settings; another
-    objective is a class with the methods of `objectives.Objective`.
+    objective="task": weights and structure minimise the mean of -log p + ½ λ ‖θ‖², with λ chosen on held-out data
+    (`TaskLoss`); "fixed", "validated" and "constrained" tell shared and free weights apart. All are in
+    `bayesws.objectives`; another is a class with the methods of `objectives.Objective`.
 
     All objectives share loop, optimiser, schedule, initial weights and the order of the data. Runs are reproducible to
     the last bit on one thread (torch.set_num_threads(1)).
@@ -73,18 +72,16 @@ def fit(
         seed: of the order of the data, and of the held-out split.
         schedule: how long and how fast, and where stacks start; see `Schedule`.
         device: where to train; None is where the network is.
-        progress: whether to show a bar; None shows it on a terminal. Or a function that is called with every record of
-            the history as it comes (see `FitResult`), beside the bar; not while settings are chosen.
-        keep_posterior: whether to keep the curvature that the posterior predictive needs: P² numbers with "full". Kept
-            as laplace-torch can hold it: "full", "diag", and Kronecker factors for all else.
-        checkpoint: a folder for what the fit leaves on its way, every ten seconds, between epochs, and at its end. The
-            same call goes on from there, to the same numbers to the last bit; a finished fit it hands back.
-        settings: single fields of the schedule or the objective by name, such as `epochs=100` or
-            `weight_decays=(0.0, 1e-3)`.
+        progress: whether to show a bar; None shows it on a terminal. Or a function that is called with every new record
+            of the history, beside the bar; not while settings are chosen.
+        keep_posterior: whether to keep what the posterior predictive needs, as laplace-torch can hold it: the curvature
+            "full" (P² numbers), "diag", and Kronecker factors for all else.
+        checkpoint: a folder for what the fit leaves, every ten seconds and at its end. The same call goes on from
+            there, to the same numbers to the last bit; a finished fit it hands back.
+        settings: fields of the schedule or the objective, such as `epochs=100` or `weight_decays=(0.0, 1e-3)`.
 
     Raises:
-        ValueError: unknown names, data that does not fit, parameters that cannot be treated, settings that the network
-            has nothing for.
+        ValueError: unknown names, data or settings that do not fit, parameters that cannot be treated.
         FloatingPointError: a loss that is not finite, naming the epoch.
     """
     started = time.perf_counter()

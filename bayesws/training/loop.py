@@ -1,15 +1,14 @@
 """The loop: epochs of steps on the weights, and in between what the objective does of its own."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayesws.layers.cache import computed_once
-from bayesws.layers.contract import named_pathways
+from bayesws.layers.contract import frozen, named_pathways
 from bayesws.training.checkpoint import Checkpoint
 from bayesws.training.objectives.objective import Setting, Work
 from bayesws.training.optimiser import optimiser_state, restore_optimiser
@@ -72,7 +71,7 @@ class Loop:
         setting.net.train()
         work.before_epoch()
         loss: Tensor | float = 0.0
-        with _frozen(work.at_rest(epoch)):
+        with frozen(work.at_rest(epoch)):
             for step, (x, y) in enumerate(setting.data.shuffled(self.order), 1):
                 self._set_rates(epoch, step)
                 loss = loss + self._step(x, y)
@@ -127,16 +126,3 @@ class Loop:
         restore_optimiser("weights", self.optimiser, tensors)
         self.work.restore(tensors, values["objective"])
         self.history = values["history"]
-
-
-@contextmanager
-def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Within the block the parameters take no gradient, so no optimiser moves them or remembers anything of them."""
-    frozen = [p for p in parameters if p.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)

@@ -18,7 +18,7 @@ from bayesws.evidence.laplace.backend import PathwayGGN, ReducedPathwayGGN
 from bayesws.evidence.laplace.kron import PathwayKron
 from bayesws.evidence.likelihood import Categorical, Gaussian, Likelihood, likelihood_named
 from bayesws.evidence.objective import resolve_prior
-from bayesws.layers.contract import declarations, named_pathways
+from bayesws.layers.contract import declarations, frozen, named_pathways
 
 Prior = Mapping[str, Tensor | float] | float | None
 HELD = ("full", "kron", "diag")  # kinds of curvature that laplace-torch holds
@@ -32,14 +32,8 @@ def frozen_hyperparameters(net: nn.Module) -> Iterator[None]:
         ValueError: a parameter that nothing declares.
     """
     weights = {id(pathway.parameter) for _, pathway in named_pathways(net)}
-    frozen = [p for p in net.parameters() if p.requires_grad and id(p) not in weights]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
+    with frozen(p for p in net.parameters() if id(p) not in weights):
         yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_()
 
 
 def prior_precisions(net: nn.Module, prior: Prior = None) -> Tensor:
