@@ -71,7 +71,7 @@ def test_the_table_is_that_of_the_experiment():
         assert f"| {task} | {' | '.join(shown)} |" in README.read_text()
 
 
-CELLS = (("chosen", "evidence"), ("chosen", "task"), ("shared", "evidence"), ("free", "evidence"))
+CELLS = (("both", "evidence"), ("both", "task"), ("shared", "evidence"), ("free", "evidence"))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import argparse
 import math
 import os
+from operator import attrgetter
+from typing import Any
 
 from bayesws import data as data_sets
 from bayesws.commands.arguments import (
@@ -23,10 +25,12 @@ from bayesws.io.provenance import command, versions
 from bayesws.report.figures.comparison import save_picture
 from bayesws.training.fit import Schedule
 from bayesws.training.objectives.names import OBJECTIVES, objective_named
-from bayesws.trials.compare import COMPARED, SAMPLED, Job
-from bayesws.trials.comparison import STRUCTURES, Comparison
+from bayesws.trials import engine
+from bayesws.trials.compare import DEFAULT_OBJECTIVES
+from bayesws.trials.comparison import PATHWAYS, Comparison
 from bayesws.trials.records import Trial
-from bayesws.trials.store import run_kept, told_when_stopped
+from bayesws.trials.spec import ONE_SAMPLE, TrialSpec
+from bayesws.trials.store import told_when_stopped
 
 DEMO_TASKS = ("turned", "orientation", "upright")
 QUICK_EPOCHS = 40
@@ -45,7 +49,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         "where it stopped. Writes comparison.json and comparison.png.",
         epilog="examples:\n  bayesws compare\n  bayesws compare --quick --out /tmp/look\n"
         "  bayesws compare --data mnist --train-size 2000 --test-size 2000 --task turned\n"
-        "  bayesws compare --seeds 5 --structures all\n"
+        "  bayesws compare --seeds 5 --pathways all\n"
         "  bayesws compare --task turned --objectives all --seed 3",
     )
     add_data(parser)
@@ -54,14 +58,14 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("--seed", type=count, default=0, help="the first of them (default 0)")
     parser.add_argument(
         "--objectives",
-        default=",".join(COMPARED),
+        default=",".join(DEFAULT_OBJECTIVES),
         metavar="A,B,...",
-        help=f"all, or of {', '.join(OBJECTIVES)} (default {','.join(COMPARED)})",
+        help=f"all, or of {', '.join(OBJECTIVES)} (default {','.join(DEFAULT_OBJECTIVES)})",
     )
     parser.add_argument(
-        "--structures",
-        choices=("chosen", "all"),
-        default="chosen",
+        "--pathways",
+        choices=("both", "all"),
+        default="both",
         help="all: also the fully shared and the fully free network",
     )
     parser.add_argument("--quick", action="store_true", help=f"one seed, {QUICK_EPOCHS} epochs: a first look")
@@ -69,7 +73,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument(
         "--samples",
         type=count,
-        default=SAMPLED.samples,
+        default=ONE_SAMPLE.samples,
         metavar="K",
         help="sampled columns a datum in the curvature that sets the precisions (default 1; 0: all, exact and slower)",
     )
@@ -82,14 +86,15 @@ def run(options: argparse.Namespace) -> None:
     """Run what the folder does not hold yet, write the comparison and its picture, print the tables."""
     check_device(options.device)
     check_out(options.out, "comparison.json")
-    jobs = _jobs(options)
+    specs = _specs(options)
     processes = options.jobs if options.device == "cpu" else 1
     try:
-        with trial_bar(len(jobs)) as advance:
-            records = run_kept(jobs, options.out, processes, ("sharing", "nll"), advance, _cost)
+        with trial_bar(len(specs)) as advance:
+            records = engine.run(specs, options.out, processes, ("sharing", "nll"), advance, attrgetter("cost"))
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(told_when_stopped(jobs, options.out)) from stop
-    same = {k: v for k, v in jobs[0].settings.items() if k not in ("task", "seed", "structure", "objective")}
+        raise KeyboardInterrupt(told_when_stopped(specs, options.out)) from stop
+    same = {k: v for k, v in specs[0].settings.items() if k not in ("task", "seed", "pathways", "objective")}
+    same["network"] = {k: v for k, v in same["network"].items() if k != "pathways"}
     run = {"seeds": [options.seed + s for s in range(_seeds(options))], "versions": versions(), "command": command()}
     comparison = Comparison([Trial.from_record(r) for r in records], same | run)
     comparison.save(options.out / "comparison.json")
@@ -113,35 +118,36 @@ def run(options: argparse.Namespace) -> None:
     console.print(f"written: {options.out / 'comparison.json'}, {options.out / 'comparison.png'}")
 
 
-def _jobs(options: argparse.Namespace) -> list[Job]:
+def _specs(options: argparse.Namespace) -> list[TrialSpec]:
     """All trials, in the order of the tables; raises where the data of one cannot be loaded."""
     tasks = tuple(dict.fromkeys(options.task or DEMO_TASKS))
-    structures = tuple(STRUCTURES) if options.structures == "all" else ("chosen",)
+    pathways = tuple(PATHWAYS) if options.pathways == "all" else ("both",)
     data, classes = data_arguments(options), {}
     for task in tasks:
         classes[task] = data_sets.load(**data, task=task, seed=options.seed).num_classes
-    first = {
-        "network": {"hidden_channels": options.hidden_channels, "layers": options.layers},
+    network = {"hidden_channels": options.hidden_channels, "layers": options.layers}
+    same: dict[str, Any] = {
         "fit": {"epochs": options.epochs or (QUICK_EPOCHS if options.quick else Schedule().epochs)},
         "curvature": Curvature("kron", samples=options.samples or None),
         "device": options.device,
     }
     return [
-        Job(
-            data,
+        TrialSpec(
             task,
+            data,
             seed,
-            structure,
-            objective,
+            network=network | {"pathways": list(PATHWAYS[name])},
+            objective=objective,
+            labels={"pathways": name, "objective": objective},
             elsewhere=tuple(t for t in tasks if t != task and classes[t] == classes[task]),
-            fits=str(options.out / "fits") if seed == options.seed and structure == "chosen" else None,
-            **first,
+            fits=str(options.out / "fits") if seed == options.seed and name == "both" else None,
+            **same,
         )
         for task in tasks
-        for structure in structures
+        for name in pathways
         for objective in _objectives(options.objectives)
         for seed in range(options.seed, options.seed + _seeds(options))
-        if structure == "chosen" or objective == "evidence"
+        if name == "both" or objective == "evidence"
     ]
 
 
@@ -156,8 +162,3 @@ def _objectives(names: str) -> tuple[str, ...]:
     for name in objectives:
         objective_named(name)
     return objectives
-
-
-def _cost(job: Job) -> int:
-    """Roughly how many trainings a trial is."""
-    return {"evidence": 1, "validated": 13, "constrained": 9}.get(job.objective, 7)

@@ -23,7 +23,7 @@ from bayesws.training.result import FitResult
 from bayesws.training.saved import check_free_for
 from bayesws.trials.by_layer import in_use
 from bayesws.trials.compare import network_for
-from bayesws.trials.comparison import STRUCTURES
+from bayesws.trials.comparison import PATHWAYS
 from bayesws.trials.scores import Scores
 
 
@@ -43,9 +43,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("--task", default="upright", metavar="TASK", help=f"{known_tasks()} (default upright)")
     parser.add_argument("--seed", type=int, default=0, help="of split, weights and order (default 0)")
     parser.add_argument("--objective", choices=OBJECTIVES, default="evidence", help="default evidence")
-    parser.add_argument(
-        "--structure", choices=tuple(STRUCTURES), default="chosen", help="default chosen, both pathways"
-    )
+    parser.add_argument("--pathways", choices=tuple(PATHWAYS), default="both", help="default both, shared and free")
     parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="log the training curves for TensorBoard")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     add_network(parser, "runs/fit")
@@ -60,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
         _check_same_command(options.out)
     images = data_sets.load(**data_arguments(options), task=options.task, seed=options.seed)
     torch.manual_seed(options.seed)
-    net = network_for(images, options.structure, hidden_channels=options.hidden_channels, layers=options.layers)
+    net = network_for(images, options.pathways, hidden_channels=options.hidden_channels, layers=options.layers)
     unfinished = options.out.with_name(f"{options.out.name}.unfinished")
     try:
         with _tensorboard(options.tensorboard) as watch:

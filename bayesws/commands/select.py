@@ -1,14 +1,12 @@
 """bayesws select: rank networks over several groups by their evidence."""
 
 import argparse
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from bayesws import data as data_sets
 from bayesws.commands.arguments import (
@@ -23,9 +21,17 @@ from bayesws.commands.arguments import (
 )
 from bayesws.commands.terminal import wide_console
 from bayesws.evidence.curvature import KINDS as CURVATURES
+from bayesws.evidence.curvature import Curvature
+from bayesws.io.progress import trial_bar
 from bayesws.io.provenance import command, versions
-from bayesws.trials.select import WIDTH, group_candidates, group_network, select
-from bayesws.trials.select_layers import select_layers
+from bayesws.trials import engine
+from bayesws.trials.group_networks import LIKELIHOOD, WIDTH, GroupStart, group_network, group_networks
+from bayesws.trials.ranking import Ranking
+from bayesws.trials.select import comparable_curvature, ranking_of
+from bayesws.trials.select_layers import Groups, network_name, search_layers, throughout
+from bayesws.trials.spec import ONE_SAMPLE
+from bayesws.trials.starts import Start
+from bayesws.trials.store import told_when_stopped
 
 GROUPS = ("none", "half-turns", "quarter-turns", "dihedral")
 SELECT_EPOCHS = 200
@@ -40,7 +46,8 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         help="which group do the data want? networks over several, ranked by their evidence",
         description="Train a network over each group, all of equal width, and rank them by their\n"
         "evidence; test images only add a column. What an interrupted run has done is\n"
-        "kept in OUT/fits, and the same command goes on from there. Writes ranking.json.",
+        "kept in OUT/trials and OUT/fits, and the same command goes on from there. Writes\n"
+        "ranking.json.",
         epilog="examples:\n  bayesws select --task turned\n"
         "  bayesws select --task flipped --groups none,flips,up-down-flips,klein-four-axes\n"
         "  bayesws select --data mnist --train-size 1000 --task dihedral --layers 3 --epochs 40\n"
@@ -58,6 +65,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         "--by-layer", action="store_true", help="a group for every layer: also networks with different ones are tried"
     )
     parser.add_argument("--seeds", type=positive, default=1, help="starts a group, the best counts (default 1)")
+    parser.add_argument("--jobs", type=positive, default=os.cpu_count(), help="processes (default: all cores)")
     parser.add_argument(
         "--width", type=positive, default=WIDTH, help=f"channels × group elements of every layer (default {WIDTH})"
     )
@@ -79,35 +87,27 @@ def run(options: argparse.Namespace) -> None:
     check_out(options.out, "ranking.json")
     images = data_sets.load(**data_arguments(options), task=options.task, seed=0)
     groups = [name.strip() for name in options.groups.split(",")]
-    networks = group_candidates(images, groups, options.width, options.layers)
-    settings: dict[str, Any] = {
-        "test": images.test,
-        "seeds": options.seeds,
-        "evidence_curvature": options.curvature,
-        "checkpoints": options.out / "fits",
-        "epochs": options.epochs,
-        "every": max(1, options.epochs // SELECT_STEPS),
-        "device": options.device,
-    }
+    networks = group_networks(images, groups, options.width, options.layers)
+    if options.by_layer:
+        for pair in product(groups, repeat=2):  # every two that may follow each other: fails here, not after fits
+            group_network(pair, images, options.width)
+    asked = Curvature(options.curvature) if options.curvature else comparable_curvature(m() for m in networks.values())
     network = {"width": options.width, "layers": options.layers}
     of_run = {"data": options.data, "task": options.task, **network, "versions": versions(), "command": command()}
     console = wide_console()
-    with warnings.catch_warnings(), _told(options.out / "fits"):
-        warnings.simplefilter("ignore")  # the fits' notes are shown at the end
-        if options.by_layer:
-            make = partial(group_network, images=images, width=options.width)
-            for pair in product(groups, repeat=2):  # every two that may follow each other: fails here, not after fits
-                make(pair)
-            found = select_layers(make, groups, options.layers, images.train, **settings)
-            ranking = replace(found.ranking, settings=found.ranking.settings | of_run)
-            found = replace(found, ranking=ranking)
-            found.save(options.out / "ranking.json")
-            if not options.json:
-                console.print(found.table())
-        else:
-            ranking = select(networks, images.train, **settings)
-            ranking = replace(ranking, settings=ranking.settings | of_run)
-            ranking.save(options.out / "ranking.json")
+    if options.by_layer:
+        rank = partial(_ranked, options, evidence_curvature=asked)
+        found = search_layers(lambda tried: rank({network_name(net): net for net in tried}), groups, options.layers)
+        ranking = replace(found.ranking, settings=found.ranking.settings | of_run)
+        found = replace(found, ranking=ranking)
+        found.save(options.out / "ranking.json")
+        if not options.json:
+            console.print(found.table())
+    else:
+        named = dict(zip(groups, throughout(groups, options.layers), strict=True))
+        ranking = _ranked(options, named, evidence_curvature=asked)
+        ranking = replace(ranking, settings=ranking.settings | of_run)
+        ranking.save(options.out / "ranking.json")
     if options.json:
         print((options.out / "ranking.json").read_text())
         return
@@ -124,11 +124,41 @@ def run(options: argparse.Namespace) -> None:
     console.print(f"written: {options.out / 'ranking.json'}")
 
 
-@contextmanager
-def _told(checkpoints: Path) -> Iterator[None]:
-    """Say after Ctrl-C what is kept."""
+def _ranked(options: argparse.Namespace, networks: Mapping[str, Groups], evidence_curvature: Curvature) -> Ranking:
+    """Run what the folder does not hold yet of networks' starts, and rank the networks.
+
+    Args:
+        options: of the command.
+        networks: the groups of their layers, by what the ranking calls them.
+        evidence_curvature: of the evidence that ranks.
+    """
+    schedule = {"epochs": options.epochs, "every": max(1, options.epochs // SELECT_STEPS)}
+    specs = [
+        GroupStart(
+            label,
+            groups,
+            options.task,
+            data_arguments(options),
+            seed,
+            options.width,
+            schedule,
+            evidence_curvature,
+            device=options.device,
+            checkpoints=str(options.out / "fits"),
+        )
+        for label, groups in networks.items()
+        for seed in range(options.seeds)
+    ]
+    processes = options.jobs if options.device == "cpu" else 1
     try:
-        yield
+        with trial_bar(len(specs)) as advance:
+            records = engine.run(specs, options.out, processes, ("sharing", "log_evidence"), advance)
     except KeyboardInterrupt as stop:
-        kept = f"what was done is kept in {checkpoints}: the same command goes on from there"
-        raise KeyboardInterrupt(kept if checkpoints.exists() else "") from stop
+        raise KeyboardInterrupt(_told(specs, options.out)) from stop
+    return ranking_of([Start.from_record(record) for record in records], LIKELIHOOD, ONE_SAMPLE, evidence_curvature)
+
+
+def _told(specs: Sequence[GroupStart], folder: Path) -> str:
+    """What Ctrl-C left: finished trials, or what a fit had done."""
+    unfinished = f"what was done is kept in {folder / 'fits'}: the same command goes on from there"
+    return told_when_stopped(specs, folder) or (unfinished if (folder / "fits").exists() else "")

@@ -64,7 +64,7 @@ def _fit(file: Path, name: str) -> list[Section]:
 def _comparison(file: Path, name: str) -> list[Section]:
     """The comparison, and the fits that it kept."""
     comparison = Comparison.load(file)
-    order = [f"{t.task}-{t.structure}-{t.objective}-{t.seed}".replace(":", "_") for t in comparison.trials]
+    order = [f"{t.task}-{t.pathways}-{t.objective}-{t.seed}".replace(":", "_") for t in comparison.trials]
     folders = sorted(fit.parent for fit in file.parent.glob("fits/*/fit.json"))
     folders.sort(key=lambda folder: order.index(folder.name) if folder.name in order else len(order))
     return [comparison_section(comparison, name)] + [

@@ -1,8 +1,12 @@
-"""Many fits: one value says what to train on what, one engine runs it, and results are compared."""
+"""Many fits: one value says what to train on what, one engine runs it, and results of the same data are compared."""
 
+from bayesws.trials.comparable import log_bayes_factor
 from bayesws.trials.comparison import Comparison
-from bayesws.trials.ranking import Candidate, LayerRanking, Ranking
+from bayesws.trials.engine import run
+from bayesws.trials.ranking import LayerRanking, RankedNetwork, Ranking
 from bayesws.trials.records import Trial
+from bayesws.trials.spec import TrialSpec, train_and_score
+from bayesws.trials.store import TrialLike
 from bayesws.trials.summary import (
     cells_of,
     load_summary,
@@ -13,15 +17,20 @@ from bayesws.trials.summary import (
 )
 
 __all__ = [
-    "Candidate",
     "Comparison",
     "LayerRanking",
+    "RankedNetwork",
     "Ranking",
     "Trial",
+    "TrialLike",
+    "TrialSpec",
     "cells_of",
     "load_summary",
+    "log_bayes_factor",
     "records_in",
+    "run",
     "save_summary",
     "summary_of",
+    "train_and_score",
     "trials_in",
 ]

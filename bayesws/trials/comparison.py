@@ -1,4 +1,4 @@
-"""Trials of several objectives and structures, paired over seeds: their table and their file."""
+"""Trials of several objectives and pathways, paired over seeds: their table and their file."""
 
 import json
 import math
@@ -13,11 +13,12 @@ from rich.table import Table
 
 from bayesws.io.files import without_nan, write_whole
 from bayesws.trials.by_layer import in_use, mean_strength, of_strength, rows_by_layer
+from bayesws.trials.comparable import check_same_data, check_same_meaning, doubt
 from bayesws.trials.records import Trial
 from bayesws.trials.statistics import Difference
 from bayesws.trials.summary import trials_in
 
-STRUCTURES = {"chosen": ("shared", "free"), "shared": ("shared",), "free": ("free",)}
+PATHWAYS = {"both": ("shared", "free"), "shared": ("shared",), "free": ("free",)}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ METRICS = (
     Metric("log evidence", lambda t: t.log_evidence, 0, higher_is_better=True),
     Metric("seconds", lambda t: t.seconds, 0),
 )
-TESTED = tuple(m for m in METRICS if m.name not in ("gap", "seconds"))
+TESTED_METRICS = tuple(m for m in METRICS if m.name not in ("gap", "seconds"))
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,30 @@ class Comparison:
     trials: list[Trial]
     settings: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse trials that cannot be held against each other.
+
+        Raises:
+            ValueError: numbers of different meanings; trials of one task and seed that were trained on different data.
+        """
+        named = [(f"trial {t.task}-{t.pathways}-{t.objective}-{t.seed}", t) for t in self.trials]
+        check_same_meaning(named)
+        paired: dict[tuple[str, int], list[tuple[str, Trial]]] = {}
+        for name, trial in named:
+            paired.setdefault((trial.task, trial.seed), []).append((name, trial))
+        for trials in paired.values():
+            check_same_data(trials)
+
+    @property
+    def doubt(self) -> str | None:
+        """One line where nobody can tell whether its trials saw the same data; None where that is known."""
+        return doubt(self.trials)
+
     def cells(self) -> dict[tuple[str, str, str], list[Trial]]:
-        """Trials by (task, structure, objective), each with one trial a seed."""
+        """Trials by (task, pathways, objective), each with one trial a seed."""
         found: dict[tuple[str, str, str], list[Trial]] = {}
         for trial in self.trials:
-            found.setdefault((trial.task, trial.structure, trial.objective), []).append(trial)
+            found.setdefault((trial.task, trial.pathways, trial.objective), []).append(trial)
         return found
 
     def table(self) -> Table:
@@ -101,7 +121,7 @@ class Comparison:
         return self._of_metrics(table, ("ECE %", "Brier", "gap"))
 
     def _of_metrics(self, table: Table, names: tuple[str, ...]) -> Table:
-        for name in self._labels(("task", "structure", "objective")):
+        for name in self._labels(("task", "pathways", "objective")):
             table.add_column(name, no_wrap=True)
         metrics = [metric for metric in METRICS if metric.name in names]
         for metric in metrics:
@@ -112,7 +132,7 @@ class Comparison:
         return table
 
     def differences(self, first: str = "evidence") -> dict[tuple[str, str, str], dict[str, Difference]]:
-        """One objective less every other, paired over the seeds that both have: by (task, structure, other), by metric.
+        """One objective less every other, paired over the seeds that both have: by (task, pathways, other), by metric.
 
         Args:
             first: the objective that is held against the others.
@@ -124,12 +144,12 @@ class Comparison:
             raise ValueError(f"no trial by {first!r}: expected one of {', '.join(known)}")
         cells = self.cells()
         found = {}
-        for (task, structure, other), trials in cells.items():
-            mine = {t.seed: t for t in cells.get((task, structure, first), [])}
+        for (task, pathways, other), trials in cells.items():
+            mine = {t.seed: t for t in cells.get((task, pathways, first), [])}
             pairs = [(mine[t.seed], t) for t in trials if t.seed in mine]
             if other == first or not pairs:
                 continue
-            found[task, structure, other] = {
+            found[task, pathways, other] = {
                 m.name: Difference.of([m.of(a) for a, _ in pairs], [m.of(b) for _, b in pairs], m.higher_is_better)
                 for m in METRICS
             }
@@ -146,13 +166,13 @@ class Comparison:
             title_justify="left",
             box=SIMPLE_HEAD,
         )
-        for name in self._labels(("task", "structure", "against")):
+        for name in self._labels(("task", "pathways", "against")):
             table.add_column(name, no_wrap=True)
-        for metric in TESTED:
+        for metric in TESTED_METRICS:
             table.add_column(metric.name, justify="right")
         for labels, by_metric in self.differences(first).items():
             shown = []
-            for metric in TESTED:
+            for metric in TESTED_METRICS:
                 found = by_metric[metric.name]
                 won = f"{found.wins}/{found.pairs}"
                 p = "" if math.isnan(found.p_value) else f"p = {found.p_value:.2g}, "
@@ -163,7 +183,7 @@ class Comparison:
     def elsewhere_table(self) -> Table:
         """Every cell on the test data of other tasks, mean ± standard error over seeds."""
         table = Table(title="Trained on one task, tested on another", title_justify="left", box=SIMPLE_HEAD)
-        for name in (*self._labels(("trained on", "structure", "objective")), "tested on"):
+        for name in (*self._labels(("trained on", "pathways", "objective")), "tested on"):
             table.add_column(name, no_wrap=True)
         for name in ("accuracy %", "NLL", "ECE %"):
             table.add_column(name, justify="right", no_wrap=True)
@@ -180,8 +200,8 @@ class Comparison:
         return table
 
     def _labels(self, labels: tuple[str, str, str]) -> tuple[str, ...]:
-        """Task, structure and objective; without the structure where all trials have the same."""
-        return labels if len({t.structure for t in self.trials}) > 1 else (labels[0], labels[2])
+        """Task, pathways and objective; without the pathways where all trials have the same."""
+        return labels if len({t.pathways for t in self.trials}) > 1 else (labels[0], labels[2])
 
     def sharing_table(self) -> Table:
         """Sharing strength and effective parameters of every layer of the networks whose sharing is not set by hand."""
@@ -190,8 +210,8 @@ class Comparison:
             table.add_column(name, no_wrap=True)
         for name in ("ρ", "ρ by seed", "γ"):
             table.add_column(name, justify="right")
-        for (task, structure, objective), trials in self.cells().items():
-            if structure != "chosen":
+        for (task, pathways, objective), trials in self.cells().items():
+            if pathways != "both":
                 continue
             for name, rows in rows_by_layer(trials).items():
                 strengths = " ".join(of_strength(row.strength) for row in rows)
@@ -201,14 +221,14 @@ class Comparison:
     def cost(self) -> float:
         """How many times as long training by the evidence took as by the task loss, the same number of epochs.
 
-        The median over pairs of equal task, structure and seed, of the last training alone (the task loss's choice of
+        The median over pairs of equal task, pathways and seed, of the last training alone (the task loss's choice of
         a weight decay is left out); nan where there is no pair.
         """
-        seconds = {(t.task, t.structure, t.seed, t.objective): t.training_seconds for t in self.trials}
+        seconds = {(t.task, t.pathways, t.seed, t.objective): t.training_seconds for t in self.trials}
         ratios = [
-            value / seconds[task, structure, seed, "task"]
-            for (task, structure, seed, objective), value in seconds.items()
-            if objective == "evidence" and (task, structure, seed, "task") in seconds
+            value / seconds[task, pathways, seed, "task"]
+            for (task, pathways, seed, objective), value in seconds.items()
+            if objective == "evidence" and (task, pathways, seed, "task") in seconds
         ]
         return median(ratios) if ratios else math.nan
 
@@ -217,9 +237,9 @@ class Comparison:
         record: dict[str, Any] = {"settings": self.settings, "trials": [asdict(t) for t in self.trials]}
         if any(t.objective == "evidence" for t in self.trials):
             record["differences"] = [
-                {"task": task, "structure": structure, "first": "evidence", "second": other}
+                {"task": task, "pathways": pathways, "first": "evidence", "second": other}
                 | {name: asdict(difference) for name, difference in by_metric.items()}
-                for (task, structure, other), by_metric in self.differences().items()
+                for (task, pathways, other), by_metric in self.differences().items()
             ]
         return json.dumps(without_nan(record), indent=1, allow_nan=False)
 
@@ -233,7 +253,7 @@ class Comparison:
         """Read what `save` wrote, or its summary.
 
         Raises:
-            ValueError: a file that is missing or is not a comparison.
+            ValueError: a file that is missing or is not a comparison, or whose trials cannot be compared.
         """
         try:
             record = json.loads(Path(path).read_text())

@@ -14,6 +14,7 @@ from bayesws.models import known_models
 from bayesws.training.fit import fit
 from bayesws.training.objectives.names import OBJECTIVES, objective_named, setting_names, with_settings
 from bayesws.training.schedule import STARTS, Schedule
+from bayesws.trials.spec import network_arguments
 
 Kinds = Mapping[str, Any]
 
@@ -34,10 +35,10 @@ METHOD_FIELDS: Kinds = {
     "train_sizes": list[int],
 }
 # what the study sets itself, or JSON cannot say
-OF_DATA = {"task", "seed", "train_size"}
-OF_NETWORK = {"in_channels", "num_classes", "device", "dtype"}
-OF_FIT = {"net", "train", "curvature", "seed", "schedule", "device", "progress", "keep_posterior", "checkpoint"}
-OF_FIT |= {"settings", "terms"}
+DATA_ARGUMENTS = {"task", "seed", "train_size"}
+NETWORK_ARGUMENTS = {"in_channels", "num_classes", "device", "dtype"}
+FIT_ARGUMENTS = {"net", "train", "curvature", "seed", "schedule", "device", "progress", "keep_posterior", "checkpoint"}
+FIT_ARGUMENTS |= {"settings", "terms"}
 CHOICES = {"objective": OBJECTIVES, "start": STARTS, "likelihood": ("classification",)}
 WORDS = {
     str: "text",
@@ -71,7 +72,7 @@ def read_plan(path: Path) -> dict[str, Any]:
         for name in plan["tasks"]:
             task_named(name)
         with _said_of("data"):
-            _check_fields(plan["data"], _kinds(load) | {"fresh": bool}, OF_DATA, required=["name"])
+            _check_fields(plan["data"], _kinds(load) | {"fresh": bool}, DATA_ARGUMENTS, required=["name"])
         if not plan["methods"]:
             raise ValueError("methods is empty: expected one method or more, by name")
         for name, method in plan["methods"].items():
@@ -110,13 +111,8 @@ def _check_network(model: str, given: dict[str, Any]) -> None:
     network = known_models()[model]
     kinds = _kinds(network.__init__)
     kinds.pop("sharing", None)  # JSON says it by its attributes
-    _check_fields(given, kinds, OF_NETWORK)
+    _check_fields(given, kinds, NETWORK_ARGUMENTS)
     network(in_channels=1, num_classes=2, device="meta", **network_arguments(given))
-
-
-def network_arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a network from JSON, which has no tuples."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
 
 
 def _check_fit(given: dict[str, Any]) -> None:
@@ -125,7 +121,7 @@ def _check_fit(given: dict[str, Any]) -> None:
             raise ValueError(f"{name} {_shown(given[name])}: expected one of {', '.join(map(_shown, known))}")
     objective = objective_named(given.get("objective", "evidence"))
     its_own = {name: kind for name, kind in get_type_hints(type(objective)).items() if name in setting_names(objective)}
-    _check_fields(given, _kinds(fit) | get_type_hints(Schedule) | its_own, OF_FIT)
+    _check_fields(given, _kinds(fit) | get_type_hints(Schedule) | its_own, FIT_ARGUMENTS)
     with_settings(Schedule(), objective, {k: v for k, v in given.items() if k not in _kinds(fit)})
 
 

@@ -1,4 +1,4 @@
-"""Candidates ranked by their evidence: Bayes factors, probabilities, table and file."""
+"""Networks ranked by their evidence: Bayes factors, probabilities, table and file."""
 
 import json
 import math
@@ -14,12 +14,13 @@ from bayesws.io.tables import as_text
 from bayesws.training.result import FitResult
 from bayesws.training.summaries import SharingRow
 from bayesws.trials.by_layer import in_use, of_strength
+from bayesws.trials.comparable import check_same_data, check_same_meaning, doubt
 
-NARROWEST = 16  # columns for a candidate's name
+NARROWEST_NAME = 16  # columns for a network's name
 
 
 @dataclass(frozen=True)
-class Candidate:
+class RankedNetwork:
     """One network of a ranking, at its best start.
 
     Attributes:
@@ -33,6 +34,8 @@ class Candidate:
         seconds: wall time of all its fits and evidences.
         notes: what did not converge in the best start.
         test_nll: negative log likelihood of held-out data at the MAP, nats per datum; None where none were given.
+        data: SHA-256 of the training data; None for a DataLoader, and in files of older versions.
+        meaning: the `MEANING` that the numbers were computed by; None in files of older versions.
     """
 
     name: str
@@ -45,43 +48,60 @@ class Candidate:
     seconds: float
     notes: list[str]
     test_nll: float | None = None
+    data: str | None = None
+    meaning: int | None = None
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Candidates by their log evidence, the best first.
+    """Networks by their log evidence, the best first.
 
     Attributes:
         rows: sorted by log evidence.
         settings: what was the same for all of them: schedule, curvature of the evidence and what its number bounds.
-        fits: the best start of every candidate by its name; empty after `load`.
+        fits: the best start of every network by its name; empty after `load`.
     """
 
-    rows: list[Candidate]
+    rows: list[RankedNetwork]
     settings: dict[str, Any] = field(default_factory=dict)
     fits: dict[str, FitResult] = field(default_factory=dict, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        """Refuse networks whose evidences are no Bayes factors.
+
+        Raises:
+            ValueError: networks that were trained on different data, numbers of different meanings.
+        """
+        named = [(f"network {row.name!r}", row) for row in self.rows]
+        check_same_meaning(named)
+        check_same_data(named)
+
     def __str__(self) -> str:
-        """The table."""
-        return as_text(self.table())
+        """The table, and whether it can be doubted."""
+        return as_text(self.table()) + (f"\nnote: {self.doubt}" if self.doubt else "")
 
     @property
-    def best(self) -> Candidate:
-        """The candidate with the largest evidence."""
+    def best(self) -> RankedNetwork:
+        """The network with the largest evidence."""
         return self.rows[0]
 
     @property
     def log_bayes_factors(self) -> dict[str, float]:
-        """log p(D | candidate) - log p(D | best) by name, nats; none is positive."""
+        """log p(D | network) - log p(D | best) by name, nats; none is positive."""
         return {row.name: row.log_evidence - self.best.log_evidence for row in self.rows}
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """p(candidate | D) under equal prior odds, by name: the softmax of the log evidences."""
+        """p(network | D) under equal prior odds, by name: the softmax of the log evidences."""
         return _probabilities(self.log_bayes_factors)
 
+    @property
+    def doubt(self) -> str | None:
+        """One line where nobody can tell whether the networks saw the same data; None where that is known."""
+        return doubt(self.rows)
+
     def table(self) -> Table:
-        """Log evidence, log Bayes factor against the best and probability of every candidate; held-out NLL if known."""
+        """Log evidence, log Bayes factor against the best and probability of every network; held-out NLL if known."""
         columns = {
             "log evidence": [f"{row.log_evidence:.1f}" for row in self.rows],
             "log BF": [f"{factor:.1f}" for factor in self.log_bayes_factors.values()],
@@ -103,7 +123,7 @@ class Ranking:
             box=SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
         )
-        table.add_column("candidate", min_width=NARROWEST, overflow="fold")
+        table.add_column("network", min_width=NARROWEST_NAME, overflow="fold")
         for name in columns:
             table.add_column(name, justify="right", no_wrap=True)
         for row, numbers in zip(self.rows, zip(*columns.values(), strict=True), strict=True):
@@ -111,7 +131,7 @@ class Ranking:
         return table
 
     def disagreement(self) -> str | None:
-        """One line where held-out data prefer another candidate than the evidence does; None where they agree.
+        """One line where held-out data prefer another network than the evidence does; None where they agree.
 
         Both may be right: the evidence can disagree with generalisation (arXiv 2202.11678).
         """
@@ -132,17 +152,17 @@ class Ranking:
             box=SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
         )
-        table.add_column("candidate", min_width=NARROWEST, overflow="fold")
+        table.add_column("network", min_width=NARROWEST_NAME, overflow="fold")
         for name in ("layer", "group"):
             table.add_column(name, overflow="fold")
         for name in ("ρ", "γ"):
             table.add_column(name, justify="right", no_wrap=True)
-        for candidate in self.rows:
-            for row in candidate.sharing:
-                group = candidate.groups.get(row.name, "–")
+        for network in self.rows:
+            for row in network.sharing:
+                group = network.groups.get(row.name, "–")
                 # over one element nothing is shared
                 strength = "–" if group == "trivial" else of_strength(row.strength)
-                table.add_row(candidate.name, row.name, group, strength, in_use([row]))
+                table.add_row(network.name, row.name, group, strength, in_use([row]))
         return table
 
     def save(self, path: str | Path) -> None:
@@ -156,7 +176,7 @@ class Ranking:
             "settings": self.settings,
             "log_bayes_factors": self.log_bayes_factors,
             "probabilities": self.probabilities,
-            "candidates": [asdict(row) for row in self.rows],
+            "networks": [asdict(row) for row in self.rows],
         }
 
     @classmethod
@@ -164,13 +184,13 @@ class Ranking:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: a file that is missing or is not a ranking.
+            ValueError: a file that is missing or is not a ranking, or whose networks cannot be compared.
         """
         try:
             record = json.loads(Path(path).read_text())
             rows = [
-                Candidate(**(row | {"sharing": [SharingRow.from_record(layer) for layer in row["sharing"]]}))
-                for row in record["candidates"]
+                RankedNetwork(**(row | {"sharing": [SharingRow.from_record(layer) for layer in row["sharing"]]}))
+                for row in record["networks"]
             ]
             return cls(rows, record["settings"])
         except OSError as error:
@@ -181,13 +201,13 @@ class Ranking:
 
 @dataclass(frozen=True)
 class LayerRanking:
-    """Which structure every layer wants, the other layers being as they are in the best network that was found.
+    """Which group every layer wants, the other layers being as they are in the best network that was found.
 
     Attributes:
-        chosen: the structure of every layer in that network.
-        log_evidences: for every layer, by structure: log evidence of the network with this structure in this layer,
+        chosen: the group of every layer in that network.
+        log_evidences: for every layer, by group: log evidence of the network with this group in this layer,
             nats, summed over the training data.
-        ranking: all networks that were tried, each named by its layers' structures; its best one is the chosen one.
+        ranking: all networks that were tried, each named by its layers' groups; its best one is the chosen one.
     """
 
     chosen: tuple[str, ...]
@@ -196,21 +216,21 @@ class LayerRanking:
 
     def __str__(self) -> str:
         """The table of the layers, and that of the networks."""
-        return f"{as_text(self.table())}\n{as_text(self.ranking.table())}"
+        return f"{as_text(self.table())}\n{self.ranking}"
 
     @property
     def log_bayes_factors(self) -> list[dict[str, float]]:
-        """For every layer, by structure: log evidence less that of the chosen network, nats; none is positive."""
+        """For every layer, by group: log evidence less that of the chosen network, nats; none is positive."""
         best = self.ranking.best.log_evidence
         return [{name: evidence - best for name, evidence in layer.items()} for layer in self.log_evidences]
 
     @property
     def probabilities(self) -> list[dict[str, float]]:
-        """For every layer: p(structure | D, other layers as chosen) under equal prior odds."""
+        """For every layer: p(group | D, other layers as chosen) under equal prior odds."""
         return [_probabilities(factors) for factors in self.log_bayes_factors]
 
     def table(self) -> Table:
-        """Log Bayes factors of every layer's structures against the chosen one, the other layers as chosen."""
+        """Log Bayes factors of every layer's groups against the chosen one, the other layers as chosen."""
         table = Table(
             title="Log Bayes factors by layer, nats",
             title_justify="left",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bayesws.training.result import FitResult
 from bayesws.training.summaries import SharingRow
+from bayesws.trials.comparable import MEANING
 from bayesws.trials.scores import Scores
 
 
@@ -19,7 +20,7 @@ class Trial:
     Attributes:
         task: what the data was made into, such as "turned".
         seed: of split, initial weights and order.
-        structure: "chosen" (both pathways), "shared" or "free".
+        pathways: "both", "shared" or "free": what the network of a comparison has; empty elsewhere.
         objective: "evidence" or a rival's name.
         accuracy: test accuracy at the MAP weights in [0, 1]; nan for a regression.
         nll: mean test negative log likelihood at the MAP weights, nats per datum.
@@ -34,11 +35,13 @@ class Trial:
         brier: on the test data, in [0, 2]: see `Scores`.
         elsewhere: scores on the test data of other tasks, by task.
         chosen: what else was chosen on held-out data, such as ratios or a slack.
+        data: SHA-256 of the training data; None for a DataLoader, and in files of older versions.
+        meaning: the `MEANING` that the numbers were computed by; None in files of older versions.
     """
 
     task: str
     seed: int
-    structure: str
+    pathways: str
     objective: str
     accuracy: float
     nll: float
@@ -53,6 +56,8 @@ class Trial:
     brier: float = float("nan")
     elsewhere: dict[str, Scores] = field(default_factory=dict)
     chosen: dict[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    meaning: int | None = None
 
     @property
     def gap(self) -> float:
@@ -67,7 +72,7 @@ class Trial:
         test: tuple[Tensor, Tensor],
         task: str,
         seed: int,
-        structure: str = "chosen",
+        pathways: str = "both",
         elsewhere: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ) -> "Trial":
         """Test a fit on (x, y) tensors; `elsewhere` has those of other tasks."""
@@ -75,7 +80,7 @@ class Trial:
         return cls(
             task,
             seed,
-            structure,
+            pathways,
             fit.recipe.objective,
             scores.accuracy,
             scores.nll,
@@ -90,6 +95,8 @@ class Trial:
             scores.brier,
             {name: Scores.of(fit, *other) for name, other in (elsewhere or {}).items()},
             {name: value for name, value in fit.recipe.chosen.items() if name != "weight_decay"},
+            fit.provenance.data,
+            MEANING,
         )
 
     @classmethod

@@ -1,16 +1,16 @@
-"""Trials that are kept as files: an interrupted run goes on where it stopped, and nothing finished is run twice."""
+"""Trials as files: trials/<name>.json in a folder, written whole, and read only where they are what is asked for."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from bayesws.io.files import write_whole
-from bayesws.trials.pool import in_processes
 
 
-class Keepable(Protocol):
+class TrialLike(Protocol):
     """A trial to be run, small enough to send to another process."""
 
     @property
@@ -24,65 +24,22 @@ class Keepable(Protocol):
         ...
 
     def run(self) -> dict[str, Any]:
-        """What is kept of it, with its `settings`."""
+        """Its record: what is stored of it beside its `settings`, as JSON has it."""
         ...
 
 
-def run_kept(
-    trials: Sequence[Keepable],
-    folder: Path,
-    processes: int,
-    required: Iterable[str] = (),
-    advance: Callable[[str], object] = lambda name: None,
-    cost: Callable[[Any], float] = lambda trial: 0.0,
-    before: Callable[[list[Any]], object] = lambda left: None,
-) -> list[dict[str, Any]]:
-    """Run what `folder` does not hold yet, and return all records in the order of the trials.
+def stored(trial: TrialLike, folder: Path, required: set[str]) -> dict[str, Any] | None:
+    """The record of a trial; None where the folder does not hold it.
 
     Args:
-        trials: with different names.
-        folder: a finished trial is the file trials/<name>.json in it.
-        processes: how many at once.
-        required: keys that a record must have beside its settings.
-        advance: called with the name of every trial that is found or finished.
-        cost: the dearest are run first.
-        before: called with what is left to be run, before anything is.
+        trial: what is asked for.
+        folder: where trials are stored.
+        required: keys that a record must have.
 
     Raises:
-        ValueError: a file that is damaged or was made with other settings; what a trial's `run` raises.
+        ValueError: a file that cannot be read, is damaged, or was made with other settings or by another meaning.
     """
-    found = {t.name: r for t in trials if (r := _kept(folder, t, {"settings", *required})) is not None}
-    for name in found:
-        advance(name)
-    left = sorted((t for t in trials if t.name not in found), key=cost, reverse=True)
-    before(left)
-    for index, record in in_processes(left, processes):
-        name = left[index].name
-        write_whole(_file(folder, left[index]), partial(_write, json.dumps(record) + "\n"))
-        found[name] = record
-        advance(name)
-    return [found[trial.name] for trial in trials]
-
-
-def how_many_kept(trials: Sequence[Keepable], folder: Path) -> int:
-    """How many of the trials `folder` holds."""
-    return sum(_file(folder, trial).exists() for trial in trials)
-
-
-def told_when_stopped(trials: Sequence[Keepable], folder: Path) -> str:
-    """What Ctrl-C left, and how to go on; empty where it left nothing."""
-    kept = how_many_kept(trials, folder)
-    if not kept:
-        return ""
-    return f"{kept} of {len(trials)} trials are kept in {folder / 'trials'}: the same command goes on from there"
-
-
-def _file(folder: Path, trial: Keepable) -> Path:
-    return folder / "trials" / f"{trial.name}.json"
-
-
-def _kept(folder: Path, trial: Keepable, required: set[str]) -> dict[str, Any] | None:
-    path = _file(folder, trial)
+    path = _file(trial, folder)
     if not path.exists():
         return None
     try:
@@ -91,11 +48,42 @@ def _kept(folder: Path, trial: Keepable, required: set[str]) -> dict[str, Any] |
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError:
         record = None
-    if not isinstance(record, dict) or not set(record) >= required:
+    if not isinstance(record, dict) or not set(record) >= {"settings", *required}:
         raise ValueError(f"{path} is damaged: remove it, and the trial is run again")
-    if record["settings"] != trial.settings:
-        raise ValueError(f"{path} was run with other settings: choose another --out, or remove it")
-    return record
+    found, asked = record["settings"], trial.settings
+    if found == asked:
+        return record
+    if isinstance(found, dict) and found | {"meaning": asked.get("meaning")} == asked:
+        raise ValueError(
+            f"{path} has numbers of meaning {found.get('meaning')}, expected {asked['meaning']}: remove it, and the "
+            "trial is run again"
+        )
+    raise ValueError(f"{path} was run with other settings: choose another --out, or remove it")
+
+
+def store(trial: TrialLike, record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Write a trial's record with its settings; returns it as `stored` will."""
+    text = json.dumps(record | {"settings": trial.settings})
+    write_whole(_file(trial, folder), partial(_write, text + "\n"))
+    whole: dict[str, Any] = json.loads(text)
+    return whole
+
+
+def as_file_name(name: str) -> str:
+    """A name as a file may have it, different for different names."""
+    return quote(name, safe=" ·,()+")
+
+
+def told_when_stopped(trials: Sequence[TrialLike], folder: Path) -> str:
+    """What Ctrl-C left, and how to go on; empty where it left nothing."""
+    count = sum(_file(trial, folder).exists() for trial in trials)
+    if not count:
+        return ""
+    return f"{count} of {len(trials)} trials are kept in {folder / 'trials'}: the same command goes on from there"
+
+
+def _file(trial: TrialLike, folder: Path) -> Path:
+    return folder / "trials" / f"{trial.name}.json"
 
 
 def _write(text: str, path: Path) -> None:

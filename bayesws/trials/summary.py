@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from bayesws.io.files import without_nan, write_whole
+from bayesws.trials.comparable import DIGITS
 
-LARGEST = 20_000  # bytes
-NOT_OF_THE_NUMBERS = {"--out": 1, "--json": 0, "--jobs": 1, "--device": 1}  # options by how many words follow
+LARGEST_SUMMARY = 20_000  # bytes
+IDLE_OPTIONS = {"--out": 1, "--json": 0, "--jobs": 1, "--device": 1}  # options by how many words follow
 
-OF_GROUPS = ("closure_error", "entropy")  # of a learned stack, beside the group's name
+GROUP_FIELDS = ("closure_error", "entropy")  # of a learned stack, beside the group's name
 
 Record = dict[str, Any]
 
@@ -75,14 +76,14 @@ def summary_of(run: Mapping[str, Any], digits: int = 6) -> Record:
     if settings:
         about["settings"] = settings
     known = {name: value for name, value in about.items() if value}
-    if "candidates" in run:
+    if "networks" in run:
         layers = {"layers": {k: v for k, v in run["layers"].items() if k != "probabilities"}} if "layers" in run else {}
-        kept: Record = {"candidates": [_candidate(row) for row in run["candidates"]], **layers}
+        kept: Record = {"networks": [_network(row) for row in run["networks"]], **layers}
         return known | {"settings": settings} | _rounded(without_nan(kept), digits)
     if "trials" not in run:
         raise ValueError("no run of bayesws: expected the record of comparison.json, study.json or ranking.json")
     study = all("groups" in trial for trial in run["trials"])
-    by = ("settings",) if study else ("task", "structure", "objective")
+    by = ("settings",) if study else ("task", "pathways", "objective")
     return known | {"cells": cells_of(map(_of_study if study else _of_comparison, run["trials"]), by, digits=digits)}
 
 
@@ -111,9 +112,9 @@ def save_summary(summary: Mapping[str, Any], path: str | Path) -> None:
         else:
             parts.append(f" {_text(name)}: {_text(value)}")
     text = "{\n" + ",\n".join(parts) + "\n}\n"
-    if (size := len(text.encode())) > LARGEST:
+    if (size := len(text.encode())) > LARGEST_SUMMARY:
         raise ValueError(
-            f"a summary of {size} bytes: expected at most {LARGEST}; round to fewer digits, or leave out fields"
+            f"a summary of {size} bytes: expected at most {LARGEST_SUMMARY}; round to fewer digits, or leave out fields"
         )
     write_whole(Path(path), lambda draft: draft.write_text(text, encoding="utf-8"))
 
@@ -160,19 +161,20 @@ def _rounded(value: Any, digits: int) -> Any:
 
 def _of_comparison(trial: Mapping[str, Any]) -> Record:
     kept = {name: value for name, value in trial.items() if name not in ("sharing", "notes", "settings", "history")}
+    kept |= {"data": trial["data"][:DIGITS]} if trial.get("data") else {}
     return kept | {"layers": _layers(trial["sharing"]), "notes": len(trial["notes"])}
 
 
 def _of_study(trial: Mapping[str, Any]) -> Record:
     settings = {name: trial["settings"].get(name) for name in ("task", "train_size", "method", "model")}
-    left_out = ("task", "structure", "start", "groups", "training_seconds")
+    left_out = ("task", "pathways", "start", "groups", "training_seconds", "version", "test_data")
     kept = _of_comparison({name: value for name, value in trial.items() if name not in left_out})
     for name, row in kept["layers"].items():
         row.pop("parameters")
         if trial["stack_parameters"] and (
             group := trial["groups"].get(name)
         ):  # a fixed stack is the group it was given
-            row |= {"group": group["name"], **{name: group[name] for name in OF_GROUPS}}
+            row |= {"group": group["name"], **{name: group[name] for name in GROUP_FIELDS}}
     return {"settings": settings, **kept, "layers": _rounded(kept["layers"], 4)}
 
 
@@ -180,7 +182,7 @@ def _trial(record: Mapping[str, Any]) -> Record:
     """As `Trial.from_record` and the tables of a study know it."""
     sharing = [{"name": name, "log_precisions": {}, **row} for name, row in record["layers"].items()]
     groups = {
-        row["name"]: {"name": row.pop("group"), **{name: row.pop(name) for name in OF_GROUPS}}
+        row["name"]: {"name": row.pop("group"), **{name: row.pop(name) for name in GROUP_FIELDS}}
         for row in sharing
         if "group" in row
     }
@@ -195,8 +197,9 @@ def _layers(sharing: Iterable[Mapping[str, Any]]) -> Record:
     return {row["name"]: {k: v for k, v in row.items() if k not in ("name", "log_precisions")} for row in sharing}
 
 
-def _candidate(row: Mapping[str, Any]) -> Record:
-    return {**row, "sharing": [{**layer, "log_precisions": {}} for layer in row["sharing"]]}
+def _network(row: Mapping[str, Any]) -> Record:
+    digest = {"data": row["data"][:DIGITS]} if row.get("data") else {}
+    return {**row, **digest, "sharing": [{**layer, "log_precisions": {}} for layer in row["sharing"]]}
 
 
 def _command(words: Any) -> str:
@@ -205,8 +208,8 @@ def _command(words: Any) -> str:
     for word in words or ():
         if skip:
             skip -= 1
-        elif word in NOT_OF_THE_NUMBERS:
-            skip = NOT_OF_THE_NUMBERS[word]
+        elif word in IDLE_OPTIONS:
+            skip = IDLE_OPTIONS[word]
         else:
             kept.append(f"'{word}'" if " " in word else word)
     return " ".join(kept)

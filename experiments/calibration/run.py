@@ -1,6 +1,6 @@
 """Calibration: how far is each Laplace evidence of a tiny network from the truth, and do structures rank alike?
 
-The command is in the README beside it. Finished cells are kept in --out, one JSON file each.
+The command is in the README beside it. Finished cells are kept in OUT/trials, one JSON file each.
 """
 
 import argparse
@@ -12,6 +12,8 @@ import platform
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,44 @@ def cell(
     }
 
 
+@dataclass(frozen=True)
+class Cell:
+    """One network on one data set, as a trial.
+
+    Attributes:
+        about: what the tables sort by.
+        label: its name.
+        spec, teacher: of the network, and of the one that the data is drawn from.
+        examples: how many.
+        data_seed: of the data.
+        config: what of the configuration bears on it.
+        sampler: settings of the annealed evidence.
+    """
+
+    about: dict[str, Any]
+    label: str
+    spec: dict[str, Any]
+    teacher: dict[str, Any]
+    examples: int
+    data_seed: int
+    config: dict[str, Any]
+    sampler: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Its file, without the ending."""
+        return self.label.replace(", ", "-").replace(" ", "-")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that its numbers depend on."""
+        return asdict(self)
+
+    def run(self) -> dict[str, Any]:
+        """MAP, every Laplace evidence, gold."""
+        return self.about | cell(self.spec, self.teacher, self.examples, self.data_seed, self.config, self.sampler)
+
+
 def gold_settings(config: dict[str, Any], examples: int, name: str) -> dict[str, Any]:
     """Of the sampler: the more data, the fewer chains are enough; some cells mix too slowly for that."""
     by_examples, by_cell = config["gold_by_examples"].get(str(examples), {}), config["gold_by_cell"].get(name, {})
@@ -138,26 +178,31 @@ def gold_settings(config: dict[str, Any], examples: int, name: str) -> dict[str,
     return settings
 
 
-def cells(config: dict[str, Any]) -> dict[str, tuple[dict[str, Any], dict[str, Any], int, int, dict[str, Any]]]:
-    """By name: network, teacher, number of examples, seed of the data, and what the tables sort by."""
-    found = {}
+def cells(config: dict[str, Any]) -> list[Cell]:
+    """All cells: networks, structures that are ranked, and those that interpolate, by number of examples."""
+    bears = {name: value for name, value in config.items() if name not in BY_CELL}
+    found = []
+
+    def add(name: str, spec: dict[str, Any], teacher: dict[str, Any], examples: int, seed: int, **about: Any) -> None:
+        sampler = gold_settings(config, examples, name)
+        found.append(Cell({**about, "examples": examples}, name, spec, teacher, examples, seed, bears, sampler))
+
     for examples in config["examples"]:
         for seed, (name, spec) in enumerate(config["nets"].items()):
-            about = {"part": "nets", "net": name, "examples": examples}
-            found[f"nets-{name}-{examples}"] = (spec, spec, examples, seed, about)
+            add(f"nets-{name}-{examples}", spec, spec, examples, seed, part="nets", net=name)
         for seed, (name, data) in enumerate(config["data_sets"].items(), 100):
             both = config["structures"]["both"] | {"likelihood": data["likelihood"], "strength": data["strength"]}
             alone = {1.0: ["shared"], 0.0: ["free"]}.get(data["strength"])
             teacher = both | {"pathways": alone} if alone else both
             for structure, spec in config["structures"].items() if examples in config["ranking_examples"] else ():
-                about = {"part": "ranking", "data": name, "structure": structure, "examples": examples}
                 full = spec | {"likelihood": data["likelihood"]}
-                found[f"ranking-{name}-{structure}-{examples}"] = (full, teacher, examples, seed, about)
+                label = f"ranking-{name}-{structure}-{examples}"
+                add(label, full, teacher, examples, seed, part="ranking", data=name, structure=structure)
         extreme = config["interpolating"]
         for level in extreme["log_precisions"] if examples in extreme["examples"] else []:
-            about = {"part": "interpolating", "log_precision": level, "examples": examples}
             spec = extreme["net"] | {"log_precision": level}
-            found[f"interpolating-{level}-{examples}"] = (spec, extreme["net"], examples, 200, about)
+            label = f"interpolating-{level}-{examples}"
+            add(label, spec, extreme["net"], examples, 200, part="interpolating", log_precision=level)
     return found
 
 
@@ -166,27 +211,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/calibration"))
     parser.add_argument("--examples", type=int, nargs="+", help="instead of those of config.json, some of them")
+    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each (default 1)")
     options = parser.parse_args()
     config = json.loads(CONFIG.read_text())
-    torch.set_num_threads(1)
-    kept = options.out / "cells"
-    kept.mkdir(parents=True, exist_ok=True)
-    records = []
-    for name, (spec, teacher, examples, seed, about) in cells(config).items():
-        if options.examples and examples not in options.examples:
-            continue
-        path = kept / f"{name.replace(', ', '-').replace(' ', '-')}.json"
-        bears = {key: config[key] for key in SHARED} | {"gold": gold_settings(config, examples, name)}
-        asked = {"spec": spec, "teacher": teacher, "config": bears, "seed": seed}
-        if path.exists() and (done := json.loads(path.read_text()))["asked"] == asked:
-            records.append(done["record"])
-            continue
-        record = about | cell(spec, teacher, examples, seed, config, bears["gold"])
-        write(path, json.dumps({"asked": asked, "record": record}))
-        records.append(record)
-        full = record["errors_nats_per_datum"]["full"]["error"]
-        told = f"{name}: gold {record['gold']:.2f} ± {record['standard_error']:.2f}, full {full:+.4f} nats per datum"
-        print(f"{told}, {record['seconds']:.0f} s", file=sys.stderr, flush=True)
+    asked = [one for one in cells(config) if not options.examples or one.examples in options.examples]
+    done = count(1)
+
+    def tell(name: str) -> None:
+        print(f"{next(done)} of {len(asked)}: {name}", file=sys.stderr, flush=True)
+
+    try:
+        stored = bws.trials.run(asked, options.out, options.workers, advance=tell)
+    except ValueError as error:
+        parser.error(str(error))
+    records = [{name: value for name, value in record.items() if name != "settings"} for record in stored]
     versions = {name: importlib.metadata.version(name) for name in ("torch", "scipy")}
     machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count(), **versions}
     minutes = sum(record["seconds"] for record in records) / 60
@@ -198,9 +236,9 @@ def main() -> None:
     print(report(summary))
 
 
-SHARED = (  # what of the configuration bears on a cell
-    *("noise", "inputs", "outputs", "log_precisions", "largest_standard_error"),
-    *("restarts", "iterations", "polish", "seed"),
+BY_CELL = (  # what of the configuration says which cells there are, and how each is sampled
+    *("nets", "structures", "data_sets", "interpolating", "ranking_examples"),
+    *("gold", "gold_by_examples", "gold_by_cell"),
 )
 
 

@@ -10,7 +10,8 @@ import math
 import sys
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ import bayesws as bws
 from bayesws.layers import WSLinear
 
 CONFIG = Path(__file__).with_name("config.json")
+BEARS = ("positions", "noise", "fit", "sampling")  # what of the configuration bears on one problem
 FLOAT: dict[str, Any] = {"dtype": torch.float64}
 
 
 def interval(strength: float, outputs: int, examples: int, seed: int, config: dict[str, Any]) -> dict[str, Any]:
     """One planted problem, one fit, one interval."""
-    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(seed)
     d = config["positions"]
     group = bws.sharing.known_group("cyclic-shifts", d)
@@ -67,35 +68,54 @@ def interval(strength: float, outputs: int, examples: int, seed: int, config: di
     }
 
 
+@dataclass(frozen=True)
 class Problem:
-    """A job as the pool's processes take it."""
+    """One planted problem as a trial.
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
+    Attributes:
+        part: of the tables.
+        strength, outputs, examples, seed: what is planted.
+        config: what of the configuration bears on it.
+    """
 
-    def __call__(self, job: tuple[str, float, int, int, int]) -> dict[str, Any]:
-        """Fit and interval."""
-        _, strength, outputs, examples, seed = job
-        return interval(strength, outputs, examples, seed, self.config)
+    part: str
+    strength: float
+    outputs: int
+    examples: int
+    seed: int
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Its file, without the ending."""
+        return f"{self.part}-{self.strength}-{self.outputs}-{self.examples}-{self.seed}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that its numbers depend on."""
+        return asdict(self)
+
+    def run(self) -> dict[str, Any]:
+        """Fit and interval, and how long they took."""
+        began = time.perf_counter()
+        found = interval(self.strength, self.outputs, self.examples, self.seed, self.config)
+        return {"part": self.part, **found, "seconds": time.perf_counter() - began}
 
 
-def blocks(config: dict[str, Any]) -> dict[str, list[tuple[str, float, int, int, int]]]:
-    """By name of a file: problems, each a part, strength, outputs, examples and seed."""
-    found = {
-        f"coverage-{strength}": [
-            ("coverage", strength, config["outputs"], config["examples"], seed) for seed in range(config["data_sets"])
-        ]
-        for strength in config["strengths"]
-    }
-    widths = config["widths"]
+def problems(config: dict[str, Any]) -> list[Problem]:
+    """All problems: those of the coverage by strength, then those of the width by outputs and by examples."""
+    bears = {name: config[name] for name in BEARS}
+    outputs, examples, widths = config["outputs"], config["examples"], config["widths"]
     strength, seeds = widths["strength"], range(1000, 1000 + widths["data_sets"])
-    found["outputs"] = [
-        ("outputs", strength, count, config["examples"], seed) for count in widths["outputs"] for seed in seeds
+    return [
+        *(
+            Problem("coverage", planted, outputs, examples, seed, bears)
+            for planted in config["strengths"]
+            for seed in range(config["data_sets"])
+        ),
+        *(Problem("outputs", strength, count, examples, seed, bears) for count in widths["outputs"] for seed in seeds),
+        *(Problem("examples", strength, outputs, count, seed, bears) for count in widths["examples"] for seed in seeds),
     ]
-    found["examples"] = [
-        ("examples", strength, config["outputs"], count, seed) for count in widths["examples"] for seed in seeds
-    ]
-    return found
 
 
 def main() -> None:
@@ -108,23 +128,18 @@ def main() -> None:
     config = json.loads(CONFIG.read_text())
     if options.data_sets:
         config["data_sets"] = config["widths"]["data_sets"] = options.data_sets
-    finished: list[dict[str, Any]] = []
-    options.out.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(options.workers) as pool:
-        for name, problems in blocks(config).items():
-            path = options.out / f"{name}.json"
-            if path.exists() and (kept := json.loads(path.read_text()))["config"] == config:
-                finished.append(kept)
-                continue
-            began = time.perf_counter()
-            records = []
-            for record in pool.map(Problem(config), problems):
-                records.append({"part": problems[0][0]} | record)
-                print(f"\r{name}: {len(records)} of {len(problems)} ", end="", file=sys.stderr, flush=True)
-            minutes = (time.perf_counter() - began) / 60
-            finished.append({"config": config, "minutes": minutes, "records": records})
-            path.write_text(json.dumps(finished[-1]) + "\n")
-    summary = summary_of(finished)
+    asked = problems(config)
+    done = count(1)
+
+    def tell(name: str) -> None:
+        print(f"\r{next(done)} of {len(asked)}: {name} ", end="", file=sys.stderr, flush=True)
+
+    try:
+        records = bws.trials.run(asked, options.out, options.workers, advance=tell)
+    except ValueError as error:
+        parser.error(str(error))
+    minutes = sum(record["seconds"] for record in records) / 60 / options.workers
+    summary = summary_of([{"config": config, "minutes": minutes, "records": records}])
     bws.trials.save_summary(summary, options.out / "summary.json")
     print(f"\n{report(summary)}")
 

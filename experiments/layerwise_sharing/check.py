@@ -46,16 +46,16 @@ def check(comparison: bws.trials.Comparison) -> None:
     cells = comparison.cells()
     for task, holds in PICTURE.items():
         for objective in ("evidence", "task"):
-            trials = cells[task, "chosen", objective]
+            trials = cells[task, "both", objective]
             print(f"{task:11} {objective:8} picture in {sum(map(holds, trials))} of {len(trials)} seeds")
     for task in PICTURE:
-        chosen, plain = cells[task, "chosen", "evidence"], cells[task, "chosen", "task"]
-        accuracy = {s: mean(t.accuracy for t in cells[task, s, "evidence"]) for s in ("chosen", "shared", "free")}
+        both, plain = cells[task, "both", "evidence"], cells[task, "both", "task"]
+        accuracy = {s: mean(t.accuracy for t in cells[task, s, "evidence"]) for s in ("both", "shared", "free")}
         best = max(accuracy["shared"], accuracy["free"])
-        gains = [c.accuracy - p.accuracy for c, p in zip(chosen, plain, strict=True)]
+        gains = [c.accuracy - p.accuracy for c, p in zip(both, plain, strict=True)]
         error = stdev(gains) / math.sqrt(len(gains))
-        nll = [mean(t.nll for t in trials) for trials in (chosen, plain)]
-        fixed = f"accuracy {100 * accuracy['chosen']:.1f} %, better fixed structure {100 * best:.1f} %"
+        nll = [mean(t.nll for t in trials) for trials in (both, plain)]
+        fixed = f"accuracy {100 * accuracy['both']:.1f} %, better fixed structure {100 * best:.1f} %"
         paired = f"evidence - task loss {100 * mean(gains):+.2f} ± {100 * error:.2f} points"
         print(f"{task:11} {fixed}; {paired}; test NLL {nll[0]:.3f} against {nll[1]:.3f} nats")
 
@@ -67,7 +67,7 @@ def main() -> int:
     try:
         check(bws.trials.Comparison.load(parser.parse_args().file))
     except (ValueError, KeyError) as error:
-        print(f"check: error: {error}; needs all tasks and --structures all", file=sys.stderr)
+        print(f"check: error: {error}; needs all tasks and --pathways all", file=sys.stderr)
         return 2
     return 0
 

@@ -14,7 +14,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,6 @@ def judged(layer: bws.layers.WSLinear, toy: str) -> dict[str, Any]:
 
 def fit_all(toy: str, seed: int, examples: int, config: dict[str, Any]) -> list[dict[str, Any]]:
     """One record a method, on the same data from the same initial weights."""
-    torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # an evidence that still moves is in the records, under "notes"
     x, y, x_out, f_out = planted(toy, seed, config)
     net = start(TOYS[toy][0](), seed, config)
@@ -176,6 +176,37 @@ def fit_all(toy: str, seed: int, examples: int, config: dict[str, Any]) -> list[
         best, choice = min(tried, key=lambda pair: pair[0][1])
         records.append(record(method, best, began, **choice))
     return records
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One planted problem as a trial: all methods on the same data.
+
+    Attributes:
+        toy: which group is planted.
+        seed: of data and initial weights.
+        examples: N.
+        config: what of the configuration bears on it.
+    """
+
+    toy: str
+    seed: int
+    examples: int
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Its file, without the ending."""
+        return f"{self.toy}-{self.examples}-{self.seed}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that its numbers depend on."""
+        return asdict(self)
+
+    def run(self) -> dict[str, Any]:
+        """The records of all methods."""
+        return {"records": fit_all(self.toy, self.seed, self.examples, self.config)}
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -232,18 +263,22 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         draft.unlink(missing_ok=True)
 
 
-def run(toy: str, config: dict[str, Any], workers: int) -> list[dict[str, Any]]:
-    """All runs of one toy, in parallel processes of one thread each."""
-    jobs = [(seed, n) for n in sorted(config["examples"][toy], reverse=True) for seed in config["seeds"]]
-    records = []
-    with ProcessPoolExecutor(workers) as pool:
-        futures = [pool.submit(fit_all, toy, seed, n, config) for seed, n in jobs]
-        for done, future in enumerate(as_completed(futures), 1):
-            records += future.result()
-            if sys.stderr.isatty():
-                print(f"\r{toy}: {done} of {len(jobs)} problems", end="", file=sys.stderr, flush=True)
+def run(toy: str, config: dict[str, Any], workers: int, out: Path) -> list[dict[str, Any]]:
+    """All runs of one toy, in parallel processes of one thread each; what `out` holds is not run again."""
+    bears = {name: value for name, value in config.items() if name not in ("examples", "seeds")}
+    problems = [
+        Problem(toy, seed, n, bears) for n in sorted(config["examples"][toy], reverse=True) for seed in config["seeds"]
+    ]
+    done = count(1)
+
+    def tell(name: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{toy}: {next(done)} of {len(problems)} problems", end="", file=sys.stderr, flush=True)
+
+    finished = bws.trials.run(problems, out, workers, ["records"], tell)
     if sys.stderr.isatty():
         print(file=sys.stderr)
+    records = [record for one in finished for record in one["records"]]
     return sorted(records, key=lambda r: (r["examples"], r["seed"], list(METHODS).index(r["method"])))
 
 
@@ -269,9 +304,12 @@ def main(argv: list[str] | None = None) -> int:
         config["schedule"] |= {"epochs": config["schedule"]["epochs"] // 5}
     records, minutes = kept(arguments.out / "results.json", arguments.toys, config)
     for toy in arguments.toys:
-        began = time.perf_counter()
-        records += run(toy, config, arguments.workers)
-        minutes[toy] = round((time.perf_counter() - began) / 60, 1)
+        try:
+            found = run(toy, config, arguments.workers, arguments.out)
+        except ValueError as error:
+            parser.error(str(error))
+        minutes[toy] = round(sum(r["seconds"] for r in found) / 60 / arguments.workers, 1)
+        records += found
         rows = rows_of(records)
         result = {
             "question": "from how many examples are the planted permutations found, and only those?",

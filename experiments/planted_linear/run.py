@@ -14,7 +14,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,6 @@ def matched(stack: Tensor) -> np.ndarray:
 
 def fit_all(seed: int, examples: int, config: dict[str, Any]) -> list[dict[str, Any]]:
     """One record a method, on the same data from the same initial weights."""
-    torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # what did not converge is in the records, under "notes"
     x, y, x_out, f_out = planted(seed, examples, config)
     schedule = dict(config["schedule"])
@@ -147,6 +147,35 @@ def fit_all(seed: int, examples: int, config: dict[str, Any]) -> list[dict[str, 
     return records
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One planted problem as a trial: all methods on the same data.
+
+    Attributes:
+        seed: of data and initial weights.
+        examples: N.
+        config: what of the configuration bears on it.
+    """
+
+    seed: int
+    examples: int
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Its file, without the ending."""
+        return f"{self.examples}-{self.seed}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that its numbers depend on."""
+        return asdict(self)
+
+    def run(self) -> dict[str, Any]:
+        """The records of all methods."""
+        return {"records": fit_all(self.seed, self.examples, self.config)}
+
+
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Recovery and held-out error against the number of examples."""
     import matplotlib
@@ -197,18 +226,20 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         draft.unlink(missing_ok=True)
 
 
-def run(config: dict[str, Any], workers: int) -> list[dict[str, Any]]:
-    """All runs, seeds in parallel processes of one thread each."""
-    jobs = [(seed, n) for n in sorted(config["examples"], reverse=True) for seed in config["seeds"]]
-    records = []
-    with ProcessPoolExecutor(workers) as pool:
-        futures = [pool.submit(fit_all, seed, n, config) for seed, n in jobs]
-        for done, future in enumerate(as_completed(futures), 1):
-            records += future.result()
-            if sys.stderr.isatty():
-                print(f"\r{done} of {len(jobs)} problems", end="", file=sys.stderr, flush=True)
+def run(config: dict[str, Any], workers: int, out: Path) -> list[dict[str, Any]]:
+    """All runs, seeds in parallel processes of one thread each; what `out` holds is not run again."""
+    bears = {name: value for name, value in config.items() if name != "seeds"}
+    problems = [Problem(seed, n, bears) for n in sorted(config["examples"], reverse=True) for seed in config["seeds"]]
+    done = count(1)
+
+    def tell(name: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{next(done)} of {len(problems)} problems", end="", file=sys.stderr, flush=True)
+
+    finished = bws.trials.run(problems, out, workers, ["records"], tell)
     if sys.stderr.isatty():
         print(file=sys.stderr)
+    records = [record for one in finished for record in one["records"]]
     return sorted(records, key=lambda r: (r["examples"], r["seed"], list(METHODS).index(r["method"])))
 
 
@@ -231,13 +262,15 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.quick:
         config |= {"examples": [16], "seeds": config["seeds"][:2]}
         config["schedule"] |= {"epochs": config["schedule"]["epochs"] // 5}
-    began = time.perf_counter()
-    records = run(config, arguments.workers)
+    try:
+        records = run(config, arguments.workers, arguments.out)
+    except ValueError as error:
+        parser.error(str(error))
     rows = rows_of(records)
     result = {
         "question": "from how many examples are all planted permutations found?",
         "config": config,
-        "minutes": round((time.perf_counter() - began) / 60, 1),
+        "minutes": round(sum(r["seconds"] for r in records) / 60 / arguments.workers, 1),
         "workers": arguments.workers,
         "versions": {"python": platform.python_version(), "bayesws": bws.__version__}
         | {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "matplotlib")},

@@ -18,7 +18,7 @@ from bayesws.report.sections import fit as fit_section
 from bayesws.report.sections.section import of_rho, signed
 from bayesws.training.result import SharingRow
 from bayesws.trials import Trial
-from bayesws.trials.ranking import Candidate, LayerRanking, Ranking
+from bayesws.trials.ranking import LayerRanking, RankedNetwork, Ranking
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 EVIL = "<script>alert('$x$')</script>&"
@@ -63,9 +63,7 @@ def fitted():
 
 def comparison(fit, task="turned"):
     x, y = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 3
-    trials = [
-        Trial.of(fit, (x, y), (x, y), task, seed, structure) for structure in ("chosen", "free") for seed in (0, 1)
-    ]
+    trials = [Trial.of(fit, (x, y), (x, y), task, seed, pathways) for pathways in ("both", "free") for seed in (0, 1)]
     return bws.trials.Comparison(
         trials, {"versions": {"bayesws": "0"}, "command": ["bayesws", "compare", "a file.npz"]}
     )
@@ -74,7 +72,7 @@ def comparison(fit, task="turned"):
 def ranking():
     row = SharingRow("lift", 0.9, {"shared": 3.0, "free": 1.0}, {"shared": 9, "free": 36}, {"shared": 0.0, "free": 2.0})
     rows = [
-        Candidate(name, -10.0 * (i + 1), [-10.0], 0, 99, [row], {"lift": name}, 1.0, ["train for longer"], nll)
+        RankedNetwork(name, -10.0 * (i + 1), [-10.0], 0, 99, [row], {"lift": name}, 1.0, ["train for longer"], nll)
         for i, (name, nll) in enumerate([("quarter-turns", 0.5), ("flips", 0.4)])
     ]
     return Ranking(rows, {"bound": "lower bound", "command": ["bayesws", "select"]})
@@ -118,7 +116,7 @@ def runs(fitted, tmp_path):
     """A folder of every kind."""
     fitted.save(tmp_path / "fit")
     comparison(fitted).save(tmp_path / "compare/comparison.json")
-    fitted.save(tmp_path / "compare/fits/turned-chosen-evidence-0")
+    fitted.save(tmp_path / "compare/fits/turned-both-evidence-0")
     ranking().save(tmp_path / "select/ranking.json")
     for name, record in (("strength", strength()), ("study", study())):
         (tmp_path / name).mkdir()
@@ -255,7 +253,7 @@ def test_composition_table_of_a_set_that_is_not_closed():
 
 def test_tables_keep_their_words():
     grid = grid_of(ranking().table())
-    assert grid.columns[:2] == [("candidate", False), ("log evidence", True)]
+    assert grid.columns[:2] == [("network", False), ("log evidence", True)]
     assert grid.rows[1][:3] == ["flips", "−20.0", "−10.0"]
     assert grid.caption == "(lower bound)"
 
@@ -278,7 +276,7 @@ BAD = {
     "nothing in a study": (lambda d: wrote(d, "study.json", '{"trials": []}'), "no trial"),
     "comparison without trials": (lambda d: wrote(d, "comparison.json", '{"trials": []}'), "not a comparison"),
     "comparison of nothing": (lambda d: wrote(d, "comparison.json", '{"trials": [], "settings": {}}'), "no trial"),
-    "ranking of nothing": (lambda d: wrote(d, "ranking.json", '{"candidates": [], "settings": {}}'), "is damaged"),
+    "ranking of nothing": (lambda d: wrote(d, "ranking.json", '{"networks": [], "settings": {}}'), "is damaged"),
     "half a fit": (lambda d: wrote(d, "fit.json", '{"format": 2}'), "no weights.safetensors"),
 }
 

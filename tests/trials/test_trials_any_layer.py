@@ -142,9 +142,9 @@ def test_rankings_show_every_layer(data, tmp_path):
 
 
 def test_the_size_of_a_layer_is_that_of_all_its_branches():
-    from bayesws.trials.select import LAYERS_UP_TO, comparable_curvature
+    from bayesws.trials.select import LARGEST_LAYER, comparable_curvature
 
-    wide = LAYERS_UP_TO // 2 - 1
+    wide = LARGEST_LAYER // 2 - 1
     halves = Branches(a=nn.Linear(wide, 1), b=nn.Linear(wide, 1))
     two = nn.ModuleList([nn.Linear(wide, 1), nn.Linear(wide, 1)])
     assert comparable_curvature([halves]) == bws.Curvature("layer")

@@ -28,20 +28,20 @@ def test_compare_pairs_objectives_over_seeds():
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("compare")
     arguments = ["compare", "--seeds", "1", "--epochs", "2", "--train-size", "100", "--hidden-channels", "2"]
-    arguments += ["--task", "turned", "--structures", "all", "--jobs", "1", "--out", str(out)]
+    arguments += ["--task", "turned", "--pathways", "all", "--jobs", "1", "--out", str(out)]
     assert main(arguments) == 0
     return out
 
 
 def test_compare_command_writes_json_and_picture(run):
     assert sorted(p.name for p in run.iterdir()) == ["comparison.json", "comparison.png", "fits", "trials"]
-    assert sorted(p.name for p in (run / "fits").iterdir()) == ["turned-chosen-evidence-0", "turned-chosen-task-0"]
-    assert bws.FitResult.load(run / "fits" / "turned-chosen-evidence-0").posterior
+    assert sorted(p.name for p in (run / "fits").iterdir()) == ["turned-both-evidence-0", "turned-both-task-0"]
+    assert bws.FitResult.load(run / "fits" / "turned-both-evidence-0").posterior
     assert (run / "comparison.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads((run / "comparison.json").read_text())
     assert record["settings"]["fit"] == {"epochs": 2}
-    cells = [(t["structure"], t["objective"]) for t in record["trials"]]
-    assert cells == [("chosen", "evidence"), ("chosen", "task"), ("shared", "evidence"), ("free", "evidence")]
+    cells = [(t["pathways"], t["objective"]) for t in record["trials"]]
+    assert cells == [("both", "evidence"), ("both", "task"), ("shared", "evidence"), ("free", "evidence")]
 
 
 def test_saved_comparison_comes_back(run, tmp_path):
@@ -71,7 +71,7 @@ def test_interrupted_comparison_goes_on_to_the_same_numbers(tmp_path, capsys):
     told = capsys.readouterr()
     assert "8 of 8 trials" in told.err and "tested on" in told.out and "seeds won" in told.out
     shutil.copytree(tmp_path / "whole" / "trials", tmp_path / "half" / "trials")
-    left = tmp_path / "half" / "trials" / "turned-chosen-fixed-1.json"
+    left = tmp_path / "half" / "trials" / "turned-both-fixed-1.json"
     left.unlink()
     assert main([*arguments, "--out", str(tmp_path / "half")]) == 0
     again, whole = (
@@ -91,17 +91,17 @@ def test_tasks_with_the_same_labels_are_tested_on_each_other(tmp_path, capsys):
     assert main([*arguments, "--seeds", "1", "--json", "--out", str(tmp_path)]) == 0
     trials = json.loads(capsys.readouterr().out)["trials"]
     assert [list(t["elsewhere"]) for t in trials] == [["upright"], ["turned"], []]
-    fit = bws.FitResult.load(tmp_path / "fits" / "turned-chosen-evidence-0")
+    fit = bws.FitResult.load(tmp_path / "fits" / "turned-both-evidence-0")
     other = bws.data.load("digits", task="upright", train_size=100, seed=0).test
     assert trials[0]["elsewhere"]["upright"]["nll"] == fit.nll(*other, kind="map")
 
 
 def test_differences_are_of_paired_seeds():
     def trial(objective, seed, accuracy):
-        return bws.trials.Trial("turned", seed, "chosen", objective, accuracy, 1.0, 0.5, -3.0, [], None, 1.0, 1.0, [])
+        return bws.trials.Trial("turned", seed, "both", objective, accuracy, 1.0, 0.5, -3.0, [], None, 1.0, 1.0, [])
 
     trials = [trial("task", s, 0.8 + 0.01 * s) for s in range(3)] + [trial("evidence", s, 0.9) for s in (2, 1)]
-    found = bws.trials.Comparison(trials).differences()["turned", "chosen", "task"]["accuracy %"]
+    found = bws.trials.Comparison(trials).differences()["turned", "both", "task"]["accuracy %"]
     assert (found.pairs, found.wins) == (2, 2) and found.mean == pytest.approx(0.9 - 0.815)
     with pytest.raises(ValueError, match="no trial by 'fixed'"):
         bws.trials.Comparison(trials).differences("fixed")

@@ -12,8 +12,9 @@ import bayesws as bws
 from bayesws.cli import main
 from bayesws.layers import WSLinear
 from bayesws.sharing import Group, known_group
-from bayesws.training.checkpoint import Checkpoint
-from bayesws.trials.select import comparable_curvature, group_candidates
+from bayesws.trials.group_networks import group_networks
+from bayesws.trials.pool import in_processes
+from bayesws.trials.select import comparable_curvature
 
 SHIFTS = known_group("cyclic-shifts", 6)
 MIRRORED = Group(  # the symmetries of a triangle, acting on themselves: six elements, another group
@@ -36,7 +37,7 @@ def linear(group, pathways):
     return WSLinear(6, 2, bias=False, stack="fixed", group=group, group_size=6, pathways=pathways, dtype=torch.float64)
 
 
-CANDIDATES = {name: (lambda setting=setting: linear(*setting)) for name, setting in GROUPS.items()}
+NETWORKS = {name: (lambda setting=setting: linear(*setting)) for name, setting in GROUPS.items()}
 
 
 def planted(name, examples=40, noise=0.5):
@@ -74,7 +75,7 @@ def dense_evidence(fit, x, y):
 @pytest.mark.parametrize("truth", GROUPS)
 def test_planted_group_wins_with_the_dense_evidence(truth):
     x, y = planted(truth)
-    ranking = bws.select(CANDIDATES, (x, y), "regression", **SETTINGS)
+    ranking = bws.select(NETWORKS, (x, y), "regression", **SETTINGS)
     assert ranking.best.name == truth and ranking.probabilities[truth] > 0.99
     assert ranking.settings["bound"] == "curvature 'full', exact"
     for row in ranking.rows:
@@ -90,28 +91,27 @@ def test_planted_group_wins_with_the_dense_evidence(truth):
 
 
 def test_probabilities_are_those_of_equal_prior_odds():
-    rows = [
-        bws.trials.Candidate(n, e, [e], 0, 1, [], {}, 0.0, []) for n, e in [("a", -1000.0), ("b", -1000 - math.log(3))]
-    ]
-    ranking = bws.trials.Ranking([*rows, bws.trials.Candidate("c", -1e9, [-1e9], 0, 1, [], {}, 0.0, [])])
+    evidences = {"a": -1000.0, "b": -1000 - math.log(3), "c": -1e9}
+    rows = [bws.trials.RankedNetwork(n, e, [e], 0, 1, [], {}, 0.0, []) for n, e in evidences.items()]
+    ranking = bws.trials.Ranking(rows)
     assert ranking.probabilities == pytest.approx({"a": 0.75, "b": 0.25, "c": 0.0})
 
 
 def test_best_of_several_starts_counts():
     x, y = planted("shifts")
     few = SETTINGS | {"epochs": 3}  # too few to converge: the starts differ
-    three = bws.select({"shifts": CANDIDATES["shifts"]}, (x, y), "regression", seeds=3, **few).best
+    three = bws.select({"shifts": NETWORKS["shifts"]}, (x, y), "regression", seeds=3, **few).best
     assert len(set(three.by_seed)) == 3 and three.log_evidence == max(three.by_seed) == three.by_seed[three.seed]
     for seed in range(3):
         torch.manual_seed(seed)
-        fit = bws.fit(CANDIDATES["shifts"](), (x, y), "regression", seed=seed, **few)
+        fit = bws.fit(NETWORKS["shifts"](), (x, y), "regression", seed=seed, **few)
         assert fit.log_evidence == pytest.approx(three.by_seed[seed], rel=1e-10)
 
 
 def test_networks_are_taken_as_they_are_and_left_alone():
     x, y = planted("shifts")
     torch.manual_seed(5)
-    net = CANDIDATES["shifts"]()
+    net = NETWORKS["shifts"]()
     before = net.shared.detach().clone()
     ranking = bws.select({"mine": net}, (x, y), "regression", **SETTINGS)
     fit = bws.fit(net, (x, y), "regression", **SETTINGS)
@@ -122,7 +122,7 @@ def test_networks_are_taken_as_they_are_and_left_alone():
 
 def test_one_curvature_for_all_and_said_which():
     images = bws.data.load("digits", task="turned", train_size=60, test_size=10)
-    made = group_candidates(images, ["none", "quarter-turns"], width=4)
+    made = group_networks(images, ["none", "quarter-turns"], width=4)
     for asked, kind in [(None, "full"), ("layer", "layer"), ("kron", "kron")]:
         ranking = bws.select(made, images.train, evidence_curvature=asked, epochs=2, progress=False)
         assert ranking.settings["evidence_curvature"]["kind"] == kind
@@ -151,10 +151,10 @@ def test_layer_blocks_where_the_whole_is_too_large():
     assert comparable_curvature([deep]).kind == "layer"
 
 
-def test_candidates_have_equal_width_and_share_over_their_group():
+def test_networks_have_equal_width_and_share_over_their_group():
     images = bws.data.load("digits", train_size=20, test_size=10)
     names = ["none", "flips", "klein-four-diagonals", "dihedral"]
-    for name, make in group_candidates(images, names, width=16, layers=2).items():
+    for name, make in group_networks(images, names, width=16, layers=2).items():
         net = make()
         assert net.lift.out_channels * net.lift.group_size == 16
         found = bws.identify_groups(net)
@@ -170,30 +170,35 @@ def run(tmp_path_factory):
 
 
 def test_select_command_writes_json(run):
-    assert sorted(p.name for p in run.iterdir()) == ["fits", "ranking.json"]
+    assert sorted(p.name for p in run.iterdir()) == ["fits", "ranking.json", "trials"]
     record = json.loads((run / "ranking.json").read_text())
-    assert {c["name"] for c in record["candidates"]} == {"none", "quarter-turns"}
+    assert {c["name"] for c in record["networks"]} == {"none", "quarter-turns"}
     assert record["settings"]["task"] == "turned" and record["settings"]["schedule"]["epochs"] == 3
     assert max(record["log_bayes_factors"].values()) == 0 and sum(record["probabilities"].values()) == pytest.approx(1)
-    assert all(len(c["by_seed"]) == 2 for c in record["candidates"])
+    assert all(len(c["by_seed"]) == 2 for c in record["networks"])
 
 
 def test_interrupted_selection_goes_on_to_the_same_numbers(run, tmp_path, capsys, monkeypatch):
     arguments = ["select", "--task", "turned", "--groups", "none,quarter-turns", "--train-size", "100"]
-    arguments += ["--epochs", "3", "--width", "4", "--seeds", "2", "--out", str(tmp_path), "--json"]
+    arguments += ["--epochs", "3", "--width", "4", "--seeds", "2", "--out", str(tmp_path), "--json", "--jobs", "1"]
 
-    def stopping(self, fit, after=Checkpoint.finish):
-        after(self, fit)
-        if self.folder.name == "quarter-turns-0":
-            raise KeyboardInterrupt
+    def stopping(trials, processes):
+        finished = in_processes(trials, processes)
+        yield next(finished)
+        finished.close()
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "finish", stopping)
+        patch.setattr("bayesws.trials.engine.in_processes", stopping)
         assert main(arguments) == 130
-    assert f"kept in {tmp_path / 'fits'}: the same command goes on from there" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"1 of 4 trials are kept in {tmp_path / 'trials'}: the same command goes on from there" in told
+    (first,) = (tmp_path / "trials").iterdir()
+    stamp = first.stat().st_mtime_ns
     assert main(arguments) == 0
-    again = {c["name"]: c["by_seed"] for c in json.loads(capsys.readouterr().out)["candidates"]}
-    whole = json.loads((run / "ranking.json").read_text())["candidates"]
+    assert first.stat().st_mtime_ns == stamp and len(list((tmp_path / "trials").iterdir())) == 4
+    again = {c["name"]: c["by_seed"] for c in json.loads(capsys.readouterr().out)["networks"]}
+    whole = json.loads((run / "ranking.json").read_text())["networks"]
     assert again == {c["name"]: c["by_seed"] for c in whole}
 
 
@@ -219,16 +224,16 @@ def test_saved_ranking_comes_back(run, tmp_path):
 class Pair(torch.nn.Module):
     """Two layers beside each other: each sees the input, and has outputs of its own."""
 
-    def __init__(self, structures):
+    def __init__(self, groups):
         super().__init__()
-        self.layers = torch.nn.ModuleList(linear(*GROUPS[name]) for name in structures)
+        self.layers = torch.nn.ModuleList(linear(*GROUPS[name]) for name in groups)
 
     def forward(self, x):
         return torch.cat([layer(x) for layer in self.layers], 1)
 
 
 @pytest.mark.parametrize("truth", [("shifts", "none"), ("triangle", "shifts")])
-def test_every_layer_takes_its_own_structure_and_no_network_is_better(truth):
+def test_every_layer_takes_its_own_group_and_no_network_is_better(truth):
     (x, first), (_, second) = planted(truth[0]), planted(truth[1])
     data, settings = (x, torch.cat([first, second], 1)), SETTINGS | {"epochs": 16, "warm_up": 4}
     found = bws.select_layers(Pair, list(GROUPS), 2, data, likelihood="regression", **settings)
@@ -251,8 +256,8 @@ def test_held_out_data_stand_beside_the_evidence_and_choose_nothing():
     x, y = planted("shifts")
     held = planted("none")
     settings = SETTINGS | {"epochs": 10}
-    ranking = bws.select(CANDIDATES, (x, y), "regression", test=held, **settings)
-    without = bws.select(CANDIDATES, (x, y), "regression", **settings)
+    ranking = bws.select(NETWORKS, (x, y), "regression", test=held, **settings)
+    without = bws.select(NETWORKS, (x, y), "regression", **settings)
     assert [row.name for row in ranking.rows] == [row.name for row in without.rows]
     for row in ranking.rows:
         assert row.test_nll == ranking.fits[row.name].nll(*held, kind="map")
@@ -284,14 +289,14 @@ X, Y = torch.rand(6, 1, 8, 8), torch.arange(6) % 3
 NET = bws.models.WSCNN(num_classes=3, hidden_channels=1)
 IMAGES = bws.data.ImageData("six", (X, Y), (X, Y), 3)
 BAD = {
-    "no candidates": (lambda: bws.select({}, (X, Y)), "no candidates"),
+    "no networks": (lambda: bws.select({}, (X, Y)), "no networks"),
     "no starts": (lambda: bws.select({"a": NET}, (X, Y), seeds=0), "seeds=0"),
-    "a list": (lambda: bws.select([NET], (X, Y)), "candidates of type list"),
-    "another width": (lambda: bws.select({"a": torch.nn.Linear(63, 3)}, (X, Y)), "candidate 'a'"),
+    "a list": (lambda: bws.select([NET], (X, Y)), "networks of type list"),
+    "another width": (lambda: bws.select({"a": torch.nn.Linear(63, 3)}, (X, Y)), "network 'a'"),
     "a network for a function": (lambda: bws.select_layers(NET, ["none"], 2, (X, Y)), "make is a WSCNN"),
-    "not a network": (lambda: bws.select({"a": "WSCNN"}, (X, Y)), "candidate 'a' of type str"),
-    "a function of something else": (lambda: bws.select({"a": lambda: 3}, (X, Y)), "candidate 'a' of type int"),
-    "labels that do not fit": (lambda: bws.select({"a": NET}, (X, Y + 1)), "candidate 'a': labels from 1 to 3"),
+    "not a network": (lambda: bws.select({"a": "WSCNN"}, (X, Y)), "network 'a' of type str"),
+    "a function of something else": (lambda: bws.select({"a": lambda: 3}, (X, Y)), "network 'a' of type int"),
+    "labels that do not fit": (lambda: bws.select({"a": NET}, (X, Y + 1)), "network 'a': labels from 1 to 3"),
     "unknown setting": (lambda: bws.select({"a": NET}, (X, Y), epoch=3), "'epoch'.*epochs"),
     "another objective": (lambda: bws.select({"a": NET}, (X, Y), objective="task"), "objective='task'"),
     "a seed": (lambda: bws.select({"a": NET}, (X, Y), seed=3), "seed=3"),
@@ -300,9 +305,9 @@ BAD = {
     "a choice twice": (lambda: bws.select_layers(Pair, ["a", "a"], 2, (X, Y)), "choices=.*different"),
     "no layers": (lambda: bws.select_layers(Pair, ["none"], 0, (X, Y)), "layers=0"),
     "no network": (lambda: bws.select_layers(lambda _: 3, ["none"], 2, (X, Y)), "'none · none' of type int"),
-    "unknown group": (lambda: group_candidates(IMAGES, ["turns"]), "'turns'.*expected one of"),
-    "group twice": (lambda: group_candidates(IMAGES, ["none", "none"]), "'none' is named twice"),
-    "width": (lambda: group_candidates(IMAGES, ["dihedral"], width=12), "width=12.*8 elements"),
+    "unknown group": (lambda: group_networks(IMAGES, ["turns"]), "'turns'.*expected one of"),
+    "group twice": (lambda: group_networks(IMAGES, ["none", "none"]), "'none' is named twice"),
+    "width": (lambda: group_networks(IMAGES, ["dihedral"], width=12), "width=12.*8 elements"),
 }
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -46,7 +47,7 @@ def written(folder, **changes):
 
 def test_cells_are_methods_by_sizes_and_seeds(tmp_path):
     cells = Study.read(written(tmp_path)).cells
-    assert [(c.train_size, c.method, c.seed) for c in cells] == [
+    assert [(c.labels["train_size"], c.labels["method"], c.seed) for c in cells] == [
         (40, "evidence", 0),
         (40, "evidence", 1),
         (60, "evidence", 0),
@@ -93,6 +94,25 @@ def test_trials_with_other_settings_are_not_mixed_in(finished):
     other = Study.read(written(folder, epochs=3))
     with pytest.raises(ValueError, match="was run with other settings: choose another --out"):
         other.run(folder / "out", processes=1)
+
+
+def test_trials_on_data_that_has_changed_since_are_not_mixed_in(tmp_path):
+    images = load("digits", train_size=60, test_size=20)
+
+    def write(shift):
+        (x, y), (test_x, test_y) = images.train, images.test
+        arrays = {"train_x": x.roll(shift, 0), "train_y": y, "test_x": test_x, "test_y": test_y}
+        np.savez(tmp_path / "mine.npz", **{name: array.numpy() for name, array in arrays.items()})
+
+    methods = {name: {"model": "CNN", "network": {"hidden_channels": 1, "layers": 1}} for name in "ab"}
+    changes = {"data": {"name": str(tmp_path / "mine.npz")}, "train_sizes": [40], "seeds": 1, "methods": methods}
+    study = Study.read(written(tmp_path, epochs=1, **changes))
+    write(0)
+    study.run(tmp_path, processes=1)
+    (tmp_path / "trials" / "turned-40-b-0.json").unlink()
+    write(1)
+    with pytest.raises(ValueError, match=r"turned-40-a-0 was trained on data .*trial turned-40-b-0 on data"):
+        study.run(tmp_path, processes=1)
 
 
 def test_table_has_a_row_for_every_method(finished):

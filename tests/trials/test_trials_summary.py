@@ -11,7 +11,7 @@ import pytest
 from bayesws.io.tables import as_text
 from bayesws.training.result import SharingRow
 from bayesws.trials.comparison import Comparison
-from bayesws.trials.ranking import Candidate, LayerRanking, Ranking
+from bayesws.trials.ranking import LayerRanking, RankedNetwork, Ranking
 from bayesws.trials.records import Trial
 from bayesws.trials.scores import Scores
 from bayesws.trials.study_table import rows, study_groups_table, study_table
@@ -31,12 +31,14 @@ def sharing(seed):
 
 def trial(objective, seed):
     return Trial(
-        *("turned", seed, "chosen", objective, 0.9 + seed / 300, 1 / (3 + seed), 0.1, -100 / 3 - seed, sharing(seed)),
+        *("turned", seed, "both", objective, 0.9 + seed / 300, 1 / (3 + seed), 0.1, -100 / 3 - seed, sharing(seed)),
         weight_decay=None if objective == "evidence" else 1e-4,
         seconds=1.5,
         training_seconds=0.5,
         notes=["it still moved"] * seed,
         elsewhere={"upright": Scores(0.5, 1 / 7, 0.1, 0.2)},
+        data=f"{seed:064x}"[::-1],
+        meaning=1,
     )
 
 
@@ -50,7 +52,7 @@ def comparison():
 def study_record(method, seed, groups, learned=9):
     settings = {"task": "turned", "train_size": 60, "method": method, "model": "WSCNN", "seed": seed}
     found = {"name": "flips" if groups else None, "reason": "", "closure_error": 1 / 3, "entropy": 0.0}
-    record = {"task": "turned", "seed": seed, "structure": method, "objective": "evidence", "accuracy": 0.8 + seed / 30}
+    record = {"task": "turned", "seed": seed, "pathways": "", "objective": "evidence", "accuracy": 0.8 + seed / 30}
     record |= {"nll": 0.3, "train_nll": 0.2, "log_evidence": -60.0 - seed, "seconds": 3.0, "training_seconds": 3.0}
     record |= {"sharing": [vars(row) for row in sharing(seed)], "notes": [], "start": [], "history": [{"epoch": 0}]}
     return record | {"settings": settings, "parameters": 99, "stack_parameters": learned, "groups": {"lift": found}}
@@ -64,7 +66,10 @@ def study():
 
 @pytest.fixture
 def ranking():
-    both = [Candidate(n, e, [e], 0, 12, sharing(0), {"lift": n}, 1.0, []) for n, e in (("a", -10 / 3), ("b", -20.0))]
+    both = [
+        RankedNetwork(n, e, [e], 0, 12, sharing(0), {"lift": n}, 1.0, [], data="1f" * 32, meaning=1)
+        for n, e in (("a", -10 / 3), ("b", -20.0))
+    ]
     return LayerRanking(("a",), [{"a": -10 / 3, "b": -20.0}], Ranking(both, {"bound": "exact", "command": ["bayesws"]}))
 
 
@@ -121,6 +126,7 @@ def test_tables_of_a_comparison_are_those_of_its_summary(comparison, tmp_path):
     assert [len(t.notes) for t in again.trials] == [0, 1, 1] * 2
     assert again.trials[2].notes == ["2 notes: see the run's own file"]
     assert again.settings == {"epochs": 4}
+    assert [(t.data, t.meaning) for t in again.trials] == [(f"{seed}00000000000", 1) for seed in range(3)] * 2
 
 
 def test_tables_of_a_study_are_those_of_its_summary(study, tmp_path):

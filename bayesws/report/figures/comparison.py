@@ -36,14 +36,14 @@ def sharing_picture(comparison: Comparison) -> Figure:
 
     A dot is a seed, a bar the mean over seeds; networks whose sharing is not set by hand only.
     """
-    chosen = {(t, o): trials for (t, s, o), trials in comparison.cells().items() if s == "chosen"}
-    tasks = list(dict.fromkeys(task for task, _ in chosen))
+    both = {(t, o): trials for (t, s, o), trials in comparison.cells().items() if s == "both"}
+    tasks = list(dict.fromkeys(task for task, _ in both))
     width = 1.2 + 3.1 * len(tasks)
     figure = Figure(figsize=(width, 5.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(tasks), squeeze=False, sharey="row")
     for column, task in enumerate(tasks):
-        by_objective = {o: trials for (t, o), trials in chosen.items() if t == task}
+        by_objective = {o: trials for (t, o), trials in both.items() if t == task}
         _draw_strength(axes[0, column], by_objective)
         if "evidence" in by_objective:
             _draw_effective(axes[1, column], by_objective["evidence"])

@@ -48,8 +48,9 @@ def comparison_section(comparison: Comparison, name: str) -> Section:
         Block("Tables", grids=[grid_of(table) for table in _tables(comparison)]),
     ]
     notes = [
-        f"{t.task}, {t.structure}, {t.objective}, seed {t.seed}: {note}" for t in comparison.trials for note in t.notes
+        f"{t.task}, {t.pathways}, {t.objective}, seed {t.seed}: {note}" for t in comparison.trials for note in t.notes
     ]
+    notes += [comparison.doubt] if comparison.doubt else []
     if notes:
         blocks.append(Block("To be known", notes=notes))
     settings = dict(comparison.settings)
@@ -77,14 +78,14 @@ def _tables(comparison: Comparison) -> list[Table]:
 def _sentences(task: str, cells: Cells) -> list[str]:
     """What the layers share by the evidence, and how its likelihood compares."""
     parts = []
-    by_evidence = cells.get(("chosen", "evidence"))
+    by_evidence = cells.get(("both", "evidence"))
     if by_evidence:
         strengths = [f"{layer} {of_rho(mean_strength(rows))}" for layer, rows in _sharing_layers(by_evidence).items()]
         parts.append(f"ρ by the evidence is {together(strengths)}" if strengths else "")
     scores = [
         f"{Summary.of([t.nll for t in trials]).show(3)} by {WORDS.get(objective, objective)}"
-        for (structure, objective), trials in cells.items()
-        if structure == "chosen"
+        for (pathways, objective), trials in cells.items()
+        if pathways == "both"
     ]
     if scores:
         parts.append(f"test NLL is {together(scores)}")
@@ -93,10 +94,10 @@ def _sentences(task: str, cells: Cells) -> list[str]:
 
 
 def _layers(task: str, cells: Cells, name: str) -> list[Drawing]:
-    chosen = {o: trials for (s, o), trials in cells.items() if s == "chosen" and trials[0].sharing}
-    if not chosen:
+    both = {o: trials for (s, o), trials in cells.items() if s == "both" and trials[0].sharing}
+    if not both:
         return []
-    tones = tones_of(list(chosen))
+    tones = tones_of(list(both))
     marks = [
         Mark(
             objective,
@@ -106,12 +107,12 @@ def _layers(task: str, cells: Cells, name: str) -> list[Drawing]:
             tone=tones[objective],
             group=layer,
         )
-        for layer in _sharing_layers(next(iter(chosen.values())))
-        for objective, trials in chosen.items()
+        for layer in _sharing_layers(next(iter(both.values())))
+        for objective, trials in both.items()
         for values in [[row.strength for row in rows_by_layer(trials).get(layer, [])]]
         if values
     ]
-    several = any(len(trials) > 1 for trials in chosen.values())
+    several = any(len(trials) > 1 for trials in both.values())
     drawings = []
     if marks:
         note = "ρ of every layer that can share, under each objective."
@@ -123,8 +124,8 @@ def _layers(task: str, cells: Cells, name: str) -> list[Drawing]:
                 lambda: dot_chart(marks, "sharing strength ρ", (0, 1), title=task),
             )
         )
-    if "evidence" in chosen:
-        drawings.append(_effective(task, chosen["evidence"], name))
+    if "evidence" in both:
+        drawings.append(_effective(task, both["evidence"], name))
     return drawings
 
 
@@ -155,7 +156,7 @@ def _effective(task: str, trials: list[Trial], name: str) -> Drawing:
 
 
 def _scores(comparison: Comparison, name: str) -> list[Drawing]:
-    """Held-out likelihood and, of a classification, error of every structure and objective, task by task."""
+    """Held-out likelihood and, of a classification, error of every objective and choice of pathways, task by task."""
     several = any(len(trials) > 1 for trials in comparison.cells().values())
     note = "Less is better." + (" The line is one standard error over seeds to either side." if several else "")
 
@@ -173,9 +174,9 @@ def _score_marks(comparison: Comparison, value: Callable[[Trial], float], digits
     cells = comparison.cells()
     tones, several = tones_of([o for _, _, o in cells]), len({s for _, s, _ in cells}) > 1
     marks = []
-    for (task, structure, objective), trials in cells.items():
+    for (task, pathways, objective), trials in cells.items():
         found = Summary.of([value(t) for t in trials])
         interval = None if math.isnan(found.error) else (found.mean - found.error, found.mean + found.error)
-        label = f"{objective}, {structure}" if several else objective
+        label = f"{objective}, {pathways}" if several else objective
         marks.append(Mark(label, found.mean, found.show(digits), interval, tone=tones[objective], group=task))
     return marks

@@ -18,7 +18,7 @@ from bayesws.trials.ranking import LayerRanking, Ranking
 from bayesws.trials.study_table import rows, study_groups_table, study_table
 
 TONES = ("accent", "warm", "cool", "plum", "grey", "ink")
-SHOWN_FACTORS = 12  # candidates of the figure
+SHOWN_FACTORS = 12  # networks of the figure
 
 
 def ranking_section(found: Ranking | LayerRanking, name: str) -> Section:
@@ -31,7 +31,7 @@ def ranking_section(found: Ranking | LayerRanking, name: str) -> Section:
     if others:
         summary.append(f"Next is {others[0].name}, by a log Bayes factor of {signed(factors[others[0].name], 1)} nats.")
     if isinstance(found, LayerRanking):
-        layers = ", ".join(f"layer {i + 1} {structure}" for i, structure in enumerate(found.chosen))
+        layers = ", ".join(f"layer {i + 1} {group}" for i, group in enumerate(found.chosen))
         summary.append(f"Layer by layer: {layers}.")
     if disagreement := ranking.disagreement():
         summary.append(f"{disagreement[0].upper()}{disagreement[1:]}.")
@@ -50,6 +50,7 @@ def ranking_section(found: Ranking | LayerRanking, name: str) -> Section:
         grids.insert(0, grid_of(found.table()))
     blocks = [Block("By evidence", drawings=[drawing], grids=grids)]
     notes = [f"{row.name}: {note}" for row in ranking.rows for note in row.notes]
+    notes += [ranking.doubt] if ranking.doubt else []
     if notes:
         blocks.append(Block("To be known", notes=notes))
     blocks.append(Origin(ranking.settings).block(**{"best seed": best.seed}))

@@ -1,0 +1,110 @@
+"""Which results may be held against each other: those of the same data whose numbers mean the same."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from bayesws.training.result import FitResult
+
+MEANING = 1  # of the numbers in a trial: raised when one is defined anew, or comes out otherwise at the same settings
+DIGITS = 12  # of a digest, in messages and summaries
+
+
+class Comparable(Protocol):
+    """What a result knows of its data and of its numbers."""
+
+    @property
+    def data(self) -> str | None:
+        """SHA-256 of the training data; None where none is known."""
+        ...
+
+    @property
+    def meaning(self) -> int | None:
+        """The `MEANING` that its numbers were computed by; None where none is known."""
+        ...
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a record knows of its data and of its numbers: see `Comparable`."""
+
+    data: str | None
+    meaning: int | None
+
+
+def check_same_meaning(results: Iterable[tuple[str, Comparable]]) -> None:
+    """Refuse results whose numbers do not mean the same.
+
+    Args:
+        results: each with what an error calls it.
+
+    Raises:
+        ValueError: two that differ in their meaning.
+    """
+    first: tuple[str, Comparable] | None = None
+    for name, result in results:
+        first = first or (name, result)
+        if result.meaning != first[1].meaning:
+            raise ValueError(
+                f"{first[0]} has numbers of meaning {first[1].meaning}, {name} of meaning {result.meaning}: they "
+                "cannot be compared; run the older one again with this version of bayesws"
+            )
+
+
+def check_same_data(results: Iterable[tuple[str, Comparable]]) -> None:
+    """Refuse results of different training data: their evidences are no Bayes factor, their scores are not paired.
+
+    Args:
+        results: each with what an error calls it.
+
+    Raises:
+        ValueError: two with different digests, or one with a digest and one without.
+    """
+    first: tuple[str, Comparable] | None = None
+    for name, result in results:
+        first = first or (name, result)
+        if result.data != first[1].data:
+            raise ValueError(
+                f"{first[0]} was trained on data {_shown(first[1].data)}, {name} on data {_shown(result.data)}: they "
+                "cannot be compared; train both on the same data, given as tensors or a Dataset"
+            )
+
+
+def doubt(results: Iterable[Comparable]) -> str | None:
+    """One line where nobody can tell whether results are of the same data; None where their digests are known."""
+    if any(result.data is not None for result in results):
+        return None
+    return "no digest of the training data is known: whether all were trained on the same cannot be told"
+
+
+def log_bayes_factor(fit: FitResult, other: FitResult) -> float:
+    """log p(D | fit) - log p(D | other), nats: above 0 the data prefer the first.
+
+    Fits of a DataLoader have no digest of their data; two such are compared with a warning.
+
+    Args:
+        fit, other: of the same training data, with evidences by the same curvature.
+
+    Raises:
+        ValueError: fits of different data, or with evidences by different curvatures.
+    """
+    first, second = fit.provenance.data, other.provenance.data
+    if first != second:
+        raise ValueError(
+            f"a fit of data {_shown(first)} and one of data {_shown(second)}: evidences of different data are no Bayes "
+            "factor; train both on the same data, given as tensors or a Dataset"
+        )
+    mine, others = (replace(one.recipe.curvature, samples=None, subset=1.0) for one in (fit, other))
+    if mine != others:
+        raise ValueError(
+            f"evidences by curvature {mine.kind!r} ({mine.kfac}) and {others.kind!r} ({others.kfac}): expected the "
+            "same; use bayesws.log_evidence(fit.model, data, fit.likelihood, curvature, fit.prior) for both"
+        )
+    if first is None:
+        warnings.warn("fits of a DataLoader: whether both saw the same data cannot be told", stacklevel=2)
+    return fit.log_evidence - other.log_evidence
+
+
+def _shown(digest: str | None) -> str:
+    return "of which no digest is known" if digest is None else f"{digest[:DIGITS]}…"
