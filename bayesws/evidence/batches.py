@@ -23,7 +23,8 @@ class Batches:
             where in it each datum stands, ascending, (length,). None: they are the whole.
 
     Attributes:
-        length: how many data these are; -1 for a DataLoader that does not know.
+        length: how many data these are; of a DataLoader those of its data set, -1 where it does not know, until it was
+            walked through and `saw` says how many it gives.
         total: how many data the whole has of which these are a part.
 
     Raises:
@@ -66,7 +67,13 @@ class Batches:
                 yield (x, y) if self._device is None else (x.to(self._device), y.to(self._device))
             return
         if self.length:
-            yield from zip(self._x.split(self.batch_size), self._y.split(self.batch_size), strict=True)
+            for x, y in zip(self._x.split(self.batch_size), self._y.split(self.batch_size), strict=True):
+                yield x.clone(), y  # a network may write into its inputs, and these are the user's own
+
+    def saw(self, count: int) -> None:
+        """Take what a walk has counted for the length: a DataLoader may sample, or drop its last batch."""
+        if self._loader is not None:
+            self.length = self.total = count
 
     def placed(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches (x, y), and the place of each of their data in the whole; those of a DataLoader as they come."""
@@ -76,9 +83,11 @@ class Batches:
             yield x, y, torch.arange(start, stop) if self._loader is not None else self._places[start:stop]
             start = stop
 
-    def first(self) -> Tensor | None:
-        """The first input, (1, ...); None for a part that is empty, and a DataLoader, which is not to be disturbed."""
-        return None if self._loader is not None or not self.length else self._x[:1]
+    def first(self, count: int = 1) -> Tensor | None:
+        """The first inputs, (count, ...) or fewer, a copy; None for a part that is empty, and for a DataLoader, which
+        is not to be disturbed.
+        """
+        return None if self._loader is not None or not self.length else self._x[:count].clone()
 
     def inputs(self) -> Tensor:
         """All inputs, (length, ...); those of a DataLoader as it gives them in one pass, moved as it moves them."""

@@ -130,48 +130,6 @@ def jacobian_rows(pathway: Pathway, patches: Tensor, gradients: Tensor) -> Tenso
     return pathway.pull_back(gradients @ patches.mT)
 
 
-def check_declarations(net: nn.Module, layers: Layers, x: Tensor) -> None:
-    """Hold what the layers declare against autograd, on the first two data: nothing may act beside a layer's own call.
-
-    Raises:
-        ValueError: a parameter whose gradient is not the one that its layer's calls explain: it is used elsewhere too
-            (tied weights, functional calls), or its layer passes data from one example to another.
-    """
-    forward = run_forward(net, layers, x[:2])
-    flat = forward.flat
-    probe = torch.linspace(-1.0, 1.0, flat.numel(), dtype=flat.dtype, device=flat.device).reshape(flat.shape)
-    pathways = [(layer, p) for layer, (_, declaration) in layers.items() for p in declaration.pathways]
-    if not flat.requires_grad or not pathways:
-        return
-    wanted = [p.parameter for _, p in pathways]
-    truths = torch.autograd.grad(flat, wanted, probe, retain_graph=True, allow_unused=True)
-    with torch.no_grad():
-        gradients = next(output_gradients(forward, probe.unsqueeze(-1), False, 1))
-        for (layer, pathway), truth in zip(pathways, truths, strict=True):
-            found, terms = torch.zeros_like(pathway.parameter), 0.0
-            if layer in forward.calls:
-                calls, declaration = forward.calls[layer], layers[layer][1]
-                patches, responses = calls.patches(declaration), calls.responses(declaration, gradients[layer])
-                found = jacobian_rows(pathway, patches, responses).sum((0, 1)).reshape(pathway.parameter.shape)
-                # a normalised input is of order one: where it is smaller, a difference that cancelled
-                sizes = patches.abs().clamp(min=1) if pathway.acts == "scale" else patches.abs()
-                terms = jacobian_rows(pathway, sizes, responses.abs()).sum((0, 1)).norm().item()
-            expected = found.new_zeros(found.shape) if truth is None else truth
-            size = torch.maximum(expected.norm(), found.norm())
-            rounding = torch.finfo(found.dtype).eps ** 0.5 * terms
-            if (found - expected).norm() > CONSISTENT * size + rounding:
-                name = f"{layer}.{pathway.name}" if layer else pathway.name
-                raise ValueError(
-                    f"parameter {name!r} acts outside its layer's own calls (tied to another layer, or used by a "
-                    "function): expected every use to be a call of the module; call the module, or freeze the parameter"
-                )
-
-
-# Relative: float32 through a deep network is well below, a use that was not seen far above. Where the terms of a
-# gradient cancel, as for a bias that a normalisation takes out again, only half of the digits of the terms are held.
-CONSISTENT = 1e-2
-
-
 def _side_by_side(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 

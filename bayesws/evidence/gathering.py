@@ -13,11 +13,11 @@ from bayesws.evidence.capture import (
     CACHED,
     Forward,
     Layers,
-    check_declarations,
     output_gradients,
     overwrites,
     run_forward,
 )
+from bayesws.evidence.checks import FEW, check_network
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.hessian import sum_tensors
 from bayesws.evidence.likelihood import Likelihood
@@ -103,20 +103,24 @@ def gather(
     _warn_of_normalisation(net)
     data_fits, seen, width = [], 0, 0
     with evaluating(net), computed_once(net):
+        few = data.first(FEW) if check else None  # a batch of a DataLoader is looked at when it comes
+        if few is not None:
+            check_network(net, layers, few)
         chunks, copies = batch_plan(net, layers, data)
         for x, y, draw in sampled_batches(data, curvature, chunks):
             forward = run_forward(net, layers, x, copies)
             if not x.is_cuda or (check and not seen):  # a check reads back: on a device not in every batch
                 likelihood.check(forward.outputs, y)
-            if check and not seen:
-                check_declarations(net, layers, x)
+            if check and few is None and not seen:
+                check_network(net, layers, x)
             data_fits.append(add_batch(forward, y, likelihood, accumulators, draw, graph))
             seen += len(x)
             width = forward.outputs[0].numel()
     data_fit = sum_tensors(data_fits)
     if not torch.isfinite(data_fit):
         raise ValueError("the data fit is not finite: check the network's weights, its inputs and the targets")
-    own = Sums({DATA_FIT: data_fit}, {SEEN: seen, EXAMPLES: max(data.length, seen)})
+    examples = data.length if curvature.subset < 1 else seen  # a loader need not give all of its data set
+    own = Sums({DATA_FIT: data_fit}, {SEEN: seen, EXAMPLES: examples})
     return Gathered(sum((a.sums for a in accumulators), own), accumulators, width, curvature)
 
 

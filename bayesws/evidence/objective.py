@@ -211,7 +211,7 @@ def resolve_prior(net: nn.Module, prior: Mapping[str, Tensor | float] | float | 
     """Log precisions of every pathway: those given, else the layers' own; pathways of one tensor keep one precision.
 
     Raises:
-        ValueError: a name that is not a pathway of the network.
+        ValueError: a name that is not a pathway of the network, a log precision that no float holds.
     """
     declared = starting_log_precisions(net)
     if prior is None:
@@ -224,9 +224,18 @@ def resolve_prior(net: nn.Module, prior: Mapping[str, Tensor | float] | float | 
         name: torch.as_tensor(value, dtype=declared[name].dtype, device=declared[name].device)
         for name, value in prior.items()
     }
+    for name, value in given.items():
+        if not -LARGEST <= float(value.detach()) <= LARGEST:  # nan is neither
+            raise ValueError(
+                f"prior for {name!r}, {float(value.detach()):g}: expected a log precision between {-LARGEST:g} and "
+                f"{LARGEST:g}; e^16 switches a pathway off"
+            )
     of_tensor = {id(declared[name]): value for name, value in given.items()}
     shared = {name: of_tensor[id(own)] for name, own in declared.items() if id(own) in of_tensor}
     return declared | shared | given
+
+
+LARGEST = 80.0  # log precision: e^88 is the end of float32
 
 
 class _Within(nn.Module):

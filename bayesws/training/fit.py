@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.batches import Batches, digest_of
-from bayesws.evidence.capture import check_declarations
+from bayesws.evidence.checks import check_network
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.io.progress import epoch_bar
@@ -134,9 +134,14 @@ def fit(
 def _check(setting: Setting, objective: Objective) -> None:
     """Everything that can be known before anything is spent."""
     with evaluating(setting.net), torch.no_grad():
+        seen = 0
         for x, y in setting.data:
             setting.likelihood.check(setting.net(x), y)
-        check_declarations(setting.net, declarations(setting.net), x)
+            seen += len(x)
+        if not seen:
+            raise ValueError("the data gives no batch: expected at least one example; check its sampler and drop_last")
+        setting.data.saw(seen)
+        check_network(setting.net, declarations(setting.net), x)
     objective.check(setting)
 
 

@@ -1,0 +1,138 @@
+"""Networks and loaders whose evidence would be silently wrong: each is refused in one line, or made right."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, SubsetRandomSampler, TensorDataset
+
+import bayesws as bws
+
+DOUBLE = {"dtype": torch.float64}
+
+
+def data(n=24):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, 4, generator=generator, **DOUBLE), torch.arange(n) % 3
+
+
+class Net(nn.Module):
+    """Two linear layers, with something of a case's own on the way."""
+
+    def __init__(self, way):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.way = nn.Linear(4, 4, **DOUBLE), nn.Linear(4, 3, **DOUBLE), way
+
+    def forward(self, x):
+        return self.way(self, x)
+
+
+def within_no_grad(net, x):
+    with torch.no_grad():
+        h = net.a(x)
+    return net.b(torch.tanh(h))
+
+
+def attention(net, x):
+    h = net.a(x)
+    return net.b(h + (h @ h.T / 2).softmax(-1) @ h)
+
+
+class Normalised(nn.Module):
+    """Batch normalisation without running statistics, and without parameters that anybody would look at."""
+
+    def __init__(self):
+        super().__init__()
+        norm = nn.BatchNorm1d(4, affine=False, track_running_stats=False, **DOUBLE)
+        self.net = nn.Sequential(nn.Linear(4, 4, **DOUBLE), norm, nn.Linear(4, 3, **DOUBLE))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+REFUSED = {
+    "mean over the batch": (Net(lambda n, x: n.b(n.a(x) - n.a(x).mean(0))), "depend on that datum alone"),
+    "rolled rows": (Net(lambda n, x: n.b(n.a(x).roll(1, 0))), "depend on that datum alone"),
+    "attention across the batch": (Net(attention), "depend on that datum alone"),
+    "normalised by the batch": (Normalised(), "depend on that datum alone"),
+    "functional dropout": (Net(lambda n, x: n.b(F.dropout(n.a(x), 0.5, True))), "other outputs for the same inputs"),
+    "no_grad around a layer": (Net(within_no_grad), "parameter 'a.weight', but its gradient does not reach"),
+    "detached": (Net(lambda n, x: n.b(n.a(x).detach())), "parameter 'a.weight', but its gradient does not reach"),
+    "all without a gradient": (Net(lambda n, x: n.b(n.a(x)).detach()), "its gradient does not reach"),
+    "reentrant checkpointing": (
+        Net(lambda n, x: n.b(checkpoint(n.a, x, use_reentrant=True))),
+        "parameter 'a.weight', but its gradient does not reach.*use_reentrant=False",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("run", [bws.log_evidence, bws.fit], ids=["log_evidence", "fit"])
+def test_what_would_be_silently_wrong_is_refused(run, case):
+    net, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message) as error:
+        run(net, data())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [lambda n, x: n.b(checkpoint(n.a, x, use_reentrant=False)), lambda n, x: n.b(x) + 0 * n.a(x).detach()[:, :3]],
+    ids=["checkpointing that keeps gradients", "a layer that does not matter"],
+)
+def test_what_is_right_is_not_refused(way):
+    """The evidence is that of the same function written plainly: layers that outputs do not depend on have H = 0."""
+    bws.log_evidence(Net(way), data())
+
+
+LOADERS = {
+    "a sampler": lambda d: (DataLoader(d, batch_size=6, sampler=SubsetRandomSampler(range(12))), 12),
+    "the last batch dropped": lambda d: (DataLoader(d, batch_size=7, drop_last=True), 21),
+    "a sampler of batches": lambda d: (
+        DataLoader(d, batch_sampler=BatchSampler(SequentialSampler(range(10)), 5, False)),
+        10,
+    ),
+}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("kind", ["full", "kron"])
+def test_the_evidence_is_about_the_data_that_a_loader_gives(loader, kind):
+    """Once scaled by N / seen in the data fit and not in the Occam factor; now equal to the data as tensors, 1e-10."""
+    net, (x, y) = Net(lambda n, x: n.b(torch.tanh(n.a(x)))), data()
+    given, seen = LOADERS[loader](TensorDataset(x, y))
+    found, wanted = (
+        bws.log_evidence(net, given, curvature=kind),
+        bws.log_evidence(net, (x[:seen], y[:seen]), curvature=kind),
+    )
+    assert found.examples == seen and float(found) == pytest.approx(float(wanted), rel=1e-10)
+
+
+def test_a_fit_counts_the_data_that_a_loader_gives():
+    """The prior weighs 1 / N per datum in the loss: the fit is that of the same data as tensors."""
+    net, (x, y) = Net(lambda n, x: n.b(torch.tanh(n.a(x)))), data()
+    settings = {"epochs": 6, "every": 2, "burn_in": 0.1, "batch_size": 12, "progress": False, "keep_posterior": False}
+    loader = DataLoader(TensorDataset(x, y), batch_size=12, sampler=SequentialSampler(range(12)))
+    of_loader, of_tensors = bws.fit(net, loader, **settings), bws.fit(net, (x[:12], y[:12]), **settings)
+    assert of_loader.evidence.examples == 12
+    assert of_loader.log_evidence == pytest.approx(of_tensors.log_evidence, rel=1e-8)  # rows in another order
+
+
+def test_a_network_that_writes_into_its_input_leaves_the_users_data_alone():
+    net, (x, y) = Net(lambda n, x: n.b(n.a(x.mul_(0.9)))), data()
+    kept = x.clone()
+    first, second = float(bws.log_evidence(net, (x, y))), float(bws.log_evidence(net, (x, y)))
+    bws.fit(net, (x, y), epochs=2, progress=False, keep_posterior=False)
+    assert torch.equal(x, kept) and first == second
+    twin = Net(lambda n, x: n.b(n.a(0.9 * x)))
+    assert first == pytest.approx(float(bws.log_evidence(twin, (x, y))), rel=1e-10)
+
+
+@pytest.mark.parametrize("prior", [float("inf"), float("nan"), 500.0, -500.0, {"a.weight": float("inf")}])
+def test_a_prior_that_no_number_holds_is_refused(prior):
+    net = Net(lambda n, x: n.b(n.a(x)))
+    with pytest.raises(ValueError, match=r"prior for 'a.weight'.*: expected a log precision between"):
+        bws.log_evidence(net, data(), prior=prior)
