@@ -60,8 +60,9 @@ class SharingRow:
 
     Attributes:
         name: the layer's path in the network.
-        strength: ρ in [0, 1], the correlation of corresponding weights of two copies under the fitted prior; nan for a
-            layer without copies that share, such as a plain linear one.
+        strength: ρ in [0, 1], the correlation of corresponding weights of two copies under the fitted prior, as the
+            layer defines it (see `WeightSharing.sharing_strength` for soft stacks, and `Branches`); nan for a layer
+            without copies that share, such as a plain linear one.
         effective: γ by pathway, effective parameters.
         parameters: number of parameters by pathway.
         log_precisions: log δ by pathway.
