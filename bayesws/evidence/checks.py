@@ -24,15 +24,15 @@ def check_network(net: nn.Module, layers: Layers, x: Tensor) -> None:
         ValueError: which of these it breaks, by what, and what to do.
     """
     few = x[:FEW]
-    with evaluating(net), torch.no_grad():
-        outputs = net(few.clone())  # a network may write into what it is given
+    with evaluating(net), torch.enable_grad():  # as for the gradients below: what is derived once serves all of it
+        outputs = net(few.clone()).detach()  # a network may write into what it is given
         _check_same_again(net, few, outputs)
         _check_alone(net, few, outputs)
     _check_gradients(net, layers, few.clone())
 
 
 def _check_same_again(net: nn.Module, x: Tensor, outputs: Tensor) -> None:
-    if not torch.equal(net(x.clone()).nan_to_num(), outputs.nan_to_num()):  # what is not finite, others tell
+    if not torch.equal(net(x.clone()).detach().nan_to_num(), outputs.nan_to_num()):  # what is not finite, others tell
         raise ValueError(
             f"this {type(net).__name__} gives other outputs for the same inputs: expected the same every time in eval "
             "mode; use nn.Dropout, or functional dropout with training=self.training"
@@ -43,7 +43,7 @@ def _check_alone(net: nn.Module, x: Tensor, outputs: Tensor) -> None:
     if len(x) < FEW:
         return
     try:
-        alone: Tensor | None = torch.cat([net(x[i : i + 1].clone()) for i in range(len(x))])
+        alone: Tensor | None = torch.cat([net(x[i : i + 1].clone()).detach() for i in range(len(x))])
     except RuntimeError:  # a network for one batch size
         return
     except ValueError:  # torch's normalisations: one value has no variance
