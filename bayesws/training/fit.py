@@ -146,7 +146,8 @@ def _digest(setting: Setting, objective: Objective, keep_posterior: bool) -> str
     """Of all that the fit's numbers depend on."""
     likelihood = setting.likelihood
     tensors = [*setting.net.state_dict().values(), *likelihood.state().values(), *setting.data.tensors()]
-    values = (objective, setting.curvature, setting.seed, setting.schedule, keep_posterior, likelihood.name)
+    told = (objective.name, _as_record(objective) or repr(objective))
+    values = (told, setting.curvature, setting.seed, setting.schedule, keep_posterior, likelihood.name)
     return digest_of(values, tensors)
 
 
@@ -176,7 +177,7 @@ def _recipe(setting: Setting, objective: Objective, chosen: Any) -> Recipe:
 
 
 def _as_record(objective: Objective) -> dict[str, Any]:
-    """An objective's settings as JSON has them; of a function its repr."""
+    """An objective's settings as JSON has them; of a function its full name, which is the same in every process."""
     if not hasattr(objective, "__dataclass_fields__"):
         return {}
     values = {field.name: getattr(objective, field.name) for field in fields(objective)}  # type: ignore[arg-type]
@@ -188,6 +189,8 @@ def _plain(value: Any) -> Any:
         return asdict(value)
     if isinstance(value, tuple | list):
         return [_plain(part) for part in value]
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
     return value if isinstance(value, str | int | float | None) else repr(value)
 
 

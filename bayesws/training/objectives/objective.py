@@ -12,7 +12,8 @@ from bayesws.evidence.likelihood import Likelihood
 from bayesws.evidence.objective import LaplacePass
 from bayesws.training.schedule import Schedule
 
-# A further term of the loss, nats per datum, from (network, x, y, outputs): anything with a repr that tells it.
+# A further term of the loss, nats per datum, from (network, x, y, outputs): a function of a module, or a value whose
+# repr tells it.
 LossTerm = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
