@@ -50,12 +50,12 @@ def own_imports(path):
 
 # a row a folder: what it may import, itself left out (DESIGN, section 2); from the lowest up, so no arrow points back
 ARROWS = {
-    "sharing": [],
     "io": [],
+    "sharing": ["io.arguments"],
     "data": ["io"],
-    "layers": ["sharing"],
-    "models": ["layers", "sharing"],
-    "evidence": ["layers.contract", "layers.cache"],
+    "layers": ["sharing", "io.arguments"],
+    "models": ["layers", "sharing", "io.arguments"],
+    "evidence": ["layers.contract", "layers.cache", "io.arguments"],
     "training": ["evidence", "models", "layers", "sharing", "io"],
     "trials": ["training", "evidence", "models", "layers", "sharing", "data", "io"],
     "analysis": ["training.result", "evidence", "layers", "sharing", "data.geometry", "io"],

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from bayesws.analysis.whitened import Whitened
 from bayesws.evidence.likelihood import Likelihood
+from bayesws.io.arguments import seed_of, share, whole
 
 ACCEPTED = 0.8  # share of Hamiltonian moves that the step size aims at
 TOO_FEW = 0.4  # accepted, at any temperature: worth a note
@@ -101,11 +102,8 @@ def annealed_evidence(
     True
     """
     sizes = {"populations": (populations, 2), "chains": (chains, 2), "moves": (moves, 1), "leapfrogs": (leapfrogs, 1)}
-    for name, (value, least) in sizes.items():
-        if value < least:
-            raise ValueError(f"{name}={value}: expected at least {least}")
-    if not 0 < overlap < 1:
-        raise ValueError(f"overlap={overlap}: expected a share, between 0 and 1")
+    populations, chains, moves, leapfrogs = (whole(name, *given) for name, given in sizes.items())
+    overlap, seed = share("overlap", overlap, "a share, between 0 and 1"), seed_of(seed)
     target = Whitened(net, data, likelihood, prior)
     generator = torch.Generator(target.device).manual_seed(seed)
     pilots = max(PILOT, chains)

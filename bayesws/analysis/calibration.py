@@ -17,6 +17,7 @@ from bayesws.analysis.whitened import Whitened
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.likelihood import Gaussian, Likelihood
 from bayesws.evidence.objective import log_evidence
+from bayesws.io.arguments import real, shown
 from bayesws.io.tables import as_text
 
 CURVATURES: dict[str, Curvature] = {
@@ -103,8 +104,11 @@ def calibrate(
     Raises:
         ValueError: what `log_evidence` would not take, either; negative log_copies.
     """
-    if not log_copies >= 0:
-        raise ValueError(f"log_copies={log_copies}: expected the log of a number of copies, at least log 1 = 0")
+    real("log_copies", log_copies, "the log of a number of copies, at least log 1 = 0", least=0)
+    if not isinstance(gold, AnnealedEvidence):
+        real("gold", gold, "an AnnealedEvidence, or a log evidence in nats")
+    if not isinstance(curvatures, Mapping | None) or curvatures == {}:
+        raise ValueError(f"curvatures={shown(curvatures)}: expected a mapping of names to curvatures, or None")
     target = Whitened(net, data, likelihood, prior)
     chosen = CURVATURES if curvatures is None else curvatures
     with torch.no_grad():

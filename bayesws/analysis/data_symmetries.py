@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayesws.evidence.batches import as_tensors
+from bayesws.evidence.examples import as_float, inputs_of
+from bayesws.evidence.reading import read_whole
+from bayesws.io.arguments import whole
 from bayesws.layers.patches import image_patches
 from bayesws.layers.start import BLOCKS, moments
 from bayesws.sharing.candidates import Candidates, candidates_of
@@ -21,8 +23,8 @@ def candidates(data: Any, kernel_size: int = 3, keep: int = 64) -> Candidates:
     moments M; the groups among them; and the largest group whose misfits are no more than sampling noise.
 
     Args:
-        data: images (n, channels, height, width), or with one or three dimensions of space; or a pair (images, labels),
-            a Dataset or a DataLoader, whose labels are not looked at.
+        data: images (n, channels, height, width), or with one or three dimensions of space, as a tensor or a numpy
+            array; or a pair (images, labels), a Dataset or a DataLoader, whose labels are not looked at.
         kernel_size: k, a patch has k positions a side.
         keep: how many permutations to list at most.
 
@@ -33,28 +35,23 @@ def candidates(data: Any, kernel_size: int = 3, keep: int = 64) -> Candidates:
         ValueError: anything but images, images smaller than the kernel, fewer than two, values that are not finite or
             all the same.
     """
-    if isinstance(data, np.ndarray):
-        raise ValueError(
-            "images as a numpy array: expected a tensor (torch.from_numpy), a pair of tensors or a Dataset"
-        )
-    images = data if isinstance(data, Tensor) else as_tensors(data)[0]
-    if not 3 <= images.ndim <= 5 or not images.is_floating_point():
+    images = inputs_of(data if isinstance(data, Tensor | np.ndarray) else read_whole(data)[0], "images")
+    if not images.is_floating_point():
+        images = as_float(images, torch.float32)
+    if not 3 <= images.ndim <= 5:
         raise ValueError(
             f"images {tuple(images.shape)} of type {images.dtype}: expected floating (images, channels, height, width)"
         )
-    if not isinstance(kernel_size, int) or kernel_size < 2 or min(images.shape[2:]) < kernel_size:
+    kernel_size, keep = whole("kernel_size", kernel_size, 2), whole("keep", keep, 2)
+    if min(images.shape[2:]) < kernel_size:
         raise ValueError(
             f"kernel_size={kernel_size} on images of shape {tuple(images.shape[2:])}: expected a whole number of at "
             "least 2, and no larger than the images"
         )
     support = (kernel_size,) * (images.ndim - 2)
-    if keep < 2:
-        raise ValueError(f"keep={keep}: expected at least 2")
     if len(images) < 2:
         raise ValueError(f"{len(images)} images: expected two or more, to tell a symmetry from noise")
-    if not torch.isfinite(images).all():
-        raise ValueError("images hold NaN or infinite values")
-    if not images.numel() or images.min() == images.max():
+    if images.min() == images.max():
         raise ValueError(
             f"images {tuple(images.shape)} that are the same everywhere: expected some that show something"
         )

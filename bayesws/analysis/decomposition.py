@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from bayesws.analysis.channel_correlation import input_correlations
 from bayesws.analysis.channel_matching import cycles, matching, random_matching
 from bayesws.analysis.equivariance import EXACT, Move
 from bayesws.analysis.orbits import Products, products
+from bayesws.evidence.examples import TakenBy, inputs_of
+from bayesws.evidence.networks import check_network_kind
+from bayesws.io.arguments import numbers, seed_of, shown, whole
 from bayesws.io.tables import table_by_layer
 
 ORDERS = {"quarter-turn": 4, "half-turn": 2, "flip": 2, "up-down-flip": 2, "transpose": 2}
@@ -99,13 +103,17 @@ def orbit_decomposition(
     References: Fisher (1925), intraclass correlation; MacKay (1992), evidence.
     """
     order, move = _transform(transform)
+    groups, seed, weight = whole("groups", groups), seed_of(seed), inputs_of(weight, "weights")
     if weight.ndim != 4 or not torch.isfinite(weight).all():
         raise ValueError(f"weight of shape {tuple(weight.shape)}: expected finite values (out, in, height, width)")
     positions = move(torch.arange(weight[0, 0].numel()).reshape(weight.shape[2:]))
     if positions.shape != weight.shape[2:]:
         raise ValueError(f"{transform} of a {weight.shape[2]}×{weight.shape[3]} kernel: expected a square one")
     count = weight.shape[1] * groups
-    q = torch.arange(count) if inputs is None else torch.as_tensor(inputs, dtype=torch.int64).cpu()
+    q = torch.arange(count) if inputs is None else numbers("inputs", inputs).cpu()
+    if q.is_floating_point() or q.dtype == torch.bool:
+        raise ValueError(f"inputs of type {q.dtype}: expected a permutation of {count} channels, integers")
+    q = q.long()
     if q.shape != (count,) or not torch.equal(_power(q, order), torch.arange(count)):
         raise ValueError(f"inputs: expected a permutation of {count} channels that {order} times over is the identity")
     depthwise = _is_depthwise(weight, groups)
@@ -154,8 +162,10 @@ def orbit_decompositions(
     Raises:
         ValueError: as `orbit_decomposition`; a network without a torch.nn.Conv2d, images that do not fit.
     """
+    check_network_kind(net)
     order, move = _transform(transform)
-    if x.ndim != 4 or len(x) < 2 or not torch.isfinite(x).all():
+    seed, batch_size, x = seed_of(seed), whole("batch_size", batch_size), TakenBy(net)(inputs_of(x, "images"))
+    if x.ndim != 4 or len(x) < 2:
         raise ValueError(
             f"images of shape {tuple(x.shape)}: expected finite (batch, channels, height, width), at least two"
         )
@@ -210,9 +220,11 @@ def best_decomposition(rows: Iterable[OrbitDecomposition]) -> OrbitDecomposition
     return max((row for row in rows if row.shares), key=lambda row: row.evidence, default=None)
 
 
-def _transform(name: str) -> tuple[int, Move]:
-    if name not in ORDERS:
-        raise ValueError(f"transform {name!r}: expected one of {', '.join(ORDERS)}, which permute a kernel's positions")
+def _transform(name: Any) -> tuple[int, Move]:
+    if not isinstance(name, str) or name not in ORDERS:
+        raise ValueError(
+            f"transform {shown(name)}: expected one of {', '.join(ORDERS)}, which permute a kernel's positions"
+        )
     return ORDERS[name], EXACT[name]
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from bayesws.data.geometry import rescale, rotate, shift
+from bayesws.evidence.examples import TakenBy, inputs_of
+from bayesws.evidence.networks import check_network_kind
+from bayesws.io.arguments import choice, seed_of, shown, whole
 from bayesws.io.tables import table_by_layer
 from bayesws.layers.contract import Joint, declare, is_within
 from bayesws.layers.features import layer_features
@@ -49,7 +53,7 @@ class EquivarianceError:
 
 def equivariance_error(
     module: nn.Module,
-    x: Tensor,
+    x: Any,
     transform: str | Move = "quarter-turn",
     *,
     channels: str = "matched",
@@ -69,7 +73,7 @@ def equivariance_error(
 
     Args:
         module: takes x; put in eval mode, and back.
-        x: (batch, channels, height, width), at least four.
+        x: (batch, channels, height, width), at least four; a tensor or a numpy array, in the type that `fit` gives it.
         transform: "quarter-turn", "half-turn", "flip", "up-down-flip", "transpose", "identity", "rotate:DEGREES",
             "scale:FACTOR", "shift:FRACTION" (to the right, of the width), or a function for images and maps alike.
         channels: "matched" or "kept".
@@ -93,7 +97,7 @@ def equivariance_error(
 
 def equivariance_errors(
     net: nn.Module,
-    x: Tensor,
+    x: Any,
     transform: str | Move = "quarter-turn",
     layers: Sequence[str] | None = None,
     *,
@@ -113,21 +117,25 @@ def equivariance_errors(
     Raises:
         ValueError: as `equivariance_error`; a name that is no module, a module that was not called.
     """
-    if channels not in ("matched", "kept"):
-        raise ValueError(f"channels={channels!r}: expected 'matched' or 'kept'")
+    check_network_kind(net)
+    choice("channels", channels, ("matched", "kept"))
+    resamples, seed, batch_size = whole("resamples", resamples), seed_of(seed), whole("batch_size", batch_size)
+    x = TakenBy(net)(inputs_of(x, "images"))
     if x.ndim != 4 or len(x) < 4:
         raise ValueError(f"images of shape {tuple(x.shape)}: expected (batch, channels, height, width), at least four")
-    if not torch.isfinite(x).all():
-        raise ValueError(f"images hold {int((~torch.isfinite(x)).sum())} NaN or infinite values")
     modules = dict(net.named_modules())
     if layers is None:
         own = _layers_of_any(net)
         called = layer_features(net, own, x[:1])
         layers = [name for name in own if name in called]
+    if isinstance(layers, str) or not isinstance(layers, Sequence):
+        raise ValueError(f"layers={shown(layers)}: expected a list of names of modules, or None")
     if unknown := next((name for name in layers if name not in modules), None):
-        raise ValueError(f"layer {unknown!r}: expected modules of the network, such as {', '.join(list(modules)[1:4])}")
+        raise ValueError(
+            f"layer {shown(unknown)}: expected modules of the network, such as {', '.join(list(modules)[1:4])}"
+        )
     move, label = (transform, getattr(transform, "__name__", "function")) if callable(transform) else _named(transform)
-    if move(x[:1]).shape != x[:1].shape:
+    if _moved(move, label, x[:1]).shape != x[:1].shape:
         raise ValueError(f"{label} of images of {x.shape[-2]}×{x.shape[-1]}: expected square ones; crop or pad them")
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
     halves = x[order].tensor_split(2)
@@ -182,8 +190,22 @@ def _shown(row: EquivarianceError) -> str:
     return f"{row.error:.2f} {low}–{high}"
 
 
+def _moved(move: Move, label: str, x: Tensor) -> Tensor:
+    """One image, moved: whether a function of the caller's takes images, and gives images."""
+    try:
+        moved = move(x)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{label} does not take images of shape {tuple(x.shape)}: {reason}") from error
+    if not isinstance(moved, Tensor):
+        raise ValueError(f"{label} gives a {type(moved).__name__}: expected images of shape {tuple(x.shape)}")
+    return moved
+
+
 def _named(transform: str) -> tuple[Move, str]:
     """The transform of that name."""
+    if not isinstance(transform, str):
+        raise ValueError(f"transform={shown(transform)}: expected a name, or a function of images")
     kind, _, amount = transform.partition(":")
     if transform in EXACT:
         return EXACT[transform], transform
@@ -197,7 +219,7 @@ def _named(transform: str) -> tuple[Move, str]:
         if kind == "scale":
             return lambda x: rescale(x, torch.full((len(x),), value)), transform
         return lambda x: _shifted(x, value * x.shape[-1]), transform
-    raise ValueError(f"transform {transform!r}: expected one of {', '.join([*EXACT, *RESAMPLED])}")
+    raise ValueError(f"transform {shown(transform)}: expected one of {', '.join([*EXACT, *RESAMPLED])}")
 
 
 def _shifted(x: Tensor, pixels: float) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bayesws.evidence.precision import LOG_BOUNDS
 from bayesws.evidence.surface import Separate, Surface, surface
+from bayesws.io.arguments import positive, seed_of, whole
 from bayesws.io.tables import as_text
 from bayesws.layers.contract import Layer, layers_of, named_pathways
 from bayesws.training.result import FitResult
@@ -120,11 +121,10 @@ def sharing_strength(
 
     References: MacKay (1992); arXiv 1111.4246 (NUTS); arXiv 1903.08008 (diagnostics).
     """
-    for name, value, least in (("chains", chains, 1), ("draws", draws, 4), ("warmup", warmup, 1)):
-        if value < least:
-            raise ValueError(f"{name}={value}: expected at least {least}")
-    if not spread > 0:
-        raise ValueError(f"spread={spread}: expected a positive standard deviation")
+    if not isinstance(fit, FitResult):
+        raise ValueError(f"a {type(fit).__name__} in the place of a fit: expected a FitResult, of bws.fit or load")
+    chains, draws, warmup = whole("chains", chains), whole("draws", draws, 4), whole("warmup", warmup)
+    seed, spread = seed_of(seed), positive("spread", spread, "a positive standard deviation")
     layers = measurable_layers(fit.model)
     if not layers:
         raise ValueError(
@@ -265,7 +265,7 @@ def _sampled(target: _Posterior, modes: list[Tensor], chains: int, draws: int, w
     random = pyro.util.get_rng_state()
     try:
         for chain in range(chains):
-            pyro.set_rng_seed(seed * 1000 + chain)
+            pyro.set_rng_seed((seed * 1000 + chain) % 2**32)  # numpy's generator takes no more
             start = modes[chain % len(modes)] + torch.randn(size, dtype=torch.float64)
             init = init_to_value(values={"log_precisions": start})
             kernel = NUTS(model, init_strategy=init)

@@ -9,9 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayesws.evidence.batches import as_tensors
+from bayesws.evidence.examples import TakenBy
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
+from bayesws.evidence.networks import check_network_kind, outputs_of
 from bayesws.evidence.objective import resolve_prior
+from bayesws.evidence.reading import as_tensors
 from bayesws.layers.contract import named_pathways, starting_log_precisions
 
 CACHED = 2**16  # chains times data at once: what a layer then makes of them stays in a processor's cache
@@ -42,6 +44,7 @@ class Whitened:
         likelihood: str | Likelihood = "classification",
         prior: Mapping[str, Tensor | float] | float | None = None,
     ) -> None:
+        check_network_kind(net)
         self.likelihood = likelihood_named(likelihood)
         chosen = {name: float(value.detach()) for name, value in resolve_prior(net, prior).items()}
         self._net = copy.deepcopy(net).double().eval().requires_grad_(False)
@@ -67,12 +70,11 @@ class Whitened:
         self.present = torch.cat([p.parameter.detach().flatten() for p in pathways.values()]) / self._scales
         self._net.requires_grad_(False)
         x, y = as_tensors(data)
-        if not torch.isfinite(x).all():
-            raise ValueError(f"inputs hold {int((~torch.isfinite(x)).sum())} NaN or infinite values")
+        x = TakenBy(self._net)(x)
         self.x, self.y = (t.to(device).double() if t.is_floating_point() else t.to(device) for t in (x, y))
         self.examples = len(x)
         with torch.no_grad():
-            found = self._net(self.x)
+            found = outputs_of(self._net, self.x)
             self.likelihood.check(found, self.y)
         self.outputs = found[0].numel()
 

@@ -1,24 +1,29 @@
 """Data as the evidence and the fit see it: batches of (x, y) from a pair of tensors, a Dataset or a DataLoader."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-Data = "tuple[Tensor, Tensor] | Dataset | DataLoader"
+from bayesws.evidence.examples import TakenBy, check_beside, inputs_of
+from bayesws.evidence.likelihood import Likelihood
+from bayesws.evidence.reading import length_of, read_whole, walked
+from bayesws.io.arguments import whole
 
 
 class Batches:
     """Data that can be walked through batch by batch, as often as wanted, in order or shuffled.
 
     Args:
-        data: (x, y) tensors of equal length, a torch Dataset of (x, y) pairs, or a DataLoader (its own batches are
-            taken as they come).
+        data: (x, y) tensors or numpy arrays of equal length, a torch Dataset of examples (one that is iterated is read
+            once, whole), or a DataLoader (its own batches are taken as they come); see `examples` for what an example
+            may be, and for the type that x has when it comes to a network.
         batch_size: for tensors and datasets.
         device: where batches are moved to; None leaves them.
+        net: the network that is to take x; None leaves x in its type.
         places, total: for tensors and datasets that are a part of a whole of `total` data, such as one process's share:
             where in it each datum stands, ascending, (length,). None: they are the whole.
 
@@ -26,9 +31,11 @@ class Batches:
         length: how many data these are; of a DataLoader those of its data set, -1 where it does not know, until it was
             walked through and `saw` says how many it gives.
         total: how many data the whole has of which these are a part.
+        beside: what stood beside (x, y) in the batch that a walk gave last: see `check_beside`.
 
     Raises:
-        ValueError: empty data, lengths that differ, inputs with NaN or infinite values, another type of data.
+        ValueError: empty data, lengths that differ, inputs with NaN or infinite values, another type of data; data
+            without a length that do not end, a loader that gives its data once only.
     """
 
     def __init__(
@@ -38,18 +45,18 @@ class Batches:
         device: torch.device | None = None,
         places: Tensor | None = None,
         total: int | None = None,
+        net: nn.Module | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1")
         self._loader: DataLoader | None = None
-        self._device, self.batch_size = device, batch_size
+        self._device, self.batch_size = device, whole("batch_size", batch_size)
+        self._taken, self._known = TakenBy(net), False
+        self.beside: tuple[Any, ...] = ()
         if isinstance(data, DataLoader):
             self._loader = data
-            self.length = len(data.dataset) if isinstance(data.dataset, Sized) else -1
+            self.length = length_of(data.dataset)
         else:
-            self._x, self._y = as_tensors(data)
-            if not torch.isfinite(self._x).all():
-                raise ValueError(f"inputs hold {int((~torch.isfinite(self._x)).sum())} NaN or infinite values")
+            x, self._y, self._beside = read_whole(data)
+            self._x = self._taken(x if total is not None else inputs_of(x))  # a part may be empty
             if device is not None:
                 self._x, self._y = self._x.to(device), self._y.to(device)
             self.length = len(self._x)
@@ -63,17 +70,26 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self._loader is not None:
-            for x, y in self._loader:
+            for x, y, beside in walked(self._loader, self._known):
+                x, self.beside = self._taken(x), beside
                 yield (x, y) if self._device is None else (x.to(self._device), y.to(self._device))
             return
         if self.length:
+            start = 0
             for x, y in zip(self._x.split(self.batch_size), self._y.split(self.batch_size), strict=True):
+                self.beside = tuple(part[start : start + len(x)] for part in self._beside)
+                start += len(x)
                 yield x.clone(), y  # a network may write into its inputs, and these are the user's own
+
+    def check_beside(self, likelihood: Likelihood, outputs: Tensor) -> None:
+        """Raise ValueError where what stood beside y in the last batch would do as its targets, too."""
+        check_beside(likelihood, outputs, self.beside)
 
     def saw(self, count: int) -> None:
         """Take what a walk has counted for the length: a DataLoader may sample, or drop its last batch."""
         if self._loader is not None:
             self.length = self.total = count
+            self._known = True
 
     def placed(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches (x, y), and the place of each of their data in the whole; those of a DataLoader as they come."""
@@ -91,7 +107,7 @@ class Batches:
 
     def inputs(self) -> Tensor:
         """All inputs, (length, ...); those of a DataLoader as it gives them in one pass, moved as it moves them."""
-        return self._x if self._loader is None else torch.cat([x for x, _ in self._loader])
+        return self._x if self._loader is None else torch.cat([self._taken(x) for x, *_ in walked(self._loader)])
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """All data, (x, y).
@@ -133,11 +149,9 @@ class Batches:
 
         It is drawn from the whole: a part keeps those that are its own, perhaps none, each with its place in the draw.
         """
-        if self._loader is not None:
-            x, y = as_tensors(self._loader)
-            places, total = torch.arange(len(x)), len(x)
-        else:
-            x, y, places, total = self._x, self._y, self._places, self.total
+        x, y = self._all()
+        self.saw(len(x))
+        places, total = (torch.arange(len(x)), len(x)) if self._loader is not None else (self._places, self.total)
         chosen = torch.randperm(total, generator=generator)[: max(1, round(fraction * total))]
         drawn = torch.full((total,), -1)
         drawn[chosen] = torch.arange(len(chosen))
@@ -146,9 +160,16 @@ class Batches:
         index = kept.to(x.device)
         return Batches((x[index], y[index]), self.batch_size, self._device, drawn[kept], len(chosen))
 
+    def _all(self) -> tuple[Tensor, Tensor]:
+        """All data, (x, y); those of a DataLoader as `as_tensors` has them."""
+        if self._loader is None:
+            return self._x, self._y
+        x, y, _ = read_whole(self._loader)
+        return self._taken(x), y
+
     def split(self, fraction: float, generator: torch.Generator) -> tuple["Batches", "Batches"]:
         """Two random parts, the second with `fraction` of the examples (at least one)."""
-        x, y = as_tensors(self._loader) if self._loader is not None else (self._x, self._y)
+        x, y = self._all()
         held = max(1, round(fraction * len(x)))
         if held >= len(x):
             raise ValueError(f"{len(x)} examples: too few to hold {fraction:.0%} of them out")
@@ -165,33 +186,3 @@ def digest_of(settings: Any, tensors: Iterable[Tensor]) -> str:
         found.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
         found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
-
-
-def as_tensors(data: Any) -> tuple[Tensor, Tensor]:
-    """Data as one pair of tensors (x, y); a DataLoader's data set in its own order.
-
-    Raises:
-        ValueError: empty data, lengths that differ, another type of data.
-    """
-    if isinstance(data, DataLoader):
-        data = data.dataset
-    if isinstance(data, TensorDataset):
-        data = data.tensors
-    if isinstance(data, Dataset):
-        if not isinstance(data, Sized):
-            raise ValueError("an iterable Dataset without a length: expected one with __len__, or a DataLoader")
-        if len(data) == 0:
-            raise ValueError("the data is empty: expected at least one example")
-        pairs = [data[i] for i in range(len(data))]
-        data = (
-            torch.stack([torch.as_tensor(x) for x, _ in pairs]),
-            torch.stack([torch.as_tensor(y) for _, y in pairs]),
-        )
-    if not (isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(t, Tensor) for t in data)):
-        raise ValueError(
-            f"data of type {type(data).__name__}: expected a pair of tensors (x, y), a Dataset or a DataLoader"
-        )
-    x, y = data
-    if len(x) != len(y):
-        raise ValueError(f"{len(x)} inputs and {len(y)} targets: expected as many of each")
-    return x, y

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from bayesws.evidence.networks import PRECISE, outputs_of
 from bayesws.layers.contract import Declaration, Pathway
 
 Layers = dict[str, tuple[nn.Module, Declaration]]
@@ -73,7 +74,7 @@ def run_forward(net: nn.Module, layers: Layers, x: Tensor, copies: bool = True) 
         ValueError: a layer that does not see the batch as its first dimension.
     """
     with torch.enable_grad(), _listening(layers, copies) as calls:
-        outputs = net(x)
+        outputs = outputs_of(net, x)
         flat = outputs.reshape(len(x), -1)
     called = {name: heard for name, heard in calls.items() if heard.outputs}
     for name, heard in called.items():
@@ -157,13 +158,20 @@ def _listening(layers: Layers, copies: bool) -> Iterator[dict[str, LayerIO]]:
     handles = []
     for name, (module, _) in layers.items():
 
-        def hear(_m: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, heard: LayerIO = calls[name]) -> Tensor:
+        def hear(
+            _m: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor, name: str = name
+        ) -> Tensor:
+            heard = calls[name]
+            if output.dtype not in PRECISE:
+                raise ValueError(
+                    f"layer {name!r} gives {output.dtype}: expected float32 or float64; no autocast inside"
+                )
             output = output if output.requires_grad else output.detach().requires_grad_()
-            heard.inputs.append(inputs[0])
+            heard.inputs.append(next(iter((*inputs, *named.values()))))  # layer(x), or layer(input=x)
             heard.outputs.append(output)
             return output.clone() if copies or output.is_leaf else output
 
-        handles.append(module.register_forward_hook(hear))
+        handles.append(module.register_forward_hook(hear, with_kwargs=True))
     try:
         yield calls
     finally:

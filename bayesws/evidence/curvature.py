@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from bayesws.io.arguments import choice, seed_of, share, shown, whole
+
 KINDS = ("full", "layer", "pathway", "kron", "diag")
 KFACS = ("expand", "reduce")
 
@@ -40,18 +42,18 @@ class Curvature:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"curvature={self.kind!r}: expected one of {', '.join(KINDS)}")
-        if self.kfac not in KFACS:
-            raise ValueError(f"kfac={self.kfac!r}: expected one of {', '.join(KFACS)}")
+        choice("curvature", self.kind, KINDS)
+        choice("kfac", self.kfac, KFACS)
         if self.kind != "kron" and (self.kfac, self.exact_up_to) != ("expand", 0):
             raise ValueError(f"kfac and exact_up_to with kind={self.kind!r}: they belong to 'kron'")
-        if self.exact_up_to < 0:
-            raise ValueError(f"exact_up_to={self.exact_up_to}: expected a number of parameters, 0 for none")
-        if self.samples is not None and self.samples < 1:
-            raise ValueError(f"samples={self.samples}: expected at least 1, or None for all columns")
-        if not 0 < self.subset <= 1:
-            raise ValueError(f"subset={self.subset}: expected a share of the data, in (0, 1]")
+        kept = {
+            "exact_up_to": whole("exact_up_to", self.exact_up_to, 0, also=" of parameters"),
+            "samples": None if self.samples is None else whole("samples", self.samples, also=", or None for all"),
+            "subset": share("subset", self.subset, "a share of the data, in (0, 1]", one=True),
+            "seed": seed_of(self.seed),
+        }
+        for name, value in kept.items():
+            object.__setattr__(self, name, value)
 
     @property
     def bound(self) -> str:
@@ -79,4 +81,8 @@ def curvature_named(curvature: "str | Curvature") -> Curvature:
     Raises:
         ValueError: another name.
     """
-    return curvature if isinstance(curvature, Curvature) else Curvature(curvature)
+    if isinstance(curvature, Curvature):
+        return curvature
+    if not isinstance(curvature, str):
+        raise ValueError(f"curvature={shown(curvature)}: expected one of {', '.join(KINDS)}, or a Curvature")
+    return Curvature(curvature)

@@ -111,6 +111,8 @@ def gather(
             forward = run_forward(net, layers, x, copies)
             if not x.is_cuda or (check and not seen):  # a check reads back: on a device not in every batch
                 likelihood.check(forward.outputs, y)
+            if check and not seen:
+                data.check_beside(likelihood, forward.outputs)
             if check and few is None and not seen:
                 check_network(net, layers, x)
             data_fits.append(add_batch(forward, y, likelihood, accumulators, draw, graph))

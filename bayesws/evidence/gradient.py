@@ -25,10 +25,12 @@ from bayesws.evidence.capture import run_forward
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.gathering import DATA_FIT, Gathered, add_batch, batch_plan, gather
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
-from bayesws.evidence.objective import Evidence, assemble, finish, laplace_pass, resolve_prior
+from bayesws.evidence.networks import check_network_kind
+from bayesws.evidence.objective import Evidence, assemble, batches_for, finish, laplace_pass, resolve_prior
 from bayesws.evidence.rows import RowAccumulator
 from bayesws.evidence.sampling import sampled_batches
 from bayesws.evidence.sums import Key
+from bayesws.io.arguments import choice, whole
 from bayesws.layers.cache import computed_once, cut_from_parameters
 from bayesws.layers.contract import declarations, evaluating, shaping_precisions, starting_log_precisions, structure
 
@@ -66,6 +68,9 @@ def evidence_gradient(
     Raises:
         ValueError: an unknown way, and what `log_evidence` raises.
     """
+    check_network_kind(net)
+    if second_samples is not None:
+        whole("second_samples", second_samples, also=", or None for those of the curvature")
     model, log_precisions = likelihood_named(likelihood), resolve_prior(net, prior)
     shaping = {id(t) for t in shaping_precisions(net)}
     for name, own in starting_log_precisions(net).items():
@@ -78,7 +83,7 @@ def evidence_gradient(
     wanted |= {f"prior.{n}": t for n, t in log_precisions.items() if t.requires_grad and id(t) not in known}
     evidence, found = gradient_in(
         net,
-        Batches(data, batch_size),
+        batches_for(net, data, batch_size),
         model,
         curvature,
         log_precisions,
@@ -100,8 +105,7 @@ def gradient_in(
     second_samples: int | None = None,
 ) -> tuple[Evidence, list[Tensor]]:
     """The same in given tensors: log precisions, noise, logits; zero in those that it does not depend on."""
-    if way not in WAYS:
-        raise ValueError(f"way={way!r}: expected one of {', '.join(WAYS)}")
+    choice("way", way, WAYS)
     asked = curvature_named(curvature)
     if way == "once":
         with torch.enable_grad():
@@ -173,7 +177,7 @@ def second_pass(
 
 
 def _gradients(value: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
-    if not value.requires_grad:
+    if not value.requires_grad or not wanted:
         return [torch.zeros_like(t) for t in wanted]
     found = torch.autograd.grad(value, wanted, allow_unused=True)
     return [torch.zeros_like(t) if g is None else g for g, t in zip(found, wanted, strict=True)]

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayesws.evidence.predictive import average_over_outputs
+from bayesws.io.arguments import flag, positive, shown
 
 
 @runtime_checkable
@@ -170,8 +171,10 @@ class Gaussian(Likelihood):
     mean_is_linear = True
 
     def __init__(self, noise: float = 1.0, learn: bool = True, dtype: torch.dtype | None = None) -> None:
-        if not noise > 0:
-            raise ValueError(f"noise={noise}: expected a positive standard deviation")
+        positive("noise", noise, "a positive standard deviation")
+        if not isinstance(dtype, torch.dtype | None) or dtype not in (None, torch.float32, torch.float64):
+            raise ValueError(f"dtype={shown(dtype)}: expected torch.float32, torch.float64 or None")
+        flag("learn", learn)
         self.log_noise = nn.Parameter(torch.tensor(math.log(noise), dtype=dtype), requires_grad=learn)
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
@@ -243,12 +246,12 @@ def likelihood_named(likelihood: "str | Likelihood") -> "Likelihood":
     """
     if isinstance(likelihood, Likelihood) and not isinstance(likelihood, type):
         return likelihood
-    if likelihood == "classification":
+    if isinstance(likelihood, str) and likelihood == "classification":
         return Categorical()
-    if likelihood == "regression":
+    if isinstance(likelihood, str) and likelihood == "regression":
         return Gaussian()
     raise ValueError(
-        f"likelihood={likelihood!r}: expected 'classification', 'regression', or an instance of a subclass of "
+        f"likelihood={shown(likelihood)}: expected 'classification', 'regression', or an instance of a subclass of "
         "bayesws.evidence.Likelihood"
     )
 

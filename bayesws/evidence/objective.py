@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.gathering import Gathered, gather
 from bayesws.evidence.hessian import Hessian, Repeated, sum_tensors
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
+from bayesws.evidence.networks import check_network_kind, outputs_of
 from bayesws.layers.cache import computed_once
 from bayesws.layers.contract import (
+    evaluating,
     named_pathways,
     shaping_precisions,
     starting_log_precisions,
@@ -168,7 +171,10 @@ def log_evidence(
     Args:
         net: a network of `bayesws.layers`, nn.Linear, nn.Conv1d/2d/3d, affine normalisation and parameter-free modules;
             a module may be called several times. What it cannot treat raises an error, and is never left out.
-        data: a pair of tensors (x, y), a Dataset or a DataLoader.
+        data: a pair of tensors or numpy arrays (x, y), a Dataset or a DataLoader. A loader, or a Dataset, may also give
+            mappings, with one of x, input(s), image(s), ... and one of y, target(s), label(s), or tuples (x, y, ...).
+            x goes to the network in the type of its weights where it does not take x as it is; bytes (uint8) divided by
+            255 (see `evidence.examples`).
         likelihood: "classification" (logits, integer labels), "regression" (σ = 1), or a likelihood with its own σ.
         curvature: a `Curvature`, or its kind: "full" (exact, P² memory), "layer", "pathway", "kron" or "diag".
         prior: log precisions by pathway name, or one for all; those not named, and None, are the layers' own, and
@@ -190,9 +196,9 @@ def log_evidence(
 
     References: MacKay (1992); arXiv 2104.04975, eq. 5; arXiv 2310.06131, eq. 6.
     """
-    model = likelihood_named(likelihood)
-    log_precisions = resolve_prior(net, prior)
-    batches, asked = Batches(data, batch_size), curvature_named(curvature)
+    check_network_kind(net)
+    model, asked = likelihood_named(likelihood), curvature_named(curvature)
+    log_precisions, batches = resolve_prior(net, prior), batches_for(net, data, batch_size)
 
     def evidence(network: nn.Module) -> Evidence:
         return assemble(network, laplace_pass(network, batches, model, asked), log_precisions)
@@ -207,6 +213,23 @@ def log_evidence(
     return torch.func.functional_call(_Within(net), given, (evidence,))
 
 
+FEW = 2  # data whose outputs are looked at
+
+
+def batches_for(net: nn.Module, data: Any, batch_size: int) -> Batches:
+    """Data as a network takes them, where it is; its outputs are looked at once.
+
+    Raises:
+        ValueError: as `Batches`, and `networks.outputs_of`.
+    """
+    batches = Batches(data, batch_size, next((p.device for p in net.parameters()), None), net=net)
+    few = batches.first(FEW)
+    if few is not None:  # a loader is not to be disturbed: what it gives is looked at when it comes
+        with evaluating(net), torch.no_grad():
+            outputs_of(net, few)
+    return batches
+
+
 def resolve_prior(net: nn.Module, prior: Mapping[str, Tensor | float] | float | None) -> dict[str, Tensor]:
     """Log precisions of every pathway: those given, else the layers' own; pathways of one tensor keep one precision.
 
@@ -218,12 +241,11 @@ def resolve_prior(net: nn.Module, prior: Mapping[str, Tensor | float] | float | 
         return declared
     if not isinstance(prior, Mapping):
         prior = dict.fromkeys(declared, prior)
+    if not all(isinstance(name, str) for name in prior):
+        raise ValueError(f"prior by {next(n for n in prior if not isinstance(n, str))!r}: expected names of pathways")
     if unknown := next((name for name in prior if name not in declared), None):
         raise ValueError(f"prior for {unknown!r}: expected pathways among {', '.join(declared)}")
-    given = {
-        name: torch.as_tensor(value, dtype=declared[name].dtype, device=declared[name].device)
-        for name, value in prior.items()
-    }
+    given = {name: _log_precision(name, value, declared[name]) for name, value in prior.items()}
     for name, value in given.items():
         if not -LARGEST <= float(value.detach()) <= LARGEST:  # nan is neither
             raise ValueError(
@@ -233,6 +255,16 @@ def resolve_prior(net: nn.Module, prior: Mapping[str, Tensor | float] | float | 
     of_tensor = {id(declared[name]): value for name, value in given.items()}
     shared = {name: of_tensor[id(own)] for name, own in declared.items() if id(own) in of_tensor}
     return declared | shared | given
+
+
+def _log_precision(name: str, value: Any, own: Tensor) -> Tensor:
+    """A log precision in the type of the pathway's own; a tensor stays in its graph."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and not value.is_meta:
+        return value.reshape(()).to(own.device, own.dtype)
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return torch.as_tensor(float(value), dtype=own.dtype, device=own.device)
+    came = f"a {type(value).__name__}" if not isinstance(value, Tensor) else f"a tensor of shape {tuple(value.shape)}"
+    raise ValueError(f"prior for {name!r}, {came}: expected one log precision, a number or a scalar tensor")
 
 
 LARGEST = 80.0  # log precision: e^88 is the end of float32

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
+from bayesws.io.arguments import shown, whole
 from bayesws.layers.conv import WSConv2d, WSConv3d, WSLiftConv2d, WSLiftConv3d
 from bayesws.layers.fold_group import FoldGroup
 from bayesws.layers.linear import WSLinear
@@ -145,8 +146,11 @@ def _outcomes(model: nn.Module, sharing: Sharing, keep: tuple[str, ...], largest
             f"pathways={sharing.pathways!r}: expected 'free' among them; without it the function would change"
         )
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)}
+    if not isinstance(keep, tuple | list) or not all(isinstance(name, str) for name in keep):
+        raise ValueError(f"keep={shown(keep)}: expected names of layers, in a tuple")
+    whole("largest_stack", largest_stack)
     if unknown := [name for name in keep if name not in layers]:
-        raise ValueError(f"keep={unknown[0]!r}: expected linear or convolutional layers among {', '.join(layers)}")
+        raise ValueError(f"keep={shown(unknown[0])}: expected linear or convolutional layers among {', '.join(layers)}")
     owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     made: set[int] = set()  # numbers of channels that shared convolutions make
     found = []

@@ -5,10 +5,12 @@ import operator
 from functools import reduce as fold
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, fx, nn
 
+from bayesws.io.arguments import numbers
 from bayesws.layers.branches import Branches
 from bayesws.layers.cache import Deriving
 from bayesws.layers.convert import replaced
@@ -131,10 +133,17 @@ def _graph_of(branches: Branches) -> fx.GraphModule:
 @torch.no_grad()
 def _written_down(net: nn.Module, original: nn.Module, example: Tensor) -> nn.Module:
     """The net's graph, if it computes what the original does, on the example and on one datum more."""
+    if not isinstance(example, Tensor | np.ndarray):
+        raise ValueError(f"an example of type {type(example).__name__}: expected a tensor, such as data[:2]")
+    example = numbers("example", example)
     if not len(example):
         raise ValueError("an example with no data: expected at least one input, such as data[:2]")
     batches = example, torch.cat([example, example[:1]])
-    wanted = [original(x) for x in batches]  # first of all: it says in its own words if an example does not fit
+    try:
+        wanted = [original(x) for x in batches]  # first of all: it says in its own words if an example does not fit
+    except (RuntimeError, TypeError) as error:
+        told = f"an example of shape {tuple(example.shape)} and type {example.dtype} on {example.device}"
+        raise ValueError(f"{told}: expected what the network takes: {str(error).splitlines()[0]}") from error
     graph = traced(net, example)
     for x, expected in zip(batches, wanted, strict=True):
         try:

@@ -4,11 +4,13 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from bayesws.io.arguments import numbers, share, shown, whole
 from bayesws.layers.change_group import ChangeGroup
 from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.sharing.groups import Group, known_groups
@@ -148,16 +150,19 @@ def identify_group(
         if stack.shared is None:
             raise ValueError("a layer without the shared pathway shares nothing: expected one with pathway 'shared'")
         support, axis, stack = stack.stack.support, stack.stack.axis, stack.representations()
-    if not isinstance(stack, Tensor):
+    if not isinstance(stack, Tensor | np.ndarray):
         raise ValueError(
             f"a {type(stack).__name__}: expected a stack (G, d, d) as a tensor, or a weight-sharing layer; for a whole "
             "network or a fit use identify_groups"
         )
-    r, axis = stack.detach().double().cpu(), axis if axis is not None else 1
+    r, axis = numbers("stack", stack).detach().double().cpu(), 1 if axis is None else whole("axis", axis)
+    if support is not None:
+        if not isinstance(support, tuple | list):
+            raise ValueError(f"support={shown(support)}: expected the kernel's sides, such as (3, 3)")
+        support = tuple(whole("support", side) for side in support)
     _check(r, support, axis)
     for name, threshold in (("closure", closure), ("softness", softness)):
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"{name}={threshold}: expected a threshold in [0, 1]")
+        share(name, threshold, "a threshold in [0, 1]", zero=True, one=True)
     size, d = r.shape[:2]
     hard = torch.stack([torch.from_numpy(linear_sum_assignment(-matrix.numpy())[1]) for matrix in r]).long()
     nearest = _matrices(hard)

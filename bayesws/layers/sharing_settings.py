@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
 
+from bayesws.io.arguments import choice, shown
 from bayesws.layers.sizes import check_sizes
 from bayesws.sharing.doubly_stochastic import CONSTRAINTS
 from bayesws.sharing.groups import Group
@@ -54,13 +55,14 @@ class Sharing:
 
     def __post_init__(self) -> None:
         check_sizes(group_size=self.group_size)
-        if self.stack not in STACKS:
-            raise ValueError(f"stack {self.stack!r}: expected one of {', '.join(STACKS)}")
+        if not isinstance(self.stack, str) or self.stack not in STACKS:
+            raise ValueError(f"stack {shown(self.stack)}: expected one of {', '.join(STACKS)}")
+        if not isinstance(self.pathways, tuple | list) or not all(isinstance(name, str) for name in self.pathways):
+            raise ValueError(f"pathways={shown(self.pathways)}: expected 'shared', 'free' or both, in a tuple")
         names = set(self.pathways)
         if not names or not names <= set(PATHWAYS) or len(names) != len(self.pathways):
-            raise ValueError(f"pathways={self.pathways!r}: expected 'shared', 'free' or both, in a tuple")
-        if self.constraint not in CONSTRAINTS:
-            raise ValueError(f"constraint={self.constraint!r}: expected one of {', '.join(CONSTRAINTS)}")
+            raise ValueError(f"pathways={shown(self.pathways)}: expected 'shared', 'free' or both, in a tuple")
+        choice("constraint", self.constraint, CONSTRAINTS)
         if self.stack == "fixed":
             self._check_fixed()
         else:
@@ -73,7 +75,7 @@ class Sharing:
         if self.constraint != "doubly":
             raise ValueError(f"constraint={self.constraint!r} with stack='fixed': permutations are 'doubly' stochastic")
         if not isinstance(self.group, str | Group | Sequence | None):
-            raise ValueError(f"group={self.group!r}: expected a name, a Group, or one of these for every layer")
+            raise ValueError(f"group={shown(self.group)}: expected a name, a Group, or one of these for every layer")
         if self.group is None and self.group_size not in GROUP_OF_SIZE:
             raise ValueError(
                 f"stack='fixed' with group_size={self.group_size}: several groups have that size; name one with group="
@@ -81,7 +83,7 @@ class Sharing:
 
     def _check_soft(self) -> None:
         if self.group is not None:
-            raise ValueError(f"group={self.group!r} with stack={self.stack!r}: a known group needs stack='fixed'")
+            raise ValueError(f"group={shown(self.group)} with stack={self.stack!r}: a known group needs stack='fixed'")
         if "shared" not in self.pathways:
             raise ValueError(f"stack={self.stack!r} without the shared pathway: nothing is shared; use stack='fixed'")
 
@@ -99,7 +101,7 @@ class Sharing:
         if given is None:
             return replace(default, **changes)
         if not isinstance(given, Sharing):
-            raise ValueError(f"sharing={given!r}: expected a Sharing, or keywords such as group_size=4")
+            raise ValueError(f"sharing={shown(given)}: expected a Sharing, or keywords such as group_size=4")
         if changes:
             names = ", ".join(changes)
             raise ValueError(f"{names} beside sharing: expected one or the other; dataclasses.replace changes a value")

@@ -1,8 +1,11 @@
 """Whether sizes that a caller gave can be sizes."""
 
+from typing import Any
 
-def check_sizes(**sizes: int) -> None:
+from bayesws.io.arguments import whole
+
+
+def check_sizes(**sizes: Any) -> None:
     """Raise ValueError for a size below one, under the name that the caller gave it."""
     for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: expected at least 1")
+        whole(name, value)

@@ -16,6 +16,8 @@ from bayesws.evidence.batches import Batches, digest_of
 from bayesws.evidence.checks import check_network
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
+from bayesws.evidence.networks import check_network_kind, check_trained, outputs_of
+from bayesws.io.arguments import device_of, flag, path_of, seed_of, shown
 from bayesws.io.progress import epoch_bar
 from bayesws.io.provenance import versions
 from bayesws.layers.contract import declarations, evaluating, structure
@@ -63,7 +65,8 @@ def fit(
 
     Args:
         net: the network at its initial weights; it is left as it is.
-        train: a pair of tensors (x, y), a Dataset or a DataLoader.
+        train: a pair of tensors or numpy arrays (x, y), a Dataset or a DataLoader; also of mappings or of tuples
+            (x, y, ...), see `log_evidence`.
         likelihood: "classification", "regression", or a likelihood.
         objective: a short name, or a value with settings of its own, such as `objectives.FixedRatio(ratio=30.0)`.
         curvature: a `Curvature`, or its name: "kron", "full", "layer", "pathway" or "diag". Its samples and its subset
@@ -85,15 +88,25 @@ def fit(
         FloatingPointError: a loss that is not finite, naming the epoch.
     """
     started = time.perf_counter()
+    check_network_kind(net)
+    check_trained(net)
+    if not isinstance(schedule, Schedule | None):
+        raise ValueError(
+            f"schedule={shown(schedule)}: expected a Schedule, or its fields as arguments, such as epochs=100"
+        )
+    if not (callable(progress) or isinstance(progress, bool | None)):
+        raise ValueError(f"progress={shown(progress)}: expected True, False, None or a function of a record")
     plan, chooser = with_settings(schedule or Schedule(), objective_named(objective), settings)
-    model = copy.deepcopy(net) if device is None else copy.deepcopy(net).to(device)
+    noise, asked, seed = copy.deepcopy(likelihood_named(likelihood)), curvature_named(curvature), seed_of(seed)
+    keep_posterior, folder = flag("keep_posterior", keep_posterior), None if checkpoint is None else path_of(checkpoint)
+    model = copy.deepcopy(net) if device is None else copy.deepcopy(net).to(device_of(device))
     place = next(model.parameters()).device
-    data = Batches(train, plan.batch_size, place)
-    setting = Setting(model, data, copy.deepcopy(likelihood_named(likelihood)), plan, curvature_named(curvature), seed)
+    data = Batches(train, plan.batch_size, place, net=model)
+    setting = Setting(model, data, noise, plan, asked, seed)
     _check(setting, chooser)
     kept = None
-    if checkpoint is not None:
-        kept = Checkpoint(Path(checkpoint), _digest(setting, chooser, keep_posterior))
+    if folder is not None:
+        kept = Checkpoint(folder, _digest(setting, chooser, keep_posterior))
         if (finished := kept.finished(model, setting.likelihood)) is not None:
             return finished
     proposals = _start(setting)
@@ -133,7 +146,9 @@ def _check(setting: Setting, objective: Objective) -> None:
     with evaluating(setting.net), torch.no_grad():
         seen = 0
         for x, y in setting.data:
-            setting.likelihood.check(setting.net(x), y)
+            outputs = outputs_of(setting.net, x)
+            setting.likelihood.check(outputs, y)
+            setting.data.check_beside(setting.likelihood, outputs)
             seen += len(x)
         if not seen:
             raise ValueError("the data gives no batch: expected at least one example; check its sampler and drop_last")

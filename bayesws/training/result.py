@@ -9,7 +9,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from bayesws.evidence.examples import TakenBy, check_lengths, inputs_of, targets_of
 from bayesws.evidence.likelihood import Likelihood
+from bayesws.evidence.networks import check_network_kind, outputs_of
+from bayesws.io.arguments import choice, path_of, whole
 from bayesws.layers.contract import layers_of
 from bayesws.training.recipe import Provenance, Recipe
 from bayesws.training.saved import load, save
@@ -79,7 +82,7 @@ class FitResult:
         return replace(self, provenance=replace(self.provenance, more=self.provenance.more | more))
 
     @torch.no_grad()
-    def predict(self, x: Tensor, kind: str = "posterior", batch_size: int = 1000) -> Tensor:
+    def predict(self, x: Any, kind: str = "posterior", batch_size: int = 1000) -> Tensor:
         """Predicted probabilities (batch, classes), or values (batch, ...) of a regression: E[y | x, D].
 
         p(y | x, D) = ∫ p(y | f) N(f; f(x), J (H + Λ)⁻¹ Jᵀ) df, the predictive of the network linearised at its MAP
@@ -87,24 +90,28 @@ class FitResult:
         the two by `nll`: on the digit tasks the posterior's probabilities are too cautious, the MAP's are not.
 
         Args:
-            x: (batch, ...), inputs as the network takes them, moved to its device.
+            x: (batch, ...), inputs as the network takes them, moved to its device: a tensor or a numpy array, in the
+                type that `fit` would give them (see `evidence.examples`).
             kind: "posterior", or "map" for p(y | f(x)): faster, and without the weights' uncertainty.
             batch_size: how many at once; does not change the result.
 
         Raises:
             ValueError: inputs with NaN or infinite values, another kind, a fit that was saved without a posterior.
         """
+        x, batch_size = self._taken(x), whole("batch_size", batch_size)
         if _is_posterior(kind) and not self.likelihood.mean_is_linear:
             return torch.cat([self.likelihood.expected_mean(*both) for both in self._output_moments(x, batch_size)])
         return self.likelihood.mean(self._outputs(x, batch_size))
 
     @torch.no_grad()
-    def nll(self, x: Tensor, y: Tensor, kind: str = "posterior", batch_size: int = 1000) -> float:
+    def nll(self, x: Any, y: Any, kind: str = "posterior", batch_size: int = 1000) -> float:
         """Mean negative log likelihood of data, nats per datum: -log p(y | x, D), or -log p(y | f(x)) for "map".
 
         Raises:
             ValueError: as `predict`; targets that do not fit.
         """
+        x, y, batch_size = self._taken(x), targets_of(y), whole("batch_size", batch_size)
+        check_lengths(x, y)
         outputs = self._outputs(x, batch_size)
         y = y.to(outputs.device)
         self.likelihood.check(outputs, y)
@@ -113,18 +120,21 @@ class FitResult:
         parts = zip(y.split(batch_size), self._output_moments(x, batch_size), strict=True)
         return -sum(float(self.likelihood.predictive_log_prob(*both, t)) for t, both in parts) / len(x)
 
+    def _taken(self, x: Any) -> Tensor:
+        """x as the network takes it."""
+        return TakenBy(self.model)(inputs_of(x))
+
     def _outputs(self, x: Tensor, batch_size: int) -> Tensor:
-        _check_finite(x)
         device = next(self.model.parameters()).device
         self.model.eval()
-        return torch.cat([self.model(part.to(device)) for part in x.split(batch_size)])
+        return torch.cat([outputs_of(self.model, part.to(device)) for part in x.split(batch_size)])
 
     def _output_moments(self, x: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Mean and covariance of the outputs, batch by batch."""
         # laplace-torch takes two seconds to import: only those who ask for a posterior should wait
         from bayesws.evidence import laplace
 
-        _check_finite(x)
+        check_network_kind(self.model)
         if not self.posterior:
             raise ValueError("this fit was saved without a posterior: fit again, or use kind='map'")
         device = next(self.model.parameters()).device
@@ -144,7 +154,7 @@ class FitResult:
         Raises:
             ValueError: a path that cannot be written, or that exists and is not a saved fit.
         """
-        save(Path(path), **{field.name: getattr(self, field.name) for field in fields(self) if field.init})
+        save(path_of(path), **{field.name: getattr(self, field.name) for field in fields(self) if field.init})
 
     @classmethod
     def load(
@@ -161,15 +171,8 @@ class FitResult:
         Raises:
             ValueError: a folder that is not a saved fit or is damaged, an architecture that does not fit.
         """
-        return cls(**load(Path(path), model, likelihood))
+        return cls(**load(path_of(path), model, likelihood))
 
 
 def _is_posterior(kind: str) -> bool:
-    if kind not in ("posterior", "map"):
-        raise ValueError(f"kind={kind!r}: expected 'posterior' or 'map'")
-    return kind == "posterior"
-
-
-def _check_finite(x: Tensor) -> None:
-    if not torch.isfinite(x).all():
-        raise ValueError(f"inputs hold {int((~torch.isfinite(x)).sum())} NaN or infinite values")
+    return choice("kind", kind, ("posterior", "map")) == "posterior"

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from bayesws.io.arguments import positive, share, shown, whole
+
 STARTS = (None, "moments", "random")
 
 
@@ -37,16 +39,14 @@ class Schedule:
     start: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "every", "structure_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise ValueError(f"learning_rate={self.learning_rate}: expected a positive number")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("every", 1), ("structure_steps", 1), ("warm_up", 0)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        object.__setattr__(self, "learning_rate", positive("learning_rate", self.learning_rate))
         for name in ("burn_in", "steady"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a share of the run, in [0, 1)")
-        if self.start not in STARTS:
-            raise ValueError(f"start={self.start!r}: expected 'moments', 'random' or None")
+            given = share(name, getattr(self, name), "a share of the run, in [0, 1)", zero=True)
+            object.__setattr__(self, name, given)
+        if not isinstance(self.start, str | None) or self.start not in STARTS:
+            raise ValueError(f"start={shown(self.start)}: expected 'moments', 'random' or None")
 
 
 def steps_due(plan: Schedule, examples: int) -> set[int]:

@@ -1,20 +1,21 @@
 """Running a comparison: the same network, data and schedule under several objectives, paired by seed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bayesws.data import ImageData
-from bayesws.evidence.batches import as_tensors
 from bayesws.evidence.curvature import Curvature, curvature_named
+from bayesws.evidence.reading import as_tensors
+from bayesws.io.arguments import shown, whole
 from bayesws.models import WSCNN
 from bayesws.training.objectives.names import objective_named, settings_for
 from bayesws.training.objectives.objective import Objective
 from bayesws.trials.comparison import PATHWAYS, Comparison
 from bayesws.trials.spec import ONE_SAMPLE, train_and_score
+from bayesws.trials.starts import made
 
 DEFAULT_OBJECTIVES = ("evidence", "task")
 
@@ -46,8 +47,11 @@ def compare(
     Raises:
         ValueError: as `fit`; fewer than one seed.
     """
-    if seeds < 1:
-        raise ValueError(f"seeds={seeds}: expected at least 1")
+    if isinstance(make_net, nn.Module) or not callable(make_net):
+        raise ValueError(f"make_net is a {type(make_net).__name__}: expected a function that makes a network")
+    seeds = whole("seeds", seeds)
+    if isinstance(objectives, str) or not isinstance(objectives, Sequence) or not objectives:
+        raise ValueError(f"objectives={shown(objectives)}: expected several, such as ('evidence', 'task')")
     compared = [objective_named(objective) for objective in objectives]
     train, test = as_tensors(train), as_tensors(test)
     given: dict[str, Any] = {"likelihood": likelihood, "curvature": curvature, "keep_posterior": False}
@@ -55,9 +59,15 @@ def compare(
     for objective in compared:
         mine = settings_for(objective, settings, compared)
         for seed in range(seeds):
-            torch.manual_seed(seed)
             _, trial = train_and_score(
-                make_net(), train, test, seed=seed, elsewhere=elsewhere, objective=objective, **given, **mine
+                made("make_net", make_net, seed),
+                train,
+                test,
+                seed=seed,
+                elsewhere=elsewhere,
+                objective=objective,
+                **given,
+                **mine,
             )
             trials.append(trial)
     same = {k: v for k, v in settings.items() if k != "progress"}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
+from bayesws.io.arguments import path_of, whole
 from bayesws.layers.contract import layers_of
 from bayesws.training.result import FitResult
 from bayesws.trials.ranking import Ranking
@@ -63,8 +64,7 @@ def select(
         raise ValueError(f"networks of type {type(networks).__name__}: expected a mapping of names to networks")
     if not networks:
         raise ValueError("no networks: expected a mapping of names to networks, or to functions that make one")
-    if seeds < 1:
-        raise ValueError(f"seeds={seeds}: expected at least 1")
+    seeds = whole("seeds", seeds)
     if reserved := next((name for name in ("objective", "seed") if name in settings), None):
         raise ValueError(f"{reserved}={settings[reserved]!r}: networks train by the evidence from seeds 0, 1, ...")
     noise_model, steps = likelihood_named(likelihood), curvature_named(curvature)
@@ -77,7 +77,7 @@ def select(
         for seed in range(seeds):
             net = nets[name] if seed == 0 else made(name, network, seed)
             if checkpoints is not None:
-                common["checkpoint"] = Path(checkpoints) / f"{as_file_name(name)}-{seed}"
+                common["checkpoint"] = path_of(checkpoints) / f"{as_file_name(name)}-{seed}"
             tried.append(started(name, net, data, noise_model, steps, asked, seed=seed, test=test, **common))
         fits[name] = max(tried, key=lambda pair: pair[1].log_evidence)[0]
         starts += [start for _, start in tried]

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from bayesws.evidence.curvature import Curvature
+from bayesws.io.arguments import shown, whole
 from bayesws.trials.ranking import LayerRanking, Ranking
 from bayesws.trials.select import comparable_curvature, select
 from bayesws.trials.starts import made
@@ -36,7 +37,7 @@ def select_layers(
     Raises:
         ValueError: no choices, one named twice, no layers; what `select` raises.
     """
-    if isinstance(make, nn.Module):
+    if isinstance(make, nn.Module) or not callable(make):
         raise ValueError(f"make is a {type(make).__name__}: expected a function from groups to a network")
     _check(choices, layers)
     if evidence_curvature is None:
@@ -103,10 +104,11 @@ def network_name(groups: Groups) -> str:
 
 
 def _check(choices: Sequence[str], layers: int) -> None:
+    if isinstance(choices, str) or not isinstance(choices, Sequence) or not all(isinstance(c, str) for c in choices):
+        raise ValueError(f"choices={shown(choices)}: expected different names, at least one, in a list")
     if not choices or len(set(choices)) < len(choices):
-        raise ValueError(f"choices={list(choices)}: expected different names, at least one")
-    if layers < 1:
-        raise ValueError(f"layers={layers}: expected at least 1")
+        raise ValueError(f"choices={shown(list(choices))}: expected different names, at least one")
+    whole("layers", layers)
 
 
 def _with(groups: Groups, place: int, choice: str) -> Groups:

@@ -8,7 +8,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from bayesws.evidence.batches import as_tensors
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.likelihood import Likelihood
 from bayesws.evidence.objective import log_evidence
@@ -91,7 +90,7 @@ def started(
     began = time.perf_counter()
     try:
         result = fit(net, data, likelihood, "evidence", curvature, seed=seed, **settings)
-        evidence = _evidence(result, as_tensors(data), evidence_curvature)
+        evidence = _evidence(result, data, evidence_curvature)
     except (ValueError, FloatingPointError, RuntimeError) as error:
         kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
         raise kind(f"network {name!r}: {error}") from error
@@ -148,13 +147,9 @@ def made(name: str, network: nn.Module | Callable[[], nn.Module], seed: int) -> 
     return net
 
 
-def _evidence(result: FitResult, data: tuple[Tensor, Tensor], curvature: Curvature) -> EvidenceSummary:
-    place = next(result.model.parameters()).device
-    on_device = tuple(part.to(place) for part in data)
+def _evidence(result: FitResult, data: Any, curvature: Curvature) -> EvidenceSummary:
     with torch.no_grad():
-        return EvidenceSummary.of(
-            log_evidence(result.model, on_device, result.likelihood, curvature, prior=result.prior)
-        )
+        return EvidenceSummary.of(log_evidence(result.model, data, result.likelihood, curvature, prior=result.prior))
 
 
 def _groups(net: nn.Module) -> dict[str, str]:

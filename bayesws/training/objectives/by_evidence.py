@@ -11,8 +11,9 @@ from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.gradient import WAYS, gradient_in
 from bayesws.evidence.objective import Evidence, LaplacePass, assemble, laplace_pass
 from bayesws.evidence.precision import ascend_precisions, update_precisions
+from bayesws.io.arguments import choice, positive, share, whole
 from bayesws.layers.contract import named_pathways, starting_log_precisions, structure, structures
-from bayesws.training.objectives.objective import HeldOut, LossTerm, Setting
+from bayesws.training.objectives.objective import HeldOut, LossTerm, Setting, check_terms
 from bayesws.training.optimiser import optimiser_state, restore_optimiser
 from bayesws.training.schedule import steps_due
 from bayesws.training.structure import Settling
@@ -56,14 +57,11 @@ class ByEvidence:
     def __post_init__(self) -> None:
         if self.curvature is not None:
             curvature_named(self.curvature)
-        if self.fixed_point_steps < 1:
-            raise ValueError(f"fixed_point_steps={self.fixed_point_steps}: expected at least 1")
-        if not 0 < self.damping <= 1:
-            raise ValueError(f"damping={self.damping}: expected a number in (0, 1]")
-        if not (self.structure_rate > 0 and math.isfinite(self.structure_rate)):
-            raise ValueError(f"structure_rate={self.structure_rate}: expected a positive number")
-        if self.structure_way not in WAYS:
-            raise ValueError(f"structure_way={self.structure_way!r}: expected one of {', '.join(WAYS)}")
+        whole("fixed_point_steps", self.fixed_point_steps)
+        share("damping", self.damping, "a number in (0, 1]", one=True)
+        positive("structure_rate", self.structure_rate)
+        check_terms(self.terms)
+        choice("structure_way", self.structure_way, WAYS)
 
     def check(self, setting: Setting) -> None:
         """Every network will do."""

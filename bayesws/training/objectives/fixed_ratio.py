@@ -1,10 +1,10 @@
 """Shared and free weights told apart by a ratio of their precisions that is set by hand."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from bayesws.io.arguments import positive
 from bayesws.layers.contract import named_pathways
 from bayesws.training.objectives.objective import Setting
 from bayesws.training.objectives.task_loss import Penalties, TaskLoss
@@ -51,5 +51,7 @@ def check_positive(**given: float | tuple[float, ...]) -> None:
     """Raise ValueError for a number, or an empty or other tuple of numbers, that is not positive and finite."""
     for name, value in given.items():
         values = value if isinstance(value, tuple) else (value,)
-        if not values or not all(0 < v < math.inf for v in values):
+        if not values:
             raise ValueError(f"{name}={value!r}: expected positive numbers")
+        for each in values:
+            positive(name, each, "positive numbers")

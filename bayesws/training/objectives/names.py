@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from bayesws.io.arguments import shown
 from bayesws.training.objectives.by_evidence import ByEvidence
 from bayesws.training.objectives.constrained import Constrained
 from bayesws.training.objectives.fixed_ratio import FixedRatio
@@ -29,7 +30,7 @@ def objective_named(objective: str | Objective) -> Objective:
         return KINDS[objective]()
     if isinstance(objective, str | type) or not hasattr(objective, "begin"):
         raise ValueError(
-            f"objective={objective!r}: expected one of {', '.join(OBJECTIVES)}, or a value such as "
+            f"objective={shown(objective)}: expected one of {', '.join(OBJECTIVES)}, or a value such as "
             "objectives.TaskLoss(weight_decays=(0.0, 1e-3))"
         )
     return objective
@@ -46,7 +47,7 @@ def with_settings(schedule: Schedule, objective: Objective, settings: Mapping[st
         others = [kind.__name__ for kind in KINDS.values() if unknown in setting_names(kind)]
         elsewhere = f"; it belongs to {', '.join(others)}" if others else ""
         raise ValueError(
-            f"unknown argument {unknown!r}: expected one of {', '.join(sorted(of_schedule))} (Schedule) or "
+            f"unknown argument {shown(unknown)}: expected one of {', '.join(sorted(of_schedule))} (Schedule) or "
             f"{', '.join(sorted(of_objective))} ({type(objective).__name__}){elsewhere}"
         )
     mine = {name: value for name, value in settings.items() if name in of_schedule}

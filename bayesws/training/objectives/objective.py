@@ -10,11 +10,18 @@ from bayesws.evidence.batches import Batches
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.likelihood import Likelihood
 from bayesws.evidence.objective import LaplacePass
+from bayesws.io.arguments import shown
 from bayesws.training.schedule import Schedule
 
 # A further term of the loss, nats per datum, from (network, x, y, outputs): a function of a module, or a value whose
 # repr tells it.
 LossTerm = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+
+
+def check_terms(terms: Any) -> None:
+    """Raise ValueError for what are no further terms of a loss."""
+    if not isinstance(terms, tuple) or not all(callable(term) for term in terms):
+        raise ValueError(f"terms={shown(terms)}: expected functions of (network, x, y, outputs), in a tuple")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The task loss as the objective: the mean negative log likelihood with penalties that a held-out split chooses."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.objective import LaplacePass
+from bayesws.io.arguments import flag, positive, real, share, shown
 from bayesws.layers.contract import (
     named_pathways,
     shaping_precisions,
@@ -17,7 +17,7 @@ from bayesws.layers.contract import (
     structures,
 )
 from bayesws.training.objectives.by_evidence import set_precisions
-from bayesws.training.objectives.objective import HeldOut, LossTerm, Setting
+from bayesws.training.objectives.objective import HeldOut, LossTerm, Setting, check_terms
 from bayesws.training.structure import Settling, check_regularisers, regularised
 
 FINAL_STEPS, FINAL_DAMPING = 200, 0.5  # of the fixed point on the precisions that no training has set
@@ -79,17 +79,18 @@ class TaskLoss:
     name: ClassVar[str] = "task"
 
     def __post_init__(self) -> None:
-        if not self.weight_decays or not all(math.isfinite(w) and w >= 0 for w in self.weight_decays):
-            raise ValueError(f"weight_decays={self.weight_decays!r}: expected one or more numbers, none negative")
+        decays = self.weight_decays
+        if not isinstance(decays, tuple) or not decays:
+            raise ValueError(f"weight_decays={shown(decays)}: expected one or more numbers, none negative, in a tuple")
+        for decay in decays:
+            real("weight_decays", decay, "one or more numbers, none negative", least=0)
         for name in ("normaliser", "entropy"):
-            weight = getattr(self, name)
-            if not (weight >= 0 and math.isfinite(weight)):
-                raise ValueError(f"{name}={weight}: expected a weight of at least 0")
-        rate = self.structure_rate
-        if rate is not None and not (rate > 0 and math.isfinite(rate)):
-            raise ValueError(f"structure_rate={rate}: expected a positive number")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out={self.held_out}: expected a share of the data, in (0, 1)")
+            real(name, getattr(self, name), "a weight of at least 0", least=0)
+        if self.structure_rate is not None:
+            positive("structure_rate", self.structure_rate)
+        share("held_out", self.held_out, "a share of the data, in (0, 1)")
+        flag("rest_structure", self.rest_structure)
+        check_terms(self.terms)
 
     def check(self, setting: Setting) -> None:
         """Raise ValueError for a regulariser that no layer offers."""
