@@ -128,7 +128,7 @@ def equivariance_errors(
         own = _layers_of_any(net)
         called = layer_features(net, own, x[:1])
         layers = [name for name in own if name in called]
-    if isinstance(layers, str) or not isinstance(layers, Sequence):
+    if isinstance(layers, str) or not isinstance(layers, Sequence) or not all(isinstance(n, str) for n in layers):
         raise ValueError(f"layers={shown(layers)}: expected a list of names of modules, or None")
     if unknown := next((name for name in layers if name not in modules), None):
         raise ValueError(

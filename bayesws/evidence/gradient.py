@@ -172,7 +172,9 @@ def second_pass(
         if not total:  # a part without a datum of the subset
             return [torch.zeros_like(t) for t in wanted]
         direct, below = total[: len(wanted)], total[len(wanted) :]
-        onward = torch.autograd.grad(cut.values, wanted, below, allow_unused=True) if below else [None] * len(wanted)
+        if not (below and wanted):
+            return direct
+        onward = torch.autograd.grad(cut.values, wanted, below, allow_unused=True)
     return [a if b is None else a + b for a, b in zip(direct, onward, strict=True)]
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 LARGEST = 2**31 - 1  # of a whole number that is not a seed: nobody means more
 LONGEST_NAME = 255  # bytes of one name in a path, on every file system that people use
-SHOWN = 60  # letters of what came
+SHOWN, REASON = 60, 200  # letters of what came, and of what another library says of it
+LARGEST_RATE = 1e30  # of a number that is multiplied with weights in float32
 LARGEST_SEED = 2**63 - 1  # torch's generators take no more
 
 
@@ -56,12 +57,15 @@ def real(
     """
     if not _is_real(value) or not math.isfinite(value) or not (value >= least and value > above):
         raise ValueError(f"{name}={shown(value)}: expected {expected}")
-    return value if isinstance(value, int | float) else float(value)
+    return value if isinstance(value, int | float) and abs(value) < LARGEST else float(value)
 
 
 def positive(name: str, value: Any, expected: str = "a positive number") -> float:
-    """A finite number above 0; `expected` says what it is."""
-    return real(name, value, expected, above=0.0)
+    """A finite number above 0 that float32 holds with room; `expected` says what it is."""
+    given = real(name, value, expected, above=0.0)
+    if given > LARGEST_RATE:
+        raise ValueError(f"{name}={shown(value)}: expected {expected}, at most {LARGEST_RATE:g}")
+    return given
 
 
 def share(name: str, value: Any, expected: str, zero: bool = False, one: bool = False) -> float:
@@ -130,8 +134,8 @@ def path_of(value: Any) -> Path:
     """
     if not isinstance(value, str | os.PathLike) or not isinstance(named := os.fspath(value), str):
         raise ValueError(f"a {type(value).__name__} in the place of a path: expected a str or a Path")
-    if not named or "\0" in named:
-        raise ValueError(f"path {shown(named)}: expected a name without zero bytes, that is not empty")
+    if not named or any(ord(letter) < 32 for letter in named):
+        raise ValueError(f"path {shown(named)}: expected a name without line ends and the like, that is not empty")
     longest = max(len(os.fsencode(part)) for part in Path(named).parts or (named,))
     if longest > LONGEST_NAME:
         raise ValueError(f"path {shown(named)}: a name of {longest} bytes, expected at most {LONGEST_NAME}")
@@ -172,7 +176,7 @@ def device_of(value: Any) -> torch.device:
         device = torch.device(value)
         torch.zeros(1, device=device).add(1)
     except (RuntimeError, AssertionError, ValueError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")[:REASON]
         raise ValueError(f"device {shown(str(value))} cannot be used here: {reason}; try 'cpu'") from error
     if device.type == "meta":
         raise ValueError("device 'meta' cannot be used here: its tensors have no values; try 'cpu'")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from bayesws.io.arguments import path_of
 from bayesws.report.reportable import Run
 
 
@@ -29,4 +30,7 @@ def write_report(runs: Run | Sequence[Run], path: str | Path, figures: str | Pat
     given = [runs] if isinstance(runs, str | Path) or not isinstance(runs, Sequence) else list(runs)
     if not given:
         raise ValueError("no run: expected at least one folder or result")
-    return write(given, Path(path), None if figures is None else Path(figures))
+    if strange := next((run for run in given if not isinstance(run, Run)), None):
+        raise ValueError(f"a {type(strange).__name__} in the place of a run: expected a folder or a result")
+    given = [path_of(run) if isinstance(run, str | Path) else run for run in given]
+    return write(given, path_of(path), None if figures is None else path_of(figures))

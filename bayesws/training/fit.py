@@ -94,7 +94,7 @@ def fit(
         raise ValueError(
             f"schedule={shown(schedule)}: expected a Schedule, or its fields as arguments, such as epochs=100"
         )
-    if not (callable(progress) or isinstance(progress, bool | None)):
+    if not isinstance(progress, bool | None) and (isinstance(progress, type | nn.Module) or not callable(progress)):
         raise ValueError(f"progress={shown(progress)}: expected True, False, None or a function of a record")
     plan, chooser = with_settings(schedule or Schedule(), objective_named(objective), settings)
     noise, asked, seed = copy.deepcopy(likelihood_named(likelihood)), curvature_named(curvature), seed_of(seed)

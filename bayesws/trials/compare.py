@@ -50,6 +50,13 @@ def compare(
     if isinstance(make_net, nn.Module) or not callable(make_net):
         raise ValueError(f"make_net is a {type(make_net).__name__}: expected a function that makes a network")
     seeds = whole("seeds", seeds)
+    if reserved := next((name for name in ("objective", "seed", "keep_posterior") if name in settings), None):
+        raise ValueError(
+            f"{reserved}={shown(settings[reserved])}: every objective trains from seeds 0, 1, ...; leave it out"
+        )
+    if not isinstance(elsewhere, Mapping | None):
+        raise ValueError(f"elsewhere={shown(elsewhere)}: expected test data by name")
+    others = {name: as_tensors(other) for name, other in (elsewhere or {}).items()}
     if isinstance(objectives, str) or not isinstance(objectives, Sequence) or not objectives:
         raise ValueError(f"objectives={shown(objectives)}: expected several, such as ('evidence', 'task')")
     compared = [objective_named(objective) for objective in objectives]
@@ -64,7 +71,7 @@ def compare(
                 train,
                 test,
                 seed=seed,
-                elsewhere=elsewhere,
+                elsewhere=others,
                 objective=objective,
                 **given,
                 **mine,

@@ -5,10 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
+from bayesws.evidence.reading import as_tensors
 from bayesws.io.arguments import path_of, whole
 from bayesws.layers.contract import layers_of
 from bayesws.training.result import FitResult
@@ -27,7 +28,7 @@ def select(
     likelihood: str | Likelihood = "classification",
     seeds: int = 1,
     *,
-    test: tuple[Tensor, Tensor] | None = None,
+    test: Any = None,
     curvature: str | Curvature = ONE_SAMPLE,
     evidence_curvature: str | Curvature | None = None,
     checkpoints: str | Path | None = None,
@@ -50,7 +51,8 @@ def select(
         data: a pair of tensors (x, y), a Dataset or a DataLoader; all of it is trained on.
         likelihood: as for `fit`, the same for all.
         seeds: starts for each network, 0 to seeds - 1.
-        test: held-out (x, y), for a column beside the evidence and for `Ranking.disagreement`; it chooses nothing.
+        test: held-out data, as `data`, for a column beside the evidence and for `Ranking.disagreement`; it chooses
+            nothing.
         curvature: of the steps on the hyperparameters, as for `fit`.
         evidence_curvature: of the evidence that ranks; None chooses as above.
         checkpoints: a folder with one of `fit`'s checkpoints for every network and start: the same call goes on from
@@ -67,6 +69,7 @@ def select(
     seeds = whole("seeds", seeds)
     if reserved := next((name for name in ("objective", "seed") if name in settings), None):
         raise ValueError(f"{reserved}={settings[reserved]!r}: networks train by the evidence from seeds 0, 1, ...")
+    test = None if test is None else as_tensors(test)
     noise_model, steps = likelihood_named(likelihood), curvature_named(curvature)
     nets = {name: made(name, network, 0) for name, network in networks.items()}
     asked = comparable_curvature(nets.values()) if evidence_curvature is None else curvature_named(evidence_curvature)

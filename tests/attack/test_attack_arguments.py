@@ -10,6 +10,7 @@ import signal
 import traceback
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -53,6 +54,10 @@ def fitted():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return bws.fit(net(), images(), epochs=1, progress=False)
+
+
+def unsampled():
+    return replace(fitted(), posterior={})
 
 
 def nothing(*_):
@@ -132,7 +137,15 @@ CALLS = {
     "evidence_gradient": (bws.evidence_gradient, lambda: {"net": net(), "data": images(), "curvature": "diag"}),
     "compare": (
         bws.compare,
-        lambda: {"make_net": linear, "train": images(), "test": images(), "seeds": 1, "weight_decays": (0.0,)} | FIT,
+        lambda: {
+            "make_net": linear,
+            "train": images(),
+            "test": images(),
+            "seeds": 1,
+            "weight_decays": (0.0,),
+            "epochs": 1,
+            "progress": False,
+        },
     ),
     "select": (bws.select, lambda: {"networks": {"a": linear()}, "data": images()} | FIT),
     "select_layers": (
@@ -171,7 +184,7 @@ CALLS = {
     "harden": (bws.harden, lambda: {"source": net(), "example": images()[0]}),
     "identify_group": (bws.identify_group, lambda: {"stack": torch.eye(4).expand(2, 4, 4)}),
     "identify_groups": (bws.identify_groups, lambda: {"model": net()}),
-    "write_report": (bws.write_report, lambda: {"runs": fitted(), "path": "report.html", "figures": None}),
+    "write_report": (bws.write_report, lambda: {"runs": unsampled(), "path": "report.html", "figures": None}),
     "Curvature": (bws.Curvature, dict),
     "Schedule": (bws.Schedule, dict),
     "Sharing": (bws.Sharing, dict),
