@@ -1,22 +1,32 @@
 """What several verbs take: data, a network's size, a place to write, a device; checked in one line."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
 from bayesws import data as data_sets
+from bayesws.io.arguments import LARGEST, LARGEST_SEED, device_of, one_line, path_of, shown
 from bayesws.io.files import check_writable
 from bayesws.training.fit import Schedule
+
+WIDEST, DEEPEST = 1024, 100  # channels and layers: networks of images from the command line are small
+DIGITS = 25  # of the longest number that is read at all
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As ever, but for "--option=--", of which argparse makes an empty list."""
+        given = sys.argv[1:] if args is None else list(args)
+        if odd := next((text for text in given if text.startswith("--") and text.endswith("=--")), None):
+            self.error(f"{odd}: expected a value")
+        return super().parse_known_args(given, namespace)
+
     def error(self, message: str) -> NoReturn:
         """End with exit code 2."""
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)}; see {self.prog} --help\n")
 
 
 def known_tasks() -> str:
@@ -27,9 +37,9 @@ def known_tasks() -> str:
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Which data, and how much of it."""
     parser.add_argument(
-        "--data", default="digits", help="digits (default), mnist, fashion-mnist, cifar10 or a file.npz"
+        "--data", type=named, default="digits", help="digits (default), mnist, fashion-mnist, cifar10 or a file.npz"
     )
-    parser.add_argument("--data-root", help="folder of the torchvision sets (default: $BAYESWS_DATA)")
+    parser.add_argument("--data-root", type=named, help="folder of the torchvision sets (default: $BAYESWS_DATA)")
     parser.add_argument("--download", action="store_true", help="let torchvision download the set")
     parser.add_argument("--train-size", type=positive, help="training images (default: 1000 digits, else all)")
     parser.add_argument("--test-size", type=positive, help="test images (default: all)")
@@ -38,29 +48,61 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def add_network(parser: argparse.ArgumentParser, out: str) -> None:
     """A network's size, how long it is trained, and `add_place`."""
-    parser.add_argument("--hidden-channels", type=positive, default=8, help="for each group element (default 8)")
-    parser.add_argument("--layers", type=positive, default=2, help="weight-sharing layers (default 2)")
+    parser.add_argument("--hidden-channels", type=width, default=8, help="for each group element (default 8)")
+    parser.add_argument("--layers", type=depth, default=2, help="weight-sharing layers (default 2)")
     parser.add_argument("--epochs", type=positive, help=f"default {Schedule().epochs}")
     add_place(parser, out)
 
 
 def add_place(parser: argparse.ArgumentParser, out: str) -> None:
     """Where to write, and on which device to compute."""
-    parser.add_argument("--out", type=Path, default=Path(out), help=f"folder (default {out})")
+    parser.add_argument("--out", type=place, default=Path(out), help=f"folder (default {out})")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
 
 
 def positive(text: str) -> int:
     """A whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
-    return int(text)
+    return _whole(text, 1, LARGEST)
+
+
+def width(text: str) -> int:
+    """How many channels a layer may have."""
+    return _whole(text, 1, WIDEST)
+
+
+def depth(text: str) -> int:
+    """How many layers a network may have."""
+    return _whole(text, 1, DEEPEST)
 
 
 def count(text: str) -> int:
     """A whole number, 0 or more."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 0 or more")
+    return _whole(text, 0, LARGEST)
+
+
+def seed(text: str) -> int:
+    """A seed: a whole number, 0 or more."""
+    return _whole(text, 0, LARGEST_SEED)
+
+
+def place(text: str) -> Path:
+    """A place to write to or to read from."""
+    try:
+        return path_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def named(text: str) -> str:
+    """A name, or a place, that is told apart later."""
+    place(text)
+    return text
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < DIGITS and least <= int(text) <= most):
+        also = f", at most {most}" if text.isascii() and text.isdigit() and text.strip("0") else ""
+        raise argparse.ArgumentTypeError(f"{shown(text)}: expected a whole number of at least {least}{also}")
     return int(text)
 
 
@@ -100,7 +142,4 @@ def check_out(folder: Path, mine: str) -> None:
 
 def check_device(name: str) -> None:
     """Raise ValueError where torch cannot compute on a device."""
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    device_of(name)

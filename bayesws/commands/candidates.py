@@ -5,7 +5,7 @@ import json
 
 from bayesws import data as data_sets
 from bayesws.analysis.data_symmetries import candidates
-from bayesws.commands.arguments import Parser, add_data, data_arguments, known_tasks, positive
+from bayesws.commands.arguments import Parser, add_data, data_arguments, known_tasks, positive, seed
 
 
 def add(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -22,7 +22,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     )
     add_data(parser)
     parser.add_argument("--task", default="upright", metavar="TASK", help=f"{known_tasks()} (default upright)")
-    parser.add_argument("--seed", type=int, default=0, help="of the subset and the task's motions (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the subset and the task's motions (default 0)")
     parser.add_argument("--kernel-size", type=positive, default=3, help="positions a side of a patch (default 3)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)

@@ -17,6 +17,7 @@ from bayesws.commands.arguments import (
     data_arguments,
     known_tasks,
     positive,
+    seed,
 )
 from bayesws.commands.terminal import wide_console
 from bayesws.evidence.curvature import Curvature
@@ -55,7 +56,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     add_data(parser)
     parser.add_argument("--task", action="append", metavar="TASK", help=f"repeatable; {known_tasks()}")
     parser.add_argument("--seeds", type=positive, default=None, help="how many (default 3)")
-    parser.add_argument("--seed", type=count, default=0, help="the first of them (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="the first of them (default 0)")
     parser.add_argument(
         "--objectives",
         default=",".join(DEFAULT_OBJECTIVES),

@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from bayesws import data as data_sets
-from bayesws.commands.arguments import Parser, add_data, count, data_arguments, known_tasks
+from bayesws.commands.arguments import Parser, add_data, data_arguments, known_tasks, place, seed
 from bayesws.commands.terminal import wide_console
 from bayesws.data import ImageData
 from bayesws.io.files import write_whole
@@ -32,9 +32,9 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     )
     add_data(parser)
     parser.add_argument("--task", default="upright", metavar="TASK", help=f"{known_tasks()} (default upright)")
-    parser.add_argument("--seed", type=count, default=0, help="of the split and the task's motions (default 0)")
-    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw some images of every class")
-    parser.add_argument("--npz", type=Path, metavar="FILE.npz", help="write the images, as --data takes them")
+    parser.add_argument("--seed", type=seed, default=0, help="of the split and the task's motions (default 0)")
+    parser.add_argument("--picture", type=place, metavar="FILE.png", help="draw some images of every class")
+    parser.add_argument("--npz", type=place, metavar="FILE.npz", help="write the images, as --data takes them")
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     parser.set_defaults(run=run)
 

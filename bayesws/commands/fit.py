@@ -13,7 +13,16 @@ from typing import Any
 import torch
 
 from bayesws import data as data_sets
-from bayesws.commands.arguments import Parser, add_data, add_network, check_device, data_arguments, known_tasks
+from bayesws.commands.arguments import (
+    Parser,
+    add_data,
+    add_network,
+    check_device,
+    data_arguments,
+    known_tasks,
+    place,
+    seed,
+)
 from bayesws.commands.terminal import wide_console
 from bayesws.io.files import check_writable, without_nan
 from bayesws.io.provenance import command
@@ -41,10 +50,10 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     )
     add_data(parser)
     parser.add_argument("--task", default="upright", metavar="TASK", help=f"{known_tasks()} (default upright)")
-    parser.add_argument("--seed", type=int, default=0, help="of split, weights and order (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of split, weights and order (default 0)")
     parser.add_argument("--objective", choices=OBJECTIVES, default="evidence", help="default evidence")
     parser.add_argument("--pathways", choices=tuple(PATHWAYS), default="both", help="default both, shared and free")
-    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="log the training curves for TensorBoard")
+    parser.add_argument("--tensorboard", type=place, metavar="DIR", help="log the training curves for TensorBoard")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     add_network(parser, "runs/fit")
     parser.set_defaults(run=run)

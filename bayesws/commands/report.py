@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from bayesws.commands.arguments import Parser
+from bayesws.commands.arguments import Parser, place
 from bayesws.io.files import check_writable
 from bayesws.report import write_report
 
@@ -22,9 +22,9 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         "examples:\n  bayesws report runs/compare\n"
         "  bayesws report runs/fit runs/strength --out report.html --figures figures",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="see below")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="HTML file (default report.html)")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="also every figure as PDF and PNG")
+    parser.add_argument("runs", nargs="+", type=place, metavar="RUN", help="see below")
+    parser.add_argument("--out", type=place, default=Path("report.html"), help="HTML file (default report.html)")
+    parser.add_argument("--figures", type=place, metavar="DIR", help="also every figure as PDF and PNG")
     parser.set_defaults(run=run)
 
 

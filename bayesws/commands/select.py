@@ -16,8 +16,10 @@ from bayesws.commands.arguments import (
     check_device,
     check_out,
     data_arguments,
+    depth,
     known_tasks,
     positive,
+    width,
 )
 from bayesws.commands.terminal import wide_console
 from bayesws.evidence.curvature import KINDS as CURVATURES
@@ -67,9 +69,9 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("--seeds", type=positive, default=1, help="starts a group, the best counts (default 1)")
     parser.add_argument("--jobs", type=positive, default=os.cpu_count(), help="processes (default: all cores)")
     parser.add_argument(
-        "--width", type=positive, default=WIDTH, help=f"channels × group elements of every layer (default {WIDTH})"
+        "--width", type=width, default=WIDTH, help=f"channels × group elements of every layer (default {WIDTH})"
     )
-    parser.add_argument("--layers", type=positive, default=2, help="weight-sharing layers (default 2)")
+    parser.add_argument("--layers", type=depth, default=2, help="weight-sharing layers (default 2)")
     parser.add_argument("--epochs", type=positive, default=SELECT_EPOCHS, help=f"default {SELECT_EPOCHS}")
     parser.add_argument(
         "--curvature",

@@ -27,9 +27,10 @@ from bayesws.commands.arguments import (
     add_place,
     check_device,
     check_out,
-    count,
     data_arguments,
     known_tasks,
+    named,
+    seed,
 )
 from bayesws.commands.terminal import wide_console
 from bayesws.io.files import without_nan, write_whole
@@ -59,8 +60,8 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         "  bayesws strength resnet18 --weights resnet18.safetensors --data cifar10\n"
         "  bayesws strength my.nets:make --weights net.pt --transforms flip,rotate:30 --json",
     )
-    parser.add_argument("model", metavar="MODEL", help="see below")
-    parser.add_argument("--weights", help="state dict: FILE.safetensors or FILE.pt (tensors alone)")
+    parser.add_argument("model", type=named, metavar="MODEL", help="see below")
+    parser.add_argument("--weights", type=named, help="state dict: FILE.safetensors or FILE.pt (tensors alone)")
     add_data(parser)
     parser.add_argument("--task", default="upright", metavar="TASK", help=f"{known_tasks()} (default upright)")
     parser.add_argument(
@@ -69,7 +70,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         metavar="A,B,...",
         help=f"of {', '.join([*EXACT, *RESAMPLED])} (default {','.join(TRANSFORMS)})",
     )
-    parser.add_argument("--seed", type=count, default=0, help="default 0")
+    parser.add_argument("--seed", type=seed, default=0, help="default 0")
     parser.add_argument("--json", action="store_true", help="print JSON, not tables")
     add_place(parser, "runs/strength")
     parser.set_defaults(run=run)

@@ -3,9 +3,8 @@
 import argparse
 import json
 import os
-from pathlib import Path
 
-from bayesws.commands.arguments import Parser, add_place, check_device, check_out, positive
+from bayesws.commands.arguments import Parser, add_place, check_device, check_out, place, positive
 from bayesws.commands.terminal import wide_console
 from bayesws.io.files import without_nan, write_whole
 from bayesws.io.progress import trial_bar
@@ -49,7 +48,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         "where it stopped. Writes study.json and study.png.",
         epilog=STUDY_HELP,
     )
-    parser.add_argument("plan", type=Path, help="the study, a JSON file, see below")
+    parser.add_argument("plan", type=place, help="the study, a JSON file, see below")
     parser.add_argument("--seeds", type=positive, default=None, help="instead of those in the study")
     parser.add_argument("--jobs", type=positive, default=os.cpu_count(), help="processes (default: all cores)")
     parser.add_argument("--json", action="store_true", help="print study.json, not the table")

@@ -152,6 +152,16 @@ def overwrites(net: nn.Module, layers: Layers, x: Tensor) -> tuple[bool, int]:
     return any(output._version != version for output, version in versions), widest
 
 
+def _leaf(name: str, output: Tensor) -> Tensor:
+    """An output that nothing is learned before, to be differentiated by."""
+    try:
+        return output.detach().requires_grad_()
+    except RuntimeError as error:
+        raise ValueError(
+            f"layer {name!r} is called within torch.vmap or another transform of torch.func: expected calls on batches"
+        ) from error
+
+
 @contextmanager
 def _listening(layers: Layers, copies: bool) -> Iterator[dict[str, LayerIO]]:
     calls = {name: LayerIO() for name in layers}
@@ -166,7 +176,7 @@ def _listening(layers: Layers, copies: bool) -> Iterator[dict[str, LayerIO]]:
                 raise ValueError(
                     f"layer {name!r} gives {output.dtype}: expected float32 or float64; no autocast inside"
                 )
-            output = output if output.requires_grad else output.detach().requires_grad_()
+            output = output if output.requires_grad else _leaf(name, output)
             heard.inputs.append(next(iter((*inputs, *named.values()))))  # layer(x), or layer(input=x)
             heard.outputs.append(output)
             return output.clone() if copies or output.is_leaf else output

@@ -23,7 +23,7 @@ def check_network_kind(net: Any) -> None:
                 "a compiled network: expected it as it was before torch.compile, whose layers can be heard"
             )
     for name, parameter in net.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+        if isinstance(parameter, nn.UninitializedParameter):
             raise ValueError(f"parameter {name!r} is not initialised: expected a network that has seen one batch")
         if parameter.is_meta:
             raise ValueError(f"parameter {name!r} has no values (meta): expected a network on a device; try to_empty")

@@ -49,7 +49,7 @@ def read_whole(data: Any) -> Read:
         data = data.tensors
     if isinstance(data, Dataset):
         if isinstance(data, IterableDataset) or not isinstance(data, Sized):
-            items = list(islice(data, 1 + _most(length_of(data))))
+            items = list(islice(iter(data), 1 + _most(length_of(data))))
             _check_ends(len(items), length_of(data))
         else:
             items = [data[i] for i in range(len(data))]

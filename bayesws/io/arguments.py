@@ -36,11 +36,12 @@ def whole(name: str, value: Any, least: int = 1, most: int = LARGEST, also: str 
     >>> whole("epochs", 3)
     3
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+    number = _integer(value)
+    if number is None or number < least:
         raise ValueError(f"{name}={shown(value)}: expected at least {least}, a whole number{also}")
-    if value > most:
+    if number > most:
         raise ValueError(f"{name}={shown(value)}: expected at most {most}")
-    return int(value)
+    return number
 
 
 def real(
@@ -77,9 +78,10 @@ def share(name: str, value: Any, expected: str, zero: bool = False, one: bool = 
 
 def seed_of(value: Any, name: str = "seed") -> int:
     """A seed that all generators take: a whole number from 0 to 2⁶³ - 1."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= value <= LARGEST_SEED:
+    number = _integer(value)
+    if number is None or not 0 <= number <= LARGEST_SEED:
         raise ValueError(f"{name}={shown(value)}: expected a whole number from 0 to 2^63 - 1")
-    return int(value)
+    return number
 
 
 def flag(name: str, value: Any) -> bool:
@@ -154,6 +156,15 @@ def choice(name: str, value: Any, known: Iterable[str]) -> str:
     return value
 
 
+def one_line(message: str) -> str:
+    """A message on one line, with words that a terminal holds: a name of 6000 letters is told by its beginning.
+
+    >>> one_line("cut\\nshort")
+    'cut short'
+    """
+    return " ".join(word if len(word) <= REASON else f"{word[:REASON]}..." for word in message.split())
+
+
 def shown(value: Any) -> str:
     """What came, in one line that a terminal holds.
 
@@ -181,6 +192,11 @@ def device_of(value: Any) -> torch.device:
     if device.type == "meta":
         raise ValueError("device 'meta' cannot be used here: its tensors have no values; try 'cpu'")
     return device
+
+
+def _integer(value: Any) -> int | None:
+    """A whole number as an int, None for what is none."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
 
 
 def _is_real(value: Any) -> bool:

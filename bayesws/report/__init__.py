@@ -30,7 +30,7 @@ def write_report(runs: Run | Sequence[Run], path: str | Path, figures: str | Pat
     given = [runs] if isinstance(runs, str | Path) or not isinstance(runs, Sequence) else list(runs)
     if not given:
         raise ValueError("no run: expected at least one folder or result")
-    if strange := next((run for run in given if not isinstance(run, Run)), None):
-        raise ValueError(f"a {type(strange).__name__} in the place of a run: expected a folder or a result")
+    if strange := [type(run).__name__ for run in given if not isinstance(run, Run)]:
+        raise ValueError(f"a {strange[0]} in the place of a run: expected a folder or a result")
     given = [path_of(run) if isinstance(run, str | Path) else run for run in given]
     return write(given, path_of(path), None if figures is None else path_of(figures))

@@ -138,13 +138,14 @@ class FitResult:
         if not self.posterior:
             raise ValueError("this fit was saved without a posterior: fit again, or use kind='map'")
         device = next(self.model.parameters()).device
+        self.model.eval()
+        outputs_of(self.model, x[:1].to(device))  # says in its own words if they do not fit
         if device not in self._restored:
             curvature = laplace.as_held(self.recipe.curvature)
             self._restored.clear()  # of the device that the network has left
             self._restored[device] = laplace.restored_posterior(
                 self.model, self.posterior, self.likelihood, curvature, self.prior
             )
-        self.model.eval()
         for part in x.split(batch_size):
             yield laplace.output_moments(self._restored[device], part.to(device))
 

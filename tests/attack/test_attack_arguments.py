@@ -4,6 +4,7 @@ Each must be refused by a raise statement of this library, in one line, or be ac
 the depths, or hang. The fast part is a seeded draw, the whole is slow.
 """
 
+import argparse
 import inspect
 import random
 import signal
@@ -21,6 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bayesws as bws
+from bayesws import cli
 from bayesws.training.objectives.names import KINDS
 
 pytestmark = pytest.mark.usefixtures("without_type_checks")
@@ -298,4 +300,156 @@ def test_bad_arguments_drawn_from_all(tmp_path, monkeypatch):
 def test_all_bad_arguments(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = run_all(call for call in all_calls() if call[0] == name)
+    assert not found, told(found)
+
+
+# the command line: every option of every verb, with what a hand or a script may put there
+SMALL = ["--train-size", "20", "--test-size", "10"]
+BAD = {
+    "minus one": "-1",
+    "zero": "0",
+    "half": "0.5",
+    "one and a half": "1.5",
+    "NaN": "nan",
+    "infinity": "inf",
+    "huge": "1" + 30 * "0",
+    "longer than a number": "9" * 6000,
+    "hexadecimal": "0x10",
+    "exponent": "1e3",
+    "plus": "+3",
+    "underscores": "1_0",
+    "superscript": "²",
+    "Arabic digit": "٣",
+    "empty": "",
+    "space": " ",
+    "text": "x",
+    "commas": ",,",
+    "names": "none,none",
+    "not ASCII": "größe",
+    "bidirectional": "a\u202eb",
+    "lines": "a\nb",
+    "zero byte": "a\0b",
+    "escape": "\x1b[31m",
+    "markup": "[red]x[/red]",
+    "long": "x" * 300,
+    "very long": "x" * 6000,
+    "option": "--",
+    "dashes": "-x",
+    "percent": "%s%d",
+    "braces": "{0}",
+    "dollar": "$HOME",
+    "home": "~nobody/x",
+    "up": "../../../../proc/nowhere",
+    "device": "/dev/null/x",
+    "no folder": "/nonexistent/x",
+    "missing file": "none.npz",
+    "missing network": "none.pt2",
+    "a module": "os:getcwd",
+    "cuda": "cuda:9",
+    "meta": "meta",
+    "mps": "mps",
+    "task": "rotated:nan",
+    "turned by nothing": "rotated:",
+    "translated too far": "translated:1e9",
+    "scaled": "scale:0",
+}
+# by verb: a command that works, and the arguments that are no options
+VERBS = {
+    "compare": [*SMALL, "--task", "turned", "--seeds", "1", "--jobs", "1", "--objectives", "evidence"],
+    "fit": SMALL,
+    "candidates": SMALL,
+    "select": [*SMALL, "--groups", "none", "--jobs", "1"],
+    "strength": [*SMALL, "--transforms", "flip"],
+    "study": ["--jobs", "1"],
+    "data": SMALL,
+    "report": [],
+}
+POSITIONAL = {"strength": "bayesws.models:CNN", "study": "study.json", "report": "nowhere"}
+
+
+def options_of(verb):
+    """Every option of a verb, and "" for what is no option."""
+    (commands,) = (a for a in cli.command_line()._actions if isinstance(a, argparse._SubParsersAction))
+    actions = commands.choices[verb]._actions
+    found = [a.option_strings[-1] for a in actions if a.option_strings and a.nargs != 0]
+    return found + [""] * (verb in POSITIONAL)
+
+
+def all_commands():
+    return [(verb, option, bad) for verb in VERBS for option in options_of(verb) for bad in BAD]
+
+
+class Accepted(BaseException):
+    """What comes where the work would begin: the arguments were taken."""
+
+
+def stopped(*_, **__):
+    raise Accepted
+
+
+@pytest.fixture
+def idle(monkeypatch, tmp_path):
+    """A folder to be in, and verbs that stop where their work would begin."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study.json").write_text(
+        '{"data": {"name": "digits"}, "tasks": ["turned"], "train_sizes": [20], "seeds": 1, "epochs": 1, '
+        '"methods": {"a": {"model": "WSCNN"}}}'
+    )
+    for place in (
+        "bayesws.commands.fit.fit",
+        "bayesws.trials.engine.run",
+        "bayesws.commands.strength.equivariance_errors",
+    ):
+        monkeypatch.setattr(place, stopped)
+    return tmp_path
+
+
+def command(verb, option, bad):
+    first = [] if verb not in POSITIONAL else [BAD[bad] if option == "" else POSITIONAL[verb]]
+    given = [] if option == "" else [f"{option}={BAD[bad]}"]
+    return [verb, *VERBS[verb], *given, "--", *first] if first else [verb, *VERBS[verb], *given]
+
+
+def amiss(arguments, folder, capsys):
+    """What is wrong with how a command ends; None where it is refused as it should be, or accepted."""
+    before = sorted(folder.rglob("*"))
+    try:
+        with no_longer_than(SECONDS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            code = cli.main(arguments)
+    except Accepted:
+        capsys.readouterr()
+        return None
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException as error:
+        capsys.readouterr()
+        where, line = raised_where(error)
+        return f"{type(error).__name__} from {Path(where).name}: {line[:80]}: {str(error)[:100]}"
+    said = capsys.readouterr()
+    if code == 0:  # data, candidates and report do their work here
+        for path in folder.rglob("*"):
+            if path.is_file() and path.name != "study.json":
+                path.unlink()
+        return None
+    left = [path.name for path in sorted(folder.rglob("*")) if path not in before]
+    if code != 2 or said.out or said.err.count("\n") != 1 or len(said.err) > 900 or left:
+        return f"exit code {code}, {len(said.out)} letters out, left {left}, said {said.err[:300]!r}"
+    return None
+
+
+def run_commands(commands, folder, capsys):
+    found = {case: amiss(command(*case), folder, capsys) for case in commands}
+    return {f"{verb} {option} {bad}": wrong for (verb, option, bad), wrong in found.items() if wrong}
+
+
+def test_bad_options_drawn_from_all(idle, capsys):
+    found = run_commands(random.Random(0).sample(all_commands(), DRAWN), idle, capsys)
+    assert not found, told(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_all_bad_options(verb, idle, capsys):
+    found = run_commands([case for case in all_commands() if case[0] == verb], idle, capsys)
     assert not found, told(found)
