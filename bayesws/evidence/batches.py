@@ -89,6 +89,10 @@ class Batches:
         """
         return None if self._loader is not None or not self.length else self._x[:count].clone()
 
+    def few(self, count: int) -> Tensor | None:
+        """Inputs spread over all of these data, (count, ...) or fewer, a copy; None where `first` gives none."""
+        return None if self._loader is not None or not self.length else spread(self._x, count)
+
     def inputs(self) -> Tensor:
         """All inputs, (length, ...); those of a DataLoader as it gives them in one pass, moved as it moves them."""
         return self._x if self._loader is None else torch.cat([x for x, _ in self._loader])
@@ -156,6 +160,11 @@ class Batches:
         parts = (order[held:], order[:held])
         keep, out = (Batches((x[p], y[p]), self.batch_size, self._device) for p in parts)
         return keep, out
+
+
+def spread(x: Tensor, count: int) -> Tensor:
+    """Rows of a tensor, evenly from its first to its last, (count, ...) or all: a copy."""
+    return x[torch.linspace(0, len(x) - 1, min(count, len(x))).round().long().to(x.device)]
 
 
 def digest_of(settings: Any, tensors: Iterable[Tensor]) -> str:
