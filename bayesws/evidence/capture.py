@@ -182,14 +182,20 @@ def _listening(layers: Layers, copies: bool) -> Iterator[tuple[dict[str, LayerIO
             name: str = name,
             needs_inputs: bool = needs_inputs,
         ) -> Tensor:
-            output = output if output.requires_grad else output.detach().requires_grad_()
-            heard = calls[name]
-            heard.inputs.append(inputs[0])
+            try:
+                output = output if output.requires_grad else output.detach().requires_grad_()
+            except RuntimeError as error:
+                raise ValueError(
+                    f"layer {name!r} is called within a transform of torch.func (vmap, grad, ...): expected it to be "
+                    "called with the batch as it is; call the module itself"
+                ) from error
+            heard, first = calls[name], inputs[0] if inputs else next(iter(options.values()))
+            heard.inputs.append(first)
             heard.outputs.append(output)
             heard.sources.append(
                 [x.grad_fn for x in (*inputs, *options.values()) if isinstance(x, Tensor) and x.grad_fn is not None]
             )
-            kept = [inputs[0]] * needs_inputs + [output] * (not copies)
+            kept = [first] * needs_inputs + [output] * (not copies)
             versions.extend((name, x, x._version) for x in kept if not x.is_inference())
             return output.clone() if copies or output.is_leaf else output
 

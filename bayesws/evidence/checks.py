@@ -26,6 +26,8 @@ def check_network(net: nn.Module, layers: Layers, few: Tensor) -> None:
     Raises:
         ValueError: which of these it breaks, by what, and what to do.
     """
+    if found := next((name for name, (_, p) in named(layers).items() if p.parameter.is_complex()), None):
+        raise ValueError(f"parameter {found!r} is complex: expected real ones; use its real and imaginary parts")
     with evaluating(net), torch.enable_grad():  # as for the gradients below: what is derived once serves all of it
         outputs = net(few.clone()).detach()
         _check_same_again(net, few, outputs)
@@ -48,7 +50,8 @@ def check_uses(forward: Forward, layers: Layers) -> None:
     calls: dict[Node, list[Node]] = {}  # by where a call's output stands: where its arguments came from
     for heard in forward.calls.values():
         for output, sources in zip(heard.outputs, heard.sources, strict=True):
-            calls[get_gradient_edge(output).node] = sources
+            if not output.is_inference():  # which stands nowhere in the graph
+                calls[get_gradient_edge(output).node] = sources
     met: set[Node] = set()
     ahead = [get_gradient_edge(forward.flat).node]
     while ahead:
@@ -78,10 +81,14 @@ def gradients_of(
     pathways = named(layers)
     if not forward.flat.requires_grad:
         return {name: [None] * len(heard.outputs) for name, heard in forward.calls.items()}, dict.fromkeys(pathways)
-    wanted = [*outputs, *(pathway.parameter for _, pathway in pathways.values())]
+    wanted = [o for o in outputs if not o.is_inference()]
+    wanted += [pathway.parameter for _, pathway in pathways.values()]
     # a derived kernel's graph serves the walk to its end
     found = iter(torch.autograd.grad(forward.flat, wanted, probe, retain_graph=True, allow_unused=True))
-    by_call = {name: [next(found) for _ in heard.outputs] for name, heard in forward.calls.items()}
+    by_call = {
+        name: [None if o.is_inference() else next(found) for o in heard.outputs]
+        for name, heard in forward.calls.items()
+    }
     return by_call, dict(zip(pathways, found, strict=True))
 
 

@@ -61,6 +61,8 @@ class Sentinel:
         if picked is None:
             return
         rows, some = picked
+        if self._thorough and self._batch == 0:
+            self._look_beside(forward, rows)
         again = run_forward(self._net, self._layers, some)
         pairs = [(again.flat, forward.flat)]
         for name, heard in forward.calls.items():
@@ -72,6 +74,17 @@ class Sentinel:
         by_call, truths = gradients_of(again, self._layers, random_probe(again.flat, self._generator))
         for name, wrong in unexplained(again, self._layers, by_call, truths).items():
             self._unexplained.setdefault(name, []).append(wrong)
+
+    def _look_beside(self, forward: Forward, rows: Tensor) -> None:
+        """Whether the gradient of some data's outputs reaches what the layers make of other data, in a whole batch."""
+        probe = random_probe(forward.flat, self._generator)
+        own = torch.zeros_like(probe)
+        own[rows] = probe[rows]
+        by_call, _ = gradients_of(forward, self._layers, own)
+        for gradient in (g for gradients in by_call.values() for g in gradients if g is not None):
+            kept = torch.zeros_like(gradient)
+            kept[rows] = gradient[rows]
+            self._mixed.append(differ(kept, gradient))
 
     def tell(self) -> None:
         """Raise for what was found.
