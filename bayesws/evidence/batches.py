@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
 
 Data = "tuple[Tensor, Tensor] | Dataset | DataLoader"
 
@@ -180,10 +180,10 @@ def as_tensors(data: Any) -> tuple[Tensor, Tensor]:
     """Data as one pair of tensors (x, y); a DataLoader's data set in its own order.
 
     Raises:
-        ValueError: empty data, lengths that differ, another type of data.
+        ValueError: empty data, a DataLoader that does not give each datum once, lengths that differ, another type.
     """
     if isinstance(data, DataLoader):
-        data = data.dataset
+        data = _data_set(data)
     if isinstance(data, TensorDataset):
         data = data.tensors
     if isinstance(data, Dataset):
@@ -204,3 +204,23 @@ def as_tensors(data: Any) -> tuple[Tensor, Tensor]:
     if len(x) != len(y):
         raise ValueError(f"{len(x)} inputs and {len(y)} targets: expected as many of each")
     return x, y
+
+
+def _data_set(loader: DataLoader) -> Dataset:
+    """The data set of a loader that gives each datum of it once, in whatever order."""
+    data, sampler = loader.dataset, loader.sampler
+    if not isinstance(data, Sized) or isinstance(data, IterableDataset):
+        return data
+    shuffles = isinstance(sampler, RandomSampler) and not sampler.replacement
+    if loader.batch_size is None and loader.batch_sampler is not None:
+        told = "a batch_sampler"
+    elif not (shuffles or isinstance(sampler, SequentialSampler)) or len(sampler) != len(data):
+        told = "a sampler"
+    elif loader.drop_last and len(data) % (loader.batch_size or 1):
+        told = "drop_last"
+    else:
+        return data
+    raise ValueError(
+        f"a DataLoader with {told}: expected one that gives each datum once, as all are needed together; hand over "
+        "the data themselves, such as a torch.utils.data.Subset"
+    )

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from bayesws.evidence.capture import Forward, Layers, run_forward
 from bayesws.evidence.checks import (
+    check_reached,
     check_uses,
     differ,
     gradients_of,
@@ -14,7 +15,7 @@ from bayesws.evidence.checks import (
     unexplained,
 )
 
-SHARE = 16  # of the data of a batch that is looked at
+SHARE = 16  # one datum of so many of a batch is looked at, and at least so many data
 
 
 class Sentinel:
@@ -47,7 +48,7 @@ class Sentinel:
         self._batch += 1
         if self._batch != self._turn and not (self._thorough and self._batch & (self._batch - 1) == 0):
             return None
-        count = len(x) if len(x) <= 2 else min(max(4, len(x) // SHARE), len(x) - 1)
+        count = len(x) if len(x) <= 2 else min(max(SHARE, len(x) // SHARE), len(x) - 1)
         rows = torch.randperm(len(x), generator=self._generator)[:count].to(x.device)
         some, beside = x[rows], self._beside
         self._beside = some[:1].clone()
@@ -72,6 +73,7 @@ class Sentinel:
             if found.shape[1:] == whole.shape[1:]:  # a batch may be padded as its longest datum asks for
                 self._mixed.append(differ(found[: len(rows)].detach(), whole.detach()[rows]))
         by_call, truths = gradients_of(again, self._layers, random_probe(again.flat, self._generator))
+        check_reached(self._net, self._layers, some, again, by_call)
         for name, wrong in unexplained(again, self._layers, by_call, truths).items():
             self._unexplained.setdefault(name, []).append(wrong)
 
