@@ -126,6 +126,12 @@ def gather(
     data_fit = sum_tensors(data_fits)
     if not torch.isfinite(data_fit):
         raise ValueError("the data fit is not finite: check the network's weights, its inputs and the targets")
+    sums = [tensor.detach().sum() for accumulator in accumulators for tensor in accumulator.sums.tensors.values()]
+    if not torch.isfinite(sum_tensors(sums)):
+        raise ValueError(
+            "the curvature is not finite: expected outputs with a finite gradient for every datum; look for a square "
+            "root, a norm or a logarithm at zero in the network, or for weights that are too large"
+        )
     examples = data.length if curvature.subset < 1 else seen  # a loader need not give all of its data set
     own = Sums({DATA_FIT: data_fit}, {SEEN: seen, EXAMPLES: examples})
     return Gathered(sum((a.sums for a in accumulators), own), accumulators, width, curvature)

@@ -26,8 +26,11 @@ NOISE = 0.7
 KINDS = {name: bws.Curvature(name) for name in ("full", "layer", "pathway", "diag")} | {
     "kron": bws.Curvature("kron", exact_up_to=10**6)  # the exact joint block of every layer
 }
-# Their evidence is exact, though torch.func cannot differentiate them: saved tensors' hooks, threads of their own
-BY_AUTOGRAD = ("checkpointed", "in another thread", "halts by datum", "input written to before")
+# Their evidence is exact, though torch.func cannot differentiate them: hooks, threads, control by values
+BY_AUTOGRAD = (
+    *("checkpointed", "in another thread", "halts by datum", "input written to before"),
+    *("hook on a gradient", "hook on gradients of a layer"),
+)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:layer .* normalises"),
     pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad"),

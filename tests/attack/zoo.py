@@ -165,6 +165,31 @@ def tied():
     return net
 
 
+def tied_by_memory():
+    net = Way(lambda n, x: n.b(n.c(n.a(x))), c=nn.Linear(4, 4))
+    net.c.weight = nn.Parameter(net.a.weight.detach().T)
+    return net
+
+
+def backward_hooked():
+    net = Way(lambda n, x: n.b(tanh_of(n, x)))
+    net.b.register_full_backward_hook(lambda module, inputs, outputs: (2 * inputs[0],))
+    return net
+
+
+def weight_hooked():
+    net = Way(lambda n, x: n.b(tanh_of(n, x)))
+    net.a.weight.register_hook(lambda gradient: 2 * gradient)
+    return net
+
+
+def gradient_hooked(n, x):
+    h = tanh_of(n, x)
+    if h.requires_grad:
+        h.register_hook(lambda gradient: 2 * gradient)
+    return n.b(h)
+
+
 def lazy():
     net = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.LazyLinear(CLASSES))
     net(torch.zeros(2, 4))

@@ -56,6 +56,9 @@ WAYS = {
         "layer that is not called": lambda n, x: n.b(x),
         "layer whose output nobody uses": lambda n, x: (n.a(x), n.b(x))[1],
         "own function": lambda n, x: n.b(zoo.Doubling.apply(n.a(x))),
+        "square root of relu": lambda n, x: n.b(torch.relu(n.a(x)).sqrt()),
+        "norm of nothing": lambda n, x: n.b((0 * n.a(x)).norm(dim=1, keepdim=True) + x),
+        "hook on a gradient": zoo.gradient_hooked,
         "fourier": lambda n, x: n.b(torch.fft.fft(n.a(x)).abs()),
         "complex way": lambda n, x: n.b((n.a(x) * (1 + 2j)).exp().real),
         "sorted": lambda n, x: n.b(n.a(x).sort(1).values),
@@ -135,6 +138,10 @@ WAYS = {
         "rounded": lambda n, x: n.b((3 * n.a(x)).detach().round()),
         "reentrant checkpointing": lambda n, x: n.b(zoo.checkpointed(n.a, x, True)),
         "reentrant around one of two calls": lambda n, x: n.b(n.a(x) + zoo.checkpointed(n.a, x, True)),
+    },
+    "not finite|NaN or infinite": {
+        "infinite slope": lambda n, x: n.b((0 * n.a(x)).abs().sqrt() + x),
+        "logarithm of nothing": lambda n, x: n.b(torch.relu(n.a(x)).log()),
     },
     "vmap": {
         "vmap": lambda n, x: n.b(vmap(n.a)(x)),
@@ -291,6 +298,9 @@ NETS = {
         VECTOR,
         "complex",
     ),
+    "tied by memory": (zoo.tied_by_memory, VECTOR, TIED),
+    "hook on gradients of a layer": (zoo.backward_hooked, VECTOR, EXACT),
+    "hook on the gradient of a weight": (zoo.weight_hooked, VECTOR, OTHERWISE),
     "tied": (zoo.tied, VECTOR, TIED),
     **{
         f"sharing {kind} {stack} {'+'.join(pathways)}": (partial(make, stack, pathways), shape, EXACT)
