@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from bayesws.evidence.examples import TakenBy, check_beside, inputs_of
 from bayesws.evidence.likelihood import Likelihood
-from bayesws.evidence.reading import length_of, read_whole, walked
+from bayesws.evidence.reading import gives_its_data_set, length_of, read_whole, walked
 from bayesws.io.arguments import whole
 
 
@@ -105,6 +105,10 @@ class Batches:
         """
         return None if self._loader is not None or not self.length else self._x[:count].clone()
 
+    def few(self, count: int) -> Tensor | None:
+        """Inputs spread over all of these data, (count, ...) or fewer, a copy; None where `first` gives none."""
+        return None if self._loader is not None or not self.length else spread(self._x, count)
+
     def inputs(self) -> Tensor:
         """All inputs, (length, ...); those of a DataLoader as it gives them in one pass, moved as it moves them."""
         return self._x if self._loader is None else torch.cat([self._taken(x) for x, *_ in walked(self._loader)])
@@ -148,7 +152,16 @@ class Batches:
         """A random part with `fraction` of the examples, at least one, without replacement, in the order drawn.
 
         It is drawn from the whole: a part keeps those that are its own, perhaps none, each with its place in the draw.
+
+        Raises:
+            ValueError: a DataLoader that need not give the same data in the next walk.
         """
+        if self._loader is not None and not gives_its_data_set(self._loader):
+            raise ValueError(
+                "a DataLoader with a sampler, a batch_sampler, drop_last or a collate_fn of its own: expected one that "
+                "gives each datum once where a subset is drawn; hand over the data themselves, such as a "
+                "torch.utils.data.Subset"
+            )
         x, y = self._all()
         self.saw(len(x))
         places, total = (torch.arange(len(x)), len(x)) if self._loader is not None else (self._places, self.total)
@@ -177,6 +190,11 @@ class Batches:
         parts = (order[held:], order[:held])
         keep, out = (Batches((x[p], y[p]), self.batch_size, self._device) for p in parts)
         return keep, out
+
+
+def spread(x: Tensor, count: int) -> Tensor:
+    """Rows of a tensor, evenly from its first to its last, (count, ...) or all: a copy."""
+    return x[torch.linspace(0, len(x) - 1, min(count, len(x))).round().long().to(x.device)]
 
 
 def digest_of(settings: Any, tensors: Iterable[Tensor]) -> str:
