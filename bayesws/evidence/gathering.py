@@ -111,13 +111,14 @@ def gather(
             forward = run_forward(net, layers, x, copies)
             if not x.is_cuda or (check and not seen):  # a check reads back: on a device not in every batch
                 likelihood.check(forward.outputs, y)
-            if check and not seen:
-                data.check_beside(likelihood, forward.outputs)
+            if check:
+                data.look_beside(likelihood, forward.outputs)
             if check and few is None and not seen:
                 check_network(net, layers, x)
             data_fits.append(add_batch(forward, y, likelihood, accumulators, draw, graph))
             seen += len(x)
             width = forward.outputs[0].numel()
+    data.check_beside()
     data_fit = sum_tensors(data_fits)
     if not torch.isfinite(data_fit):
         raise ValueError("the data fit is not finite: check the network's weights, its inputs and the targets")
