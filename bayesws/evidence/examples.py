@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.likelihood import Likelihood
+from bayesws.evidence.networks import FAILURES
 from bayesws.io.arguments import numbers
 from bayesws.layers.contract import evaluating
 
@@ -146,13 +147,6 @@ def runs_on(net: nn.Module, x: Tensor) -> bool:
         with evaluating(net):
             place = next((p.device for p in net.parameters()), x.device)
             net(x.to(place, copy=True))
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        LookupError,
-        AssertionError,
-        AttributeError,
-    ):  # whatever it raises at another type
+    except (ValueError, *FAILURES):
         return False
     return True
