@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from bayesws.evidence.examples import TakenBy, check_beside, inputs_of
+from bayesws.evidence.examples import TAKE_TWO, TakenBy, inputs_of, would_do
 from bayesws.evidence.likelihood import Likelihood
 from bayesws.evidence.reading import gives_its_data_set, length_of, read_whole, walked
 from bayesws.io.arguments import whole
@@ -31,7 +31,7 @@ class Batches:
         length: how many data these are; of a DataLoader those of its data set, -1 where it does not know, until it was
             walked through and `saw` says how many it gives.
         total: how many data the whole has of which these are a part.
-        beside: what stood beside (x, y) in the batch that a walk gave last: see `check_beside`.
+        beside: what stood beside (x, y) in the batch that a walk gave last.
 
     Raises:
         ValueError: empty data, lengths that differ, inputs with NaN or infinite values, another type of data; data
@@ -51,6 +51,7 @@ class Batches:
         self._device, self.batch_size = device, whole("batch_size", batch_size)
         self._taken, self._known = TakenBy(net), False
         self.beside: tuple[Any, ...] = ()
+        self._doubts: set[int] | None = None  # parts beside (x, y) that would do as targets in every batch so far
         if isinstance(data, DataLoader):
             self._loader = data
             self.length = length_of(data.dataset)
@@ -81,9 +82,18 @@ class Batches:
                 start += len(x)
                 yield x.clone(), y  # a network may write into its inputs, and these are the user's own
 
-    def check_beside(self, likelihood: Likelihood, outputs: Tensor) -> None:
-        """Raise ValueError where what stood beside y in the last batch would do as its targets, too."""
-        check_beside(likelihood, outputs, self.beside)
+    def look_beside(self, likelihood: Likelihood, outputs: Tensor) -> None:
+        """Look whether what stood beside (x, y) in the last batch would do as its targets, too."""
+        found = would_do(likelihood, outputs, self.beside)
+        self._doubts = found if self._doubts is None else self._doubts & found
+
+    def check_beside(self) -> None:
+        """Raise ValueError where something beside (x, y) would have done as targets throughout: which is y?"""
+        if self._doubts:
+            raise ValueError(
+                f"examples of several parts, of which number 2 and number {min(self._doubts) + 1} would both do as "
+                f"targets: expected pairs (x, y); {TAKE_TWO}"
+            )
 
     def saw(self, count: int) -> None:
         """Take what a walk has counted for the length: a DataLoader may sample, or drop its last batch."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.likelihood import Likelihood
+from bayesws.evidence.networks import FAILURES
 from bayesws.io.arguments import numbers
 from bayesws.layers.contract import evaluating
 
@@ -92,17 +93,17 @@ def could_be_targets(beside: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(part for part in beside if isinstance(part, Tensor | np.ndarray) and part.ndim)
 
 
-def check_beside(likelihood: Likelihood, outputs: Tensor, beside: tuple[Any, ...]) -> None:
-    """Raise ValueError where anything beside (x, y) would do as targets as well: who knows which is y?"""
-    for place, part in enumerate(could_be_targets(beside), 3):
-        try:
-            likelihood.check(outputs, targets_of(part).to(outputs.device))
-        except ValueError:
-            continue
-        raise ValueError(
-            f"batches of {2 + len(beside)} parts, of which the second and number {place} would both do as targets: "
-            f"expected pairs (x, y); {TAKE_TWO}"
-        )
+def would_do(likelihood: Likelihood, outputs: Tensor, beside: tuple[Any, ...]) -> set[int]:
+    """Which parts of a batch, counted from 0, stand beside (x, y) and would do as its targets as well."""
+    return {place for place, part in enumerate(beside, 2) if _takes(likelihood, outputs, part)}
+
+
+def _takes(likelihood: Likelihood, outputs: Tensor, part: Any) -> bool:
+    try:
+        likelihood.check(outputs, targets_of(part).to(outputs.device))
+    except ValueError:
+        return False
+    return True
 
 
 class TakenBy:
@@ -146,6 +147,6 @@ def runs_on(net: nn.Module, x: Tensor) -> bool:
         with evaluating(net):
             place = next((p.device for p in net.parameters()), x.device)
             net(x.to(place, copy=True))
-    except (RuntimeError, TypeError, ValueError, LookupError, AssertionError):  # whatever it raises at another type
+    except (ValueError, *FAILURES):
         return False
     return True

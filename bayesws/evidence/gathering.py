@@ -116,8 +116,8 @@ def gather(
             forward = run_forward(net, layers, x, copies)
             if not x.is_cuda or (check and not seen):  # a check reads back: on a device not in every batch
                 likelihood.check(forward.outputs, y)
-            if check and not seen:
-                data.check_beside(likelihood, forward.outputs)
+            if check:
+                data.look_beside(likelihood, forward.outputs)
             if unchecked is not None:
                 check_network(net, layers, unchecked)
             sentinel.look(forward, picked)
@@ -125,6 +125,7 @@ def gather(
             seen += len(x)
             width = forward.outputs[0].numel()
         sentinel.tell()
+    data.check_beside()
     data_fit = sum_tensors(data_fits)
     if not torch.isfinite(data_fit):
         raise ValueError("the data fit is not finite: check the network's weights, its inputs and the targets")

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 PRECISE = (torch.float32, torch.float64)
+# what networks raise at inputs that they are not made for; a ValueError says so in its own words
+FAILURES = (RuntimeError, TypeError, AssertionError, LookupError, AttributeError, ArithmeticError)
 
 
 def check_network_kind(net: Any) -> None:
@@ -56,7 +58,7 @@ def outputs_of(net: nn.Module, x: Tensor) -> Tensor:
         outputs = net(x)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, TypeError, AssertionError, LookupError, AttributeError, ArithmeticError) as error:
+    except FAILURES as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         kind = f"inputs of shape {tuple(x.shape)} and type {x.dtype}"
         raise ValueError(f"the {type(net).__name__} does not take {kind}: {reason}") from error

@@ -149,11 +149,12 @@ def _check(setting: Setting, objective: Objective) -> None:
             few = spread(x, FEW) if few is None else few  # now: the network may write into a batch
             outputs = outputs_of(setting.net, x)
             setting.likelihood.check(outputs, y)
-            setting.data.check_beside(setting.likelihood, outputs)
+            setting.data.look_beside(setting.likelihood, outputs)
             seen += len(x)
         if not seen:
             raise ValueError("the data gives no batch: expected at least one example; check its sampler and drop_last")
         setting.data.saw(seen)
+        setting.data.check_beside()
         check_network(setting.net, declarations(setting.net), few)
     objective.check(setting)
 

@@ -27,7 +27,7 @@ from bayesws.training.objectives.names import KINDS
 
 pytestmark = pytest.mark.usefixtures("without_type_checks")
 SECONDS = 30  # of one call: what takes longer counts as a hang
-DRAWN = 250  # calls of the fast part
+DRAWN, DRAWN_COMMANDS = 250, 120  # calls and commands of the fast part
 HERE = str(Path(bws.__file__).parent)
 
 
@@ -444,7 +444,7 @@ def run_commands(commands, folder, capsys):
 
 
 def test_bad_options_drawn_from_all(idle, capsys):
-    found = run_commands(random.Random(0).sample(all_commands(), DRAWN), idle, capsys)
+    found = run_commands(random.Random(0).sample(all_commands(), DRAWN_COMMANDS), idle, capsys)
     assert not found, told(found)
 
 

@@ -14,6 +14,7 @@ from bayesws.evidence import reading
 from bayesws.evidence.reading import as_tensors
 
 N = 24
+BACKWARDS = range(N - 1, -1, -1)
 Batch = namedtuple("Batch", "weight target input")
 
 
@@ -104,6 +105,13 @@ def test_the_evidence_is_that_of_plain_tensors(case, curvature):
     assert found.examples == N and float(found) == pytest.approx(float(wanted), rel=1e-5)
 
 
+def test_one_batch_that_would_do_is_not_all_of_them():
+    """The last batch is datum 0 alone, whose place would do as its label; those of the others would not."""
+    given = loader(lambda x, y, i: (x, y, i), batch_size=N - 1, sampler=BACKWARDS)
+    assert float(bws.log_evidence(net(), given)) == pytest.approx(float(bws.log_evidence(net(), data())), rel=1e-5)
+    bws.fit(net(), given, epochs=1, progress=False)
+
+
 @pytest.mark.parametrize("case", ["loader of mappings", "triples with the index", "loader of a stream", "numpy arrays"])
 def test_a_fit_takes_them_too(case):
     """Of the same data in the same order: on one thread the same numbers, but for the order of sums."""
@@ -129,9 +137,9 @@ def wrong_order(x, y, i):
 
 AMBIGUOUS = {
     "weights before labels": (lambda: loader(wrong_order), "labels of shape .* and type torch.float64: expected"),
-    "groups before labels": (lambda: loader(lambda x, y, i: (x, i % 2, y)), "the second and number 3 would both do"),
+    "groups before labels": (lambda: loader(lambda x, y, i: (x, i % 2, y)), "number 2 and number 3 would both do"),
     "the index before labels": (lambda: loader(lambda x, y, i: (x, i, y)), "labels from|would both do"),
-    "Dataset of groups": (lambda: Items(lambda x, y, i: (x, i % 2, y)), "the second and number 3 would both do"),
+    "Dataset of groups": (lambda: Items(lambda x, y, i: (x, i % 2, y)), "number 2 and number 3 would both do"),
     "three tensors": (lambda: (data()[0], data()[1] % 2, data()[1]), "would both do as targets"),
     "two inputs": (
         lambda: loader(lambda x, y, i: {"x": x, "image": x, "y": y}),
