@@ -211,10 +211,10 @@ def _data_set(loader: DataLoader) -> Dataset:
     data, sampler = loader.dataset, loader.sampler
     if not isinstance(data, Sized) or isinstance(data, IterableDataset):
         return data
-    shuffles = isinstance(sampler, RandomSampler) and not sampler.replacement
+    plain = isinstance(sampler, SequentialSampler | RandomSampler) and len(sampler) == len(data)
     if loader.batch_size is None and loader.batch_sampler is not None:
         told = "a batch_sampler"
-    elif not (shuffles or isinstance(sampler, SequentialSampler)) or len(sampler) != len(data):
+    elif not plain or getattr(sampler, "replacement", False):
         told = "a sampler"
     elif loader.drop_last and len(data) % (loader.batch_size or 1):
         told = "drop_last"

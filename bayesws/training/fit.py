@@ -136,7 +136,7 @@ def _check(setting: Setting, objective: Objective) -> None:
             few = spread(x, FEW) if few is None else few  # now: the network may write into a batch
             setting.likelihood.check(setting.net(x), y)
             seen += len(x)
-        if not seen:
+        if few is None:
             raise ValueError("the data gives no batch: expected at least one example; check its sampler and drop_last")
         setting.data.saw(seen)
         check_network(setting.net, declarations(setting.net), few)
