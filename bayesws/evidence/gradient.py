@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from bayesws.evidence.accumulators import accumulators_for
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.capture import run_forward
+from bayesws.evidence.checks import differ
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.gathering import DATA_FIT, Gathered, add_batch, batch_plan, gather
+from bayesws.evidence.hessian import sum_tensors
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.evidence.networks import check_network_kind
 from bayesws.evidence.objective import Evidence, assemble, batches_for, finish, laplace_pass, resolve_prior
@@ -90,6 +92,7 @@ def evidence_gradient(
         list(wanted.values()),
         way,
         second_samples,
+        again=True,
     )
     return evidence, dict(zip(wanted, found, strict=True))
 
@@ -103,8 +106,13 @@ def gradient_in(
     wanted: Sequence[Tensor],
     way: str = "twice",
     second_samples: int | None = None,
+    again: bool = False,
 ) -> tuple[Evidence, list[Tensor]]:
-    """The same in given tensors: log precisions, noise, logits; zero in those that it does not depend on."""
+    """The same in given tensors: log precisions, noise, logits; zero in those that it does not depend on.
+
+    Args:
+        again: whether to hold that a loader gives the second pass the data of the first: a fit may take another draw.
+    """
     choice("way", way, WAYS)
     asked = curvature_named(curvature)
     if way == "once":
@@ -117,7 +125,8 @@ def gradient_in(
     if not wanted:
         return evidence, []
     draws = asked if second_samples is None else replace(asked, samples=second_samples)
-    through_sums = second_pass(net, data, likelihood, asked, draws, adjoints, wanted, way == "local")
+    data_fit = gathered.data_fit if again else None
+    through_sums = second_pass(net, data, likelihood, asked, draws, adjoints, wanted, way == "local", data_fit)
     return evidence, [a + b for a, b in zip(direct, through_sums, strict=True)]
 
 
@@ -141,6 +150,7 @@ def second_pass(
     adjoints: Mapping[Key, Tensor],
     wanted: Sequence[Tensor],
     local: bool,
+    data_fit: Tensor | None = None,
 ) -> list[Tensor]:
     """The gradient of Σ <adjoint, sum>, the adjoints held; those of parts of the data add up to that of the whole.
 
@@ -152,9 +162,14 @@ def second_pass(
         adjoints: of all that the first pass has summed, by key.
         wanted: tensors to differentiate in.
         local: whether to take the layers' signals as constants.
+        data_fit: what the first pass has found for the same data; None where it may have been others.
+
+    Raises:
+        ValueError: data that are not those of the first pass.
     """
     layers = declarations(net)
     total: list[Tensor] = []
+    data_fits: list[Tensor] = []
     with evaluating(net), torch.enable_grad(), cut_from_parameters(net) as cut:
         smaller = CHUNKS if curvature.kind == "kron" else CHUNKS_WITH_ROWS
         if draws.samples is not None:
@@ -166,11 +181,18 @@ def second_pass(
             if local:  # Kronecker factors are sums of signals alone; rows of Jacobians have been through the stack
                 accumulators = [a for a in accumulators if isinstance(a, RowAccumulator)]
             graph = "layers" if local else "signals"
-            value = adjoints[DATA_FIT] * add_batch(forward, y, likelihood, accumulators, draw, graph)
+            fit = add_batch(forward, y, likelihood, accumulators, draw, graph)
+            data_fits.append(fit.detach())
+            value = adjoints[DATA_FIT] * fit
             for accumulator in accumulators:
                 value = value + sum((adjoints[key] * term).sum() for key, term in accumulator.sums.tensors.items())
             found = _gradients(value, [*wanted, *cut.leaves])
             total = [f if t is None else t + f for t, f in zip_longest(total, found)]  # more leaves may turn up later
+        if data_fit is not None and differ(sum_tensors(data_fits), data_fit):
+            raise ValueError(
+                "the loader gives other data every time: expected those of the first pass again in the second; "
+                "use way='once', or a sampler that draws once"
+            )
         if not total:  # a part without a datum of the subset
             return [torch.zeros_like(t) for t in wanted]
         direct, below = total[: len(wanted)], total[len(wanted) :]

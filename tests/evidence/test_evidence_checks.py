@@ -6,7 +6,14 @@ import torch.nn.functional as F
 from refusals import assert_refused
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import bayesws as bws
 
@@ -171,6 +178,22 @@ def test_a_subset_of_what_a_loader_shuffles_is_that_of_its_data_set():
     shuffled = DataLoader(TensorDataset(x, y), 5, shuffle=True)
     found, wanted = (bws.log_evidence(net, given, curvature=half) for given in (shuffled, (x, y)))
     assert float(found) == pytest.approx(float(wanted), rel=1e-10)
+
+
+def test_the_gradient_is_that_of_the_evidence_of_the_same_data():
+    """A sampler that draws anew gives the second pass other data; one that draws once does not."""
+    net = nn.Sequential(bws.layers.WSLinear(4, 3, group_size=2, stack="dense", **DOUBLE), nn.Flatten())
+    x, y = data()
+    weights = torch.arange(len(x)).double()
+    anew = DataLoader(TensorDataset(x, y), 6, sampler=WeightedRandomSampler(weights, len(x)))
+    assert_refused(lambda: bws.evidence_gradient(net, anew), "other data every time.*way='once'")
+    bws.evidence_gradient(net, anew, way="once")
+    once = list(anew.sampler)
+    drawn = DataLoader(TensorDataset(x, y), 6, sampler=once)
+    (_, found), (_, wanted) = (bws.evidence_gradient(net, given) for given in (drawn, (x[once], y[once])))
+    assert found.keys() == wanted.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-8, atol=1e-10)
 
 
 def test_a_fit_counts_the_data_that_a_loader_gives():
