@@ -31,11 +31,11 @@ def as_batch(net: nn.Module, x: Any, key: str) -> tuple[nn.Module, Tensor]:
         raise ValueError(
             f"inputs of type {type(x).__name__}{keys}: expected a tensor, or a mapping with one at dict_key_x={key!r}"
         )
-    examples = _examples_a_row(net, x, batch)
+    examples, whole = _examples_a_row(net, x, batch)
     if examples > 1:
-        several = _Fed(net, [_part(x, batch.shape[:2], (slice(None), j)) for j in range(examples)])
+        several = _Fed(net, [_example(x, batch.shape[:2], which) for which in range(examples)])
         with torch.no_grad():
-            whole, parts = net(x), several(batch)
+            parts = several(batch)
         if parts.shape == whole.shape and torch.allclose(parts, whole, rtol=SAME, atol=SAME * float(whole.abs().max())):
             return several, batch
     return (net, x) if batch is x else (_Fed(net, [x]), batch)
@@ -56,10 +56,11 @@ class _Fed(nn.Module):
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
 
 
-def _examples_a_row(net: nn.Module, x: Any, batch: Tensor) -> int:
-    """How many rows its layers make of one datum (1, k, ...) with k outputs, if k; else one."""
-    if batch.ndim < 3 or batch.shape[1] == 1:
-        return 1
+def _examples_a_row(net: nn.Module, x: Any, batch: Tensor) -> tuple[int, Tensor]:
+    """k and the outputs where x is (batch, k, ...), these are (batch, k), and a layer sees batch · k rows; else 1."""
+    examples = batch.shape[1] if batch.ndim > 2 else 1
+    if examples == 1 or getattr(net, "output_size", examples) != examples:  # laplace-torch tells a network its outputs
+        return 1, batch
     rows: list[int] = []
     handles = [
         module.register_forward_hook(lambda _m, _i, output: rows.append(len(output)))
@@ -67,17 +68,17 @@ def _examples_a_row(net: nn.Module, x: Any, batch: Tensor) -> int:
     ]
     try:
         with torch.enable_grad():  # so that what it derives from parameters serves where gradients are asked for
-            outputs = net(_part(x, batch.shape[:1], (slice(1),)))
+            outputs = net(x).detach()
     finally:
         for handle in handles:
             handle.remove()
-    examples = batch.shape[1]
-    return examples if examples in rows and outputs.shape == (1, examples) else 1
+    several = len(batch) * examples in rows and outputs.shape == batch.shape[:2]
+    return examples if several else 1, outputs
 
 
-def _part(x: Any, leading: torch.Size, index: tuple[slice | int, ...]) -> Any:
-    """x[index], or a mapping with that of everything that has the leading dimensions."""
+def _example(x: Any, leading: torch.Size, which: int) -> Any:
+    """x[:, which], or a mapping with that of everything that has the leading dimensions."""
     if isinstance(x, Tensor):
-        return x[index]
-    fits = {name: isinstance(value, Tensor) and value.shape[: len(leading)] == leading for name, value in x.items()}
-    return type(x)({name: value[index] if fits[name] else value for name, value in x.items()})
+        return x[:, which]
+    fits = {name: isinstance(value, Tensor) and value.shape[:2] == leading for name, value in x.items()}
+    return type(x)({name: value[:, which] if fits[name] else value for name, value in x.items()})
