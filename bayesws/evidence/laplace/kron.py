@@ -138,6 +138,11 @@ class PathwayKronDecomposed(KronDecomposed):
     __radd__ = __add__
     __rmul__ = __mul__
 
+    def clone(self) -> Self:
+        """A copy with tensors of its own."""
+        vectors, values = ([[t.clone() for t in block] for block in ts] for ts in (self.eigenvectors, self.eigenvalues))
+        return type(self)(vectors, values, self.owners, self.order, self.deltas.clone(), self.damping)
+
     def _with(self, eigenvalues: list[Kfacs], deltas: Tensor) -> Self:
         return type(self)(self.eigenvectors, eigenvalues, self.owners, self.order, deltas, self.damping)
 
