@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 Data = "tuple[Tensor, Tensor] | Dataset | DataLoader"
 
@@ -88,6 +88,14 @@ class Batches:
         is not to be disturbed.
         """
         return None if self._loader is not None or not self.length else self._x[:count].clone()
+
+    def example(self) -> Tensor | None:
+        """Some inputs, (1, ...) or more: of a DataLoader those that it gives first; None for a stream, which may give
+        them only once.
+        """
+        if self._loader is None:
+            return self.first()
+        return None if isinstance(self._loader.dataset, IterableDataset) else next(iter(self))[0]
 
     def inputs(self) -> Tensor:
         """All inputs, (length, ...); those of a DataLoader as it gives them in one pass, moved as it moves them."""

@@ -6,7 +6,8 @@ from torch import Tensor
 from bayesws.evidence.capture import CACHED, LayerIO, Layers, jacobian_rows
 from bayesws.evidence.hessian import DenseBlock, Spectra
 from bayesws.evidence.sampling import Draw
-from bayesws.evidence.sums import Named, Summing, Sums
+from bayesws.evidence.shapes import Shapes
+from bayesws.evidence.sums import Key, Named, Summing, Sums
 from bayesws.layers.contract import Pathway
 
 Gradients = dict[str, list[Tensor]]
@@ -52,6 +53,11 @@ class DenseAccumulator(RowAccumulator):
         ]
         self.add_gram(self.key, torch.cat(rows, -1).flatten(0, 1))
 
+    def numbers(self, shapes: Shapes) -> dict[Key, int]:
+        """P² where any of its layers is called."""
+        called = any(layer in shapes for layer, _ in self.pathways.values())
+        return {self.key: sum(p.numel for _, p in self.pathways.values()) ** 2} if called else {}
+
     def hessian(self, sums: Sums) -> DenseBlock | None:
         """The dense block; None where no layer was called."""
         if self.key not in sums.tensors:
@@ -67,6 +73,10 @@ class DiagonalAccumulator(RowAccumulator):
         for name, (layer, pathway) in self.called(calls).items():
             responses = calls[layer].responses(self.layers[layer][1], gradients[layer])
             self.add(("diagonal", name), squared_rows(pathway, self._patches.get(layer, responses), responses))
+
+    def numbers(self, shapes: Shapes) -> dict[Key, int]:
+        """Those of every pathway's parameters."""
+        return {("diagonal", name): p.numel for name, (layer, p) in self.pathways.items() if layer in shapes}
 
     def hessian(self, sums: Sums) -> Spectra | None:
         """Its eigenvalues are its entries; None where no layer was called."""
