@@ -4,6 +4,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +28,9 @@ SIGNALS, BACK, FACTORS = "signals and patches", "output gradients", "eigenvalues
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, turns: int = TURNS) -> float:
-    """The median of several turns, fewer where one takes long."""
+    """The median of several turns, fewer where one takes long but three: others may use the machine, too."""
     found: list[float] = []
-    while not found or (len(found) < turns and sum(found) < ENOUGH):
+    while len(found) < min(turns, 3) or (len(found) < turns and sum(found) < ENOUGH):
         start = _now(device)
         work()
         found.append(_now(device) - start)
@@ -120,20 +121,15 @@ def _seconds_of_factors(accumulators: "list[Accumulator | _Rows]", like: Tensor)
             start = _now(like.device)
             blocks = [block for found in accumulator.factors(accumulator.sums).values() for block in found]
             total += _now(like.device) - start
-            total += sum(_seconds_of_spectra([f for pair in blocks for f in pair]))
+            total += _seconds_of_spectra([factor for pair in blocks for factor in pair])
     return total
 
 
-def _seconds_of_spectra(factors: list[Tensor]) -> list[float]:
-    """Of the eigenvalues of symmetric matrices, by size: they grow with the third power."""
-    counts = Counter(len(factor) for factor in factors)
-    examples = {len(factor): factor for factor in factors}
-    found = []
-    for size, count in counts.items():
-        part = min(size, SLICE)
-        some = examples[size][:part, :part].contiguous()
-        found.append(count * seconds_of(lambda some=some: spectra_of([some]), some.device) * (size / part) ** 3)
-    return found
+def _seconds_of_spectra(factors: list[Tensor]) -> float:
+    """Of the eigenvalues of symmetric matrices: they grow with the third power of the size."""
+    slices = {min(len(factor), SLICE): factor[:SLICE, :SLICE].contiguous() for factor in factors}
+    of_part = {part: seconds_of(partial(spectra_of, [some]), some.device) for part, some in slices.items()}
+    return sum(of_part[min(len(f), SLICE)] * max(1.0, len(f) / SLICE) ** 3 for f in factors)
 
 
 def _seconds_of_block(size: int, pathways: int, like: Tensor) -> float:
