@@ -4,10 +4,11 @@ from bayesws import analysis, data, evidence, layers, models, report, sharing, t
 from bayesws.analysis.annealing import annealed_evidence
 from bayesws.analysis.calibration import calibrate
 from bayesws.analysis.data_symmetries import candidates
-from bayesws.analysis.decomposition import orbit_decomposition, orbit_decompositions
+from bayesws.analysis.decomposition import orbit_decomposition
 from bayesws.analysis.equivariance import equivariance_error, equivariance_errors
 from bayesws.analysis.strength import sharing_strength
 from bayesws.evidence.curvature import Curvature
+from bayesws.evidence.forecast import forecast
 from bayesws.evidence.gradient import evidence_gradient
 from bayesws.evidence.likelihood import Categorical, Gaussian
 from bayesws.evidence.objective import log_evidence
@@ -44,6 +45,7 @@ __all__ = [
     "evidence",
     "evidence_gradient",
     "fit",
+    "forecast",
     "harden",
     "identify_group",
     "identify_groups",
@@ -52,7 +54,6 @@ __all__ = [
     "models",
     "objectives",
     "orbit_decomposition",
-    "orbit_decompositions",
     "report",
     "select",
     "select_layers",

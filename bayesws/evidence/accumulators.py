@@ -13,7 +13,8 @@ from bayesws.evidence.hessian import BlockDiagonal, Hessian
 from bayesws.evidence.kronecker import KroneckerAccumulator
 from bayesws.evidence.rows import DenseAccumulator, DiagonalAccumulator, Gradients
 from bayesws.evidence.sampling import Draw
-from bayesws.evidence.sums import Named, Sums
+from bayesws.evidence.shapes import Shapes
+from bayesws.evidence.sums import Key, Named, Sums
 
 LARGEST_SCALE_BLOCK = 2048  # elementwise factors: up to here their exact block, above its diagonal
 
@@ -34,6 +35,10 @@ class Accumulator(Protocol):
 
     def add_gradients(self, calls: dict[str, LayerIO], gradients: Gradients) -> None:
         """Take in some columns of the same batch's output gradients."""
+        ...
+
+    def numbers(self, shapes: Shapes) -> dict[Key, int]:
+        """How many numbers its sums will be, by key, for layers of these shapes."""
         ...
 
     def hessian(self, sums: Sums) -> Hessian | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from bayesws.evidence.examples import TAKE_TWO, TakenBy, inputs_of, would_do
 from bayesws.evidence.likelihood import Likelihood
@@ -118,6 +118,14 @@ class Batches:
     def few(self, count: int) -> Tensor | None:
         """Inputs spread over all of these data, (count, ...) or fewer, a copy; None where `first` gives none."""
         return None if self._loader is not None or not self.length else spread(self._x, count)
+
+    def example(self) -> Tensor | None:
+        """Some inputs, (1, ...) or more: of a DataLoader those that it gives first; None for a stream, which may give
+        them only once.
+        """
+        if self._loader is None:
+            return self.first()
+        return None if isinstance(self._loader.dataset, IterableDataset) else next(iter(self))[0]
 
     def inputs(self) -> Tensor:
         """All inputs, (length, ...); those of a DataLoader as it gives them in one pass, moved as it moves them."""

@@ -21,6 +21,7 @@ from bayesws.evidence.checks import FEW, check_network
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.hessian import sum_tensors
 from bayesws.evidence.likelihood import Likelihood
+from bayesws.evidence.memory import refuse_what_does_not_fit
 from bayesws.evidence.sampling import Draw, sampled_batches
 from bayesws.evidence.sentinel import Sentinel
 from bayesws.evidence.sums import Sums
@@ -100,6 +101,7 @@ def gather(
 ) -> Gathered:
     """Walk through the data once and sum what the curvature needs; `graph` as for `add_batch`."""
     layers = declarations(net)
+    refuse_what_does_not_fit(layers, curvature)
     accumulators = accumulators_for(curvature, layers)
     _warn_of_normalisation(net)
     data_fits, seen, width = [], 0, 0

@@ -8,7 +8,8 @@ from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.hessian import Spectra
 from bayesws.evidence.rows import Gradients
 from bayesws.evidence.sampling import Draw
-from bayesws.evidence.sums import Named, Summing, Sums
+from bayesws.evidence.shapes import Shapes
+from bayesws.evidence.sums import Key, Named, Summing, Sums
 from bayesws.layers.contract import Declaration, Factors
 
 THINNED, PLENTY = 4, 1000  # sampled factors: A of every 4th datum if there are 1000 patches for each of its rows
@@ -61,6 +62,11 @@ class KroneckerAccumulator(Summing):
                 responses = responses.sum(-1, keepdim=True)
             self.add(("outputs", layer), second_moment(responses))
 
+    def numbers(self, shapes: Shapes) -> dict[Key, int]:
+        """Those of A for every kernel, of B for every layer."""
+        inputs = {("inputs", name): shapes[name].fan_in ** 2 for name in self.kernels if name in shapes}
+        return inputs | {("outputs", name): shapes[name].fan_out ** 2 for name in self.all_layers if name in shapes}
+
     def factors(self, sums: Sums) -> dict[str, Factors]:
         """The blocks (A, B) of every pathway whose layer was called.
 
@@ -95,7 +101,7 @@ class KroneckerAccumulator(Summing):
         factors = self.factors(sums)
         if not factors:
             return None
-        spectra = iter(_spectra([factor for blocks in factors.values() for block in blocks for factor in block]))
+        spectra = iter(spectra_of([factor for blocks in factors.values() for block in blocks for factor in block]))
         eigenvalues = {
             name: torch.cat([torch.outer(next(spectra), next(spectra)).flatten() for _ in blocks])
             for name, blocks in factors.items()
@@ -139,8 +145,8 @@ class _SecondMoment(torch.autograd.Function):
         return symmetric.expand(len(vectors), -1, -1) @ vectors
 
 
-def _spectra(factors: list[Tensor]) -> list[Tensor]:
-    """Eigenvalues of symmetric matrices, those of one size in one call.
+def spectra_of(factors: list[Tensor]) -> list[Tensor]:
+    """Eigenvalues of symmetric matrices, small ones of one size in one call, large ones one by one.
 
     In float64, where the eigensolver copes with the tiny and repeated eigenvalues of dead units; a matrix that is not
     finite has NaN for all of them.
@@ -149,10 +155,12 @@ def _spectra(factors: list[Tensor]) -> list[Tensor]:
     for index, factor in enumerate(factors):
         by_size.setdefault(len(factor), []).append(index)
     found: dict[int, Tensor] = {}
-    for indices in by_size.values():
-        stacked = torch.stack([factors[i] for i in indices]).double()
-        finite = torch.isfinite(stacked).all(-1).all(-1)[:, None]
-        values = torch.linalg.eigvalsh(torch.where(finite[..., None], stacked, 0.0)).clamp(min=0)
-        values = torch.where(finite, values, torch.nan)
-        found |= {i: v.to(factors[i].dtype) for i, v in zip(indices, values, strict=True)}
+    for size, indices in by_size.items():
+        at_once = max(1, CACHED // max(1, size**2))
+        for some in (indices[i : i + at_once] for i in range(0, len(indices), at_once)):
+            stacked = torch.stack([factors[i] for i in some]).double()
+            finite = torch.isfinite(stacked).all(-1).all(-1)[:, None]
+            values = torch.linalg.eigvalsh(torch.where(finite[..., None], stacked, 0.0)).clamp(min=0)
+            values = torch.where(finite, values, torch.nan)
+            found |= {i: v.to(factors[i].dtype) for i, v in zip(some, values, strict=True)}
     return [found[i] for i in range(len(factors))]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bayesws.evidence.accumulators import joint_hessian
 from bayesws.evidence.batches import Batches
+from bayesws.evidence.by_default import sharpest_curvature
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.gathering import Gathered, gather
 from bayesws.evidence.hessian import Hessian, Repeated, sum_tensors
@@ -157,7 +158,7 @@ def log_evidence(
     net: nn.Module,
     data: Any,
     likelihood: str | Likelihood = "classification",
-    curvature: str | Curvature = "full",
+    curvature: str | Curvature | None = None,
     prior: Mapping[str, Tensor | float] | float | None = None,
     batch_size: int = 250,
 ) -> Evidence:
@@ -176,7 +177,9 @@ def log_evidence(
             x goes to the network in the type of its weights where it does not take x as it is; bytes (uint8) divided by
             255 (see `evidence.examples`).
         likelihood: "classification" (logits, integer labels), "regression" (σ = 1), or a likelihood with its own σ.
-        curvature: a `Curvature`, or its kind: "full" (exact, P² memory), "layer", "pathway", "kron" or "diag".
+        curvature: a `Curvature`, or its kind: "full" (exact, P² memory), "layer", "pathway", "kron" or "diag". None
+            takes "full" for at most 10 000 parameters; beyond them "kron", with one sampled column a datum where all
+            columns × positions × weights are more than 2·10⁸. The result's own `curvature` says which it was.
         prior: log precisions by pathway name, or one for all; those not named, and None, are the layers' own, and
             log 1 for plain torch layers. A `FitResult` has its own in `.prior`.
         batch_size: how many data are treated at once; does not change the result.
@@ -197,8 +200,9 @@ def log_evidence(
     References: MacKay (1992); arXiv 2104.04975, eq. 5; arXiv 2310.06131, eq. 6.
     """
     check_network_kind(net)
-    model, asked = likelihood_named(likelihood), curvature_named(curvature)
+    model = likelihood_named(likelihood)
     log_precisions, batches = resolve_prior(net, prior), batches_for(net, data, batch_size)
+    asked = sharpest_curvature(net, batches.example, model) if curvature is None else curvature_named(curvature)
 
     def evidence(network: nn.Module) -> Evidence:
         return assemble(network, laplace_pass(network, batches, model, asked), log_precisions)

@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
-from bayesws.evidence.capture import LayerIO, Layers, jacobian_rows
+from bayesws.evidence.capture import CACHED, LayerIO, Layers, jacobian_rows
 from bayesws.evidence.hessian import DenseBlock, Spectra
 from bayesws.evidence.sampling import Draw
-from bayesws.evidence.sums import Named, Summing, Sums
+from bayesws.evidence.shapes import Shapes
+from bayesws.evidence.sums import Key, Named, Summing, Sums
+from bayesws.layers.contract import Pathway
 
 Gradients = dict[str, list[Tensor]]
 
@@ -51,6 +53,11 @@ class DenseAccumulator(RowAccumulator):
         ]
         self.add_gram(self.key, torch.cat(rows, -1).flatten(0, 1))
 
+    def numbers(self, shapes: Shapes) -> dict[Key, int]:
+        """P² where any of its layers is called."""
+        called = any(layer in shapes for layer, _ in self.pathways.values())
+        return {self.key: sum(p.numel for _, p in self.pathways.values()) ** 2} if called else {}
+
     def hessian(self, sums: Sums) -> DenseBlock | None:
         """The dense block; None where no layer was called."""
         if self.key not in sums.tensors:
@@ -63,11 +70,40 @@ class DiagonalAccumulator(RowAccumulator):
 
     def add_gradients(self, calls: dict[str, LayerIO], gradients: Gradients) -> None:
         """Add the squares of the rows."""
-        for name, rows in self.rows(calls, gradients).items():
-            self.add(("diagonal", name), rows.square().sum((0, 1)))
+        for name, (layer, pathway) in self.called(calls).items():
+            responses = calls[layer].responses(self.layers[layer][1], gradients[layer])
+            self.add(("diagonal", name), squared_rows(pathway, self._patches.get(layer, responses), responses))
+
+    def numbers(self, shapes: Shapes) -> dict[Key, int]:
+        """Those of every pathway's parameters."""
+        return {("diagonal", name): p.numel for name, (layer, p) in self.pathways.items() if layer in shapes}
 
     def hessian(self, sums: Sums) -> Spectra | None:
         """Its eigenvalues are its entries; None where no layer was called."""
         keys = {name: ("diagonal", name) for name in self.pathways}
         found = {name: sums.tensors[key] for name, key in keys.items() if key in sums.tensors}
         return Spectra(found) if found else None
+
+
+def squared_rows(pathway: Pathway, patches: Tensor, responses: Tensor) -> Tensor:
+    """Σ (Sᵀ J)² of one pathway over columns and data, (parameters,), exact: a matrix product where there is one
+    position, (g aᵀ)² = g² (a²)ᵀ; else a few rows at a time.
+
+    Args:
+        pathway: of a layer.
+        patches: a (batch, fan_in, positions).
+        responses: g (columns, batch, fan_out, positions).
+    """
+    if pathway.acts != "kernel":
+        return jacobian_rows(pathway, patches, responses).square().sum((0, 1))
+    if pathway.picks_entries and responses.shape[-1] == 1:
+        return pathway.pull_back(responses.square().sum(0).squeeze(-1).mT @ patches.square().squeeze(-1))
+    at_once = max(1, CACHED // max(1, responses.shape[2] * patches.shape[1]))
+    total = responses.new_zeros(pathway.numel)
+    for g, a in zip(responses.split(at_once, 1), patches.split(at_once), strict=True):
+        rows = jacobian_rows(pathway, a, g).flatten(0, 1)
+        if len(rows) == 1:
+            total.addcmul_(rows[0], rows[0])  # with no matrix beside the row
+        else:
+            total.add_(rows.square().sum(0))
+    return total

@@ -42,6 +42,8 @@ class Pathway:
         of_prior_only: whether the pathway is there only for the prior's variance. Training on the task loss, which has
             no such prior, leaves it where it is.
         breaks_sharing: whether the layer would share exactly without it: free weights beside shared ones.
+        picks_entries: whether `pull_back` of a kernel's gradient only picks and orders entries, so that it is the same
+            before and after they are squared: every parameter is an entry of the kernel.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Pathway:
     acts: str = "kernel"
     of_prior_only: bool = False
     breaks_sharing: bool = False
+    picks_entries: bool = False
 
     @property
     def numel(self) -> int:

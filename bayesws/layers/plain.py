@@ -97,7 +97,7 @@ def _weight(weight: object) -> Pathway | None:
     parameter = _as_parameter(weight)
     if parameter is None:
         return None
-    return Pathway("weight", parameter, None, lambda k: k.flatten(-2), lambda a, b: [(a, b)])
+    return Pathway("weight", parameter, None, lambda k: k.flatten(-2), lambda a, b: [(a, b)], picks_entries=True)
 
 
 def _grouped_weight(weight: object, groups: int) -> Pathway | None:
@@ -117,7 +117,7 @@ def _grouped_weight(weight: object, groups: int) -> Pathway | None:
     def factors(a: Tensor, b: Tensor) -> Factors:
         return list(zip(blocks(a).unbind(-1), blocks(b).unbind(-1), strict=True))
 
-    return Pathway("weight", parameter, None, pull_back, factors)
+    return Pathway("weight", parameter, None, pull_back, factors, picks_entries=True)
 
 
 def _bias(bias: object) -> Pathway | None:

@@ -213,6 +213,7 @@ class WeightSharing(Deriving):
                     self._factor_free,
                     of_prior_only=name == "residual",
                     breaks_sharing=name == "free" and self.shared is not None,
+                    picks_entries=not self.stack.is_soft,
                 )
             )
         if self.bias is not None:

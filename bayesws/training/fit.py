@@ -4,7 +4,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.batches import Batches, digest_of, spread
+from bayesws.evidence.by_default import kronecker_curvature
 from bayesws.evidence.checks import FEW, check_network
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
+from bayesws.evidence.memory import refuse_what_does_not_fit
 from bayesws.evidence.networks import check_network_kind, check_trained, outputs_of
 from bayesws.io.arguments import device_of, flag, path_of, seed_of, shown
 from bayesws.io.progress import epoch_bar
@@ -25,6 +27,7 @@ from bayesws.layers.start import start_at_moments, start_at_random
 from bayesws.training.checkpoint import Checkpoint
 from bayesws.training.held_out import Split
 from bayesws.training.loop import Loop
+from bayesws.training.objectives.by_evidence import ByEvidence
 from bayesws.training.objectives.names import objective_named, with_settings
 from bayesws.training.objectives.objective import Objective, Setting, Work
 from bayesws.training.outcome import final_evidence, final_posterior
@@ -41,7 +44,7 @@ def fit(
     train: Any,
     likelihood: str | Likelihood = "classification",
     objective: str | Objective = "evidence",
-    curvature: str | Curvature = "kron",
+    curvature: str | Curvature | None = None,
     *,
     seed: int = 0,
     schedule: Schedule | None = None,
@@ -69,9 +72,10 @@ def fit(
             (x, y, ...), see `log_evidence`.
         likelihood: "classification", "regression", or a likelihood.
         objective: a short name, or a value with settings of its own, such as `objectives.FixedRatio(ratio=30.0)`.
-        curvature: a `Curvature`, or its name: "kron", "full", "layer", "pathway" or "diag". Its samples and its subset
-            are for the evidence's steps (unless the objective has a curvature of its own); the evidence at the end is
-            without them.
+        curvature: a `Curvature`, or its name: "kron", "full", "layer", "pathway" or "diag". None is "kron", with one
+            sampled column a datum where all columns × positions × weights are more than 2·10⁸; a note says so. Samples
+            and subset are for the evidence's steps (unless the objective has a curvature of its own); the evidence at
+            the end is without them.
         seed: of the order of the data, and of the held-out split.
         schedule: how long and how fast, and where stacks start; see `Schedule`.
         device: where to train; None is where the network is.
@@ -97,13 +101,17 @@ def fit(
     if not isinstance(progress, bool | None) and (isinstance(progress, type | nn.Module) or not callable(progress)):
         raise ValueError(f"progress={shown(progress)}: expected True, False, None or a function of a record")
     plan, chooser = with_settings(schedule or Schedule(), objective_named(objective), settings)
-    noise, asked, seed = copy.deepcopy(likelihood_named(likelihood)), curvature_named(curvature), seed_of(seed)
+    noise, seed = copy.deepcopy(likelihood_named(likelihood)), seed_of(seed)
+    asked = Curvature("kron") if curvature is None else curvature_named(curvature)
     keep_posterior, folder = flag("keep_posterior", keep_posterior), None if checkpoint is None else path_of(checkpoint)
     model = copy.deepcopy(net) if device is None else copy.deepcopy(net).to(device_of(device))
     place = next(model.parameters()).device
     data = Batches(train, plan.batch_size, place, net=model)
     setting = Setting(model, data, noise, plan, asked, seed)
-    _check(setting, chooser)
+    few, sampled = _check(setting, chooser), None
+    if curvature is None and isinstance(chooser, ByEvidence) and chooser.curvature is None:
+        by_default, sampled = kronecker_curvature(model, few, setting.likelihood)
+        setting = replace(setting, curvature=by_default)
     kept = None
     if folder is not None:
         kept = Checkpoint(folder, _digest(setting, chooser, keep_posterior))
@@ -131,7 +139,7 @@ def fit(
         recipe=_recipe(setting, chooser, chosen),
         provenance=Provenance(versions(), data.digest(), str(place), ended - started, ended - training),
         start=tuple(proposals),
-        notes=(*work.notes(loop.history), *notes),
+        notes=(*work.notes(loop.history), *([sampled] if sampled else []), *notes),
         posterior=posterior,
     )
     if kept is not None:
@@ -141,8 +149,9 @@ def fit(
     return result
 
 
-def _check(setting: Setting, objective: Objective) -> None:
-    """Everything that can be known before anything is spent."""
+def _check(setting: Setting, objective: Objective) -> Tensor:
+    """Everything that can be known before anything is spent; a few of the inputs."""
+    refuse_what_does_not_fit(declarations(setting.net), setting.curvature)
     with evaluating(setting.net), torch.no_grad():
         seen, few = 0, setting.data.few(FEW)
         for x, y in setting.data:
@@ -157,6 +166,7 @@ def _check(setting: Setting, objective: Objective) -> None:
         setting.data.check_beside()
         check_network(setting.net, declarations(setting.net), few)
     objective.check(setting)
+    return few
 
 
 def _digest(setting: Setting, objective: Objective, keep_posterior: bool) -> str:

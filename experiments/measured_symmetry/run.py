@@ -81,7 +81,9 @@ def explained(seed: int) -> dict[str, Any]:
     nets["ResNet-18, random weights"] = resnet18(num_classes=10).eval(), _colour(digits("upright", seed).test[0])
     found: dict[str, Any] = {}
     for name, (net, x) in nets.items():
-        rows = {transform: bws.orbit_decompositions(net, x[:300], transform, seed=seed) for transform in TRANSFORMS}
+        rows = {
+            transform: bws.analysis.orbit_decompositions(net, x[:300], transform, seed=seed) for transform in TRANSFORMS
+        }
         print(
             f"\n{name}, seed {seed}: ρ (interval; chance), nats\n{'layer':26}" + "".join(f"{m:>36}" for m in TRANSFORMS)
         )

@@ -140,12 +140,12 @@ def test_a_group_network_with_scrambled_channels_is_all_shared(group, size, tran
     net = nn.Sequential(lift, nn.ReLU(), conv, nn.ReLU())
     orders = scrambled(net)
     x = torch.randn(60, 2, 9, 9, generator=generator())
-    for (_, row), order in zip(bws.orbit_decompositions(net, x, transform).items(), orders, strict=True):
+    for (_, row), order in zip(bws.analysis.orbit_decompositions(net, x, transform).items(), orders, strict=True):
         assert row.explained > 0.9999 and row.shares and row.interval[0] > 0.9999
         assert row.orbits() == {size: 6}
         for cycle in cycles(row.partner):
             assert len({int(order[c]) // size for c in cycle}) == 1  # group elements of one channel lie side by side
-    found = {m: bws.orbit_decompositions(net, x, m) for m in ("quarter-turn", "half-turn", "flip")}
+    found = {m: bws.analysis.orbit_decompositions(net, x, m) for m in ("quarter-turn", "half-turn", "flip")}
     assert best_decomposition(rows["2"] for rows in found.values()).transform == transform
 
 
@@ -297,7 +297,7 @@ def test_any_network_of_convolutions():
     torch.manual_seed(0)
     net, x = Residual().train(), torch.randn(20, 3, 8, 8, generator=generator())
     transforms = ("quarter-turn", "half-turn")
-    found = {m: bws.orbit_decompositions(net, x, m, batch_size=7) for m in transforms}
+    found = {m: bws.analysis.orbit_decompositions(net, x, m, batch_size=7) for m in transforms}
     assert net.norm.training and int(net.norm.num_batches_tracked) == 0
     turned, half = found.values()
     assert list(turned) == ["first", "depthwise", "grouped", "skip", "wide"]
@@ -313,7 +313,7 @@ def test_the_batch_size_does_not_matter():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3))
     x = torch.randn(20, 1, 8, 8, generator=generator())
-    one, two = (bws.orbit_decompositions(net, x, batch_size=size)["2"] for size in (3, 20))
+    one, two = (bws.analysis.orbit_decompositions(net, x, batch_size=size)["2"] for size in (3, 20))
     assert one.explained == pytest.approx(two.explained, rel=1e-9) and one.partner == two.partner
 
 
@@ -321,8 +321,8 @@ def test_on_every_device(device):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3)).double()
     x = torch.randn(20, 1, 8, 8, generator=generator(), dtype=torch.float64)
-    here = bws.orbit_decompositions(net, x)
-    there = bws.orbit_decompositions(net.to(device), x.to(device))
+    here = bws.analysis.orbit_decompositions(net, x)
+    there = bws.analysis.orbit_decompositions(net.to(device), x.to(device))
     for name, row in here.items():
         assert there[name].explained == pytest.approx(row.explained, rel=1e-6)
 
@@ -331,7 +331,10 @@ WEIGHT, IMAGES = torch.randn(4, 2, 3, 3), torch.randn(4, 1, 8, 8)
 NET = nn.Sequential(nn.Conv2d(1, 2, 3))
 BAD = {
     "unknown transform": (lambda: bws.orbit_decomposition(WEIGHT, "turn"), "'turn'.*quarter-turn"),
-    "a transform that resamples": (lambda: bws.orbit_decompositions(NET, IMAGES, "rotate:30"), "'rotate:30'.*permute"),
+    "a transform that resamples": (
+        lambda: bws.analysis.orbit_decompositions(NET, IMAGES, "rotate:30"),
+        "'rotate:30'.*permute",
+    ),
     "no kernel": (lambda: bws.orbit_decomposition(torch.randn(4, 2)), "shape .4, 2."),
     "NaN": (lambda: bws.orbit_decomposition(WEIGHT * math.nan), "finite"),
     "not square": (lambda: bws.orbit_decomposition(torch.randn(4, 2, 1, 3)), "1×3.*square"),
@@ -341,13 +344,13 @@ BAD = {
         lambda: bws.orbit_decomposition(torch.randn(4, 3, 3, 3), "flip", torch.tensor([1, 2, 0])),
         "2 times over",
     ),
-    "no images": (lambda: bws.orbit_decompositions(NET, torch.zeros(5, 3)), "shape .5, 3."),
-    "images that are not square": (lambda: bws.orbit_decompositions(NET, IMAGES[:, :, :5]), "5×8.*square"),
+    "no images": (lambda: bws.analysis.orbit_decompositions(NET, torch.zeros(5, 3)), "shape .5, 3."),
+    "images that are not square": (lambda: bws.analysis.orbit_decompositions(NET, IMAGES[:, :, :5]), "5×8.*square"),
     "images of other channels": (
-        lambda: bws.orbit_decompositions(NET, IMAGES.expand(-1, 3, -1, -1)),
+        lambda: bws.analysis.orbit_decompositions(NET, IMAGES.expand(-1, 3, -1, -1)),
         "does not take images",
     ),
-    "no convolution": (lambda: bws.orbit_decompositions(nn.Flatten(), IMAGES), "without a torch.nn.Conv2d"),
+    "no convolution": (lambda: bws.analysis.orbit_decompositions(nn.Flatten(), IMAGES), "without a torch.nn.Conv2d"),
 }
 
 

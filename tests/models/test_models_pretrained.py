@@ -159,7 +159,7 @@ def test_convolutions_show_what_a_shared_pathway_would_explain(tmp_path, here, c
     x = bws.data.load("digits", seed=0, test_size=40).test[0]
     assert list(record["explained"]) == ["flip", "quarter-turn"] and record["best"] == {"0": None}
     for transform, rows in record["explained"].items():
-        row = bws.orbit_decompositions(small(), x, transform)["0"]
+        row = bws.analysis.orbit_decompositions(small(), x, transform)["0"]
         assert rows["0"]["evidence"] == pytest.approx(row.evidence) and rows["0"]["chance"] == row.chance
         assert rows["0"]["orbits"] == {str(size): count for size, count in row.orbits().items()}
     assert "Weights that a shared pathway would explain" in capsys.readouterr().out
