@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from bayesws import __version__
 from bayesws.commands import candidates, compare, data, fit, report, select, strength, study
 from bayesws.commands.arguments import Parser
+from bayesws.io.tables import visible
 
 VERBS = (compare, fit, candidates, select, strength, study, data, report)
 
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except (ValueError, FloatingPointError) as error:
-        print(f"bayesws {options.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"bayesws {options.command}: error: {visible(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         left = str(stop) or "nothing was written"

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from bayesws.io.files import without_nan, write_whole
 from bayesws.io.tables import as_text
@@ -243,7 +244,8 @@ class LayerRanking:
         for name in self.log_evidences[0]:
             table.add_column(name, justify="right", no_wrap=True)
         for place, (factors, chosen) in enumerate(zip(self.log_bayes_factors, self.chosen, strict=True), 1):
-            table.add_row(str(place), *("[b]chosen[/b]" if n == chosen else f"{f:.1f}" for n, f in factors.items()))
+            cells = (Text("chosen", style="bold") if n == chosen else f"{f:.1f}" for n, f in factors.items())
+            table.add_row(str(place), *cells)
         return table
 
     def save(self, path: str | Path) -> None:
