@@ -16,6 +16,7 @@ from bayesws.analysis.channel_correlation import input_correlations
 from bayesws.analysis.channel_matching import cycles, matching, random_matching
 from bayesws.analysis.equivariance import EXACT, Move
 from bayesws.analysis.orbits import Products, products
+from bayesws.io.json_files import Count, Measured
 from bayesws.io.tables import table_by_layer
 
 ORDERS = {"quarter-turn": 4, "half-turn": 2, "flip": 2, "up-down-flip": 2, "transpose": 2}
@@ -39,12 +40,12 @@ class OrbitDecomposition:
         partner: p, for each output channel the one that it becomes; found on all of the weights, for orientation.
     """
 
-    explained: float
-    interval: tuple[float, float]
-    evidence: float
-    chance: float
+    explained: Measured
+    interval: tuple[Measured, Measured]
+    evidence: Measured
+    chance: Measured
     transform: str
-    compared: int
+    compared: Count
     partner: tuple[int, ...] = field(repr=False)
 
     @property

@@ -11,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from bayesws.data.geometry import rescale, rotate, shift
+from bayesws.io.json_files import Count, Measured
 from bayesws.io.tables import table_by_layer
 from bayesws.layers.contract import Joint, declare, is_within
 from bayesws.layers.features import layer_features
@@ -40,11 +41,11 @@ class EquivarianceError:
         examples: number of data that ε was measured on.
     """
 
-    error: float
-    interval: tuple[float, float]
+    error: Measured
+    interval: tuple[Measured, Measured]
     transform: str
     channels: str
-    examples: int
+    examples: Count
 
 
 def equivariance_error(

@@ -33,6 +33,7 @@ from bayesws.commands.arguments import (
 )
 from bayesws.commands.terminal import wide_console
 from bayesws.io.files import without_nan, write_whole
+from bayesws.io.json_files import sealed
 from bayesws.io.provenance import command, versions
 from bayesws.models.pretrained import pretrained_network, seen_by
 from bayesws.training.result import FitResult
@@ -119,7 +120,7 @@ def run(options: argparse.Namespace) -> None:
     if explained and not all(record["best"].values()):
         notes.append("no *: no transform's sharing of weights is convincing beyond chance")
     record["notes"] = notes
-    text = json.dumps(without_nan(record), indent=1, allow_nan=False)
+    text = json.dumps(sealed(without_nan(record)), indent=1, allow_nan=False)
     write_whole(options.out / "strength.json", lambda path: path.write_text(text + "\n"))
     if options.json:
         print(text)

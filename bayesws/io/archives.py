@@ -1,4 +1,4 @@
-"""Zip archives, such as .npz, .pt and .pt2: weighed by their directory before a member is opened, checked as it is read.
+"""Zip archives, such as .npz, .pt and .pt2: weighed by their directory before a member is opened.
 
 What a directory declares is compared with what lies in the file, so that a small file cannot unfold into a large one:
 deflate reaches a thousandfold, images of digits fortyfold.

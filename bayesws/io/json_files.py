@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Le
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from bayesws.io.tables import visible
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 Count = Annotated[int, Ge(0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # null is nan
-Fraction = Annotated[Measured, Field(ge=0.0, le=1.0)]
+Fraction = Annotated[Measured, AfterValidator(lambda value: _within(value, 0.0, 1.0))]
 Seconds = Annotated[float, Ge(0.0), Le(1e12)]
 
 
@@ -95,8 +95,10 @@ def sealed(record: dict[str, Any]) -> dict[str, Any]:
     >>> sealed({"b": 1, "a": (2.5,)})["sha256"] == sealed({"a": [2.5], "b": 1})["sha256"]
     True
     """
+    if SEAL in record:
+        raise ValueError(f"a record with a key {SEAL!r}: expected another name, that one is the seal's")
     plain: dict[str, Any] = json.loads(json.dumps(record))
-    return plain | {SEAL: _digest({name: value for name, value in plain.items() if name != SEAL})}
+    return plain | {SEAL: _digest(plain)}
 
 
 def _opened(record: Any) -> dict[str, Any]:
@@ -139,6 +141,13 @@ def shown(value: Any) -> str:
     """A value from JSON as it stands in the file, cut off where it is long."""
     text = visible(value if isinstance(value, str) and len(value) > 1000 else json.dumps(value, ensure_ascii=False))
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def _within(value: float, low: float, high: float) -> float:
+    """The value, unless it is out of bounds; nan is not."""
+    if value < low or value > high:
+        raise ValueError(f"expected a number from {low:g} to {high:g}")
+    return value
 
 
 def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from bayesws.io.tables import visible
-from torch import Tensor
 
 NOTHING: tuple[Any, ...] = (None, "", [], {}, ())
 

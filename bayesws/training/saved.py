@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.io.files import save_tensors
 from bayesws.io.json_files import read_json, sealed, shown
@@ -20,7 +19,7 @@ from bayesws.layers.contract import named_pathways
 from bayesws.models import known_models
 from bayesws.sharing.groups import Group
 from bayesws.training.recipe import Provenance, Recipe
-from bayesws.training.summaries import EvidenceSummary, PathwaySummary, Proposal
+from bayesws.training.summaries import EvidenceSummary, Proposal
 
 FORMAT = 4  # since 4 the record knows its own digest and that of the weights
 FILES = {"fit.json", "weights.safetensors"}
@@ -159,9 +158,7 @@ def _read(source: Path) -> tuple[SavedFit, dict[str, Tensor]]:
     return record, tensors
 
 
-def _likelihood_from(
-    record: SavedFit, given: Likelihood | None, state: dict[str, Tensor], source: Path
-) -> Likelihood:
+def _likelihood_from(record: SavedFit, given: Likelihood | None, state: dict[str, Tensor], source: Path) -> Likelihood:
     name = record.likelihood
     if given is None and name not in ("classification", "regression"):
         raise ValueError(f"{source} was fitted with a likelihood of its own, {name!r}: pass one as likelihood=")
