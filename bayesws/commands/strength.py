@@ -62,6 +62,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="see below")
     parser.add_argument("--weights", help="state dict: FILE.safetensors or FILE.pt (tensors alone)")
+    parser.add_argument("--trust", action="store_true", help="open a FILE.pt2 that may run code when it is opened")
     add_data(parser)
     parser.add_argument("--task", default="upright", metavar="TASK", help=f"{known_tasks()} (default upright)")
     parser.add_argument(
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
     fit = FitResult.load(options.model) if Path(options.model).is_dir() else None
     if fit is not None and options.weights:
         raise ValueError(f"--weights {options.weights} beside a saved fit: it has its own")
-    net = pretrained_network(options.model, options.weights) if fit is None else fit.model
+    net = pretrained_network(options.model, options.weights, options.trust) if fit is None else fit.model
     images = data_sets.load(**data_arguments(options), task=options.task, seed=options.seed)
     x = seen_by(net, images.test[0]).to(options.device)
     transforms = [name.strip() for name in options.transforms.split(",")]
@@ -98,6 +99,7 @@ def run(options: argparse.Namespace) -> None:
         "errors": {transform: {name: asdict(row) for name, row in rows.items()} for transform, rows in errors.items()},
         "versions": versions(),
         "command": command(),
+        "trusted": options.trust,
     }
     explained = {}
     if any(isinstance(module, nn.Conv2d) for module in net.modules()):

@@ -21,7 +21,7 @@ from bayesws.io.tables import visible
 SEAL = "sha256"
 DIGITS = 20  # of a whole number
 VALUE = 64  # bytes that a value takes in memory, roughly
-WEIGHT = 2**25  # bytes of values that are always read
+WEIGHT = 2**26  # bytes of values that are always read
 SHOWN = 60  # characters of a value in an error
 
 T = TypeVar("T")
