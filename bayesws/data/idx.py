@@ -9,6 +9,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from bayesws.io.archives import FOLDS
+
 _UNSIGNED_BYTE = 0x08
 
 
@@ -26,19 +28,26 @@ def read_idx(path: Path, rank: int) -> UInt8[Tensor, "..."]:
     """
     retry = "delete it and download it again"
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = 4 + 4 * rank
+            header = file.read(start)
+            if len(header) < start or header[:4] != bytes((0, 0, _UNSIGNED_BYTE, rank)):
+                raise ValueError(
+                    f"{path} starts with {header[:4].hex() or 'nothing'}, expected 000008{rank:02x}"
+                    f" (IDX, unsigned bytes, {rank} axes); {retry}"
+                )
+            shape = [int.from_bytes(header[i : i + 4], "big") for i in range(4, start, 4)]
+            expected, room = math.prod(shape), FOLDS * path.stat().st_size
+            if not 0 < expected <= room:
+                raise ValueError(
+                    f"{path} declares {expected} values, expected 1 to {room} in a file of its size; {retry}"
+                )
+            content = bytearray(file.read(expected + 1))  # one more, to see whether it ends
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is truncated or corrupt ({error}), expected a whole gzip file; {retry}") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
-    if len(content) < 4 or content[:3] != bytes((0, 0, _UNSIGNED_BYTE)) or content[3] != rank:
-        raise ValueError(
-            f"{path} starts with {content[:4].hex() or 'nothing'}, expected 000008{rank:02x}"
-            f" (IDX, unsigned bytes, {rank} axes); {retry}"
-        )
-    start = 4 + 4 * rank
-    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
-    there, expected = len(content) - start, math.prod(shape)
-    if there != expected or expected == 0:
-        raise ValueError(f"{path} holds {max(there, 0)} values, expected {expected} for shape {tuple(shape)}; {retry}")
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).reshape(shape)
+    if len(content) != expected:
+        there = f"{len(content)}" if len(content) < expected else f"more than {expected}"
+        raise ValueError(f"{path} holds {there} values, expected {expected} for shape {tuple(shape)}; {retry}")
+    return torch.frombuffer(content, dtype=torch.uint8).reshape(shape)

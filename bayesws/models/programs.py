@@ -187,7 +187,9 @@ def _is_size(text: str) -> bool:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     powers = [node for node in nodes if isinstance(node, ast.Call) and _called(node) == "Pow"]
-    if len(powers) > MOST_POWERS or not all(POWER.fullmatch(ast.unparse(node.args[-1])) for node in powers if node.args):
+    if len(powers) > MOST_POWERS or not all(
+        POWER.fullmatch(ast.unparse(node.args[-1])) for node in powers if node.args
+    ):
         return False
     symbols = [node.args[0] for node in nodes if isinstance(node, ast.Call) and _called(node) == "Symbol" and node.args]
     for node in nodes:

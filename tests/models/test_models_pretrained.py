@@ -221,10 +221,16 @@ BAD = {
     "no function": (lambda f: pretrained_network("test_models_pretrained:make"), "make.*package.module:function"),
     "no network": (lambda f: pretrained_network("test_models_pretrained:nothing"), "gives a int"),
     "no program": (lambda f: pretrained_network(str(f / "none.pt2")), "no file"),
-    "damaged program": (lambda f: text(f) and pretrained_network(str(f / "text.pt2")), "expected a whole zip archive; export it again"),
+    "damaged program": (
+        lambda f: text(f) and pretrained_network(str(f / "text.pt2")),
+        "expected a whole zip archive; export it again",
+    ),
     "weights beside a program": (lambda f: pretrained_network("net.pt2", "w.pt"), "has its own"),
     "no weights": (lambda f: pretrained_network("test_models_pretrained:small", f / "w.pt"), "no file"),
-    "damaged weights": (lambda f: pretrained_network("test_models_pretrained:small", text(f)), "is damaged: a header of"),
+    "damaged weights": (
+        lambda f: pretrained_network("test_models_pretrained:small", text(f)),
+        "is damaged: a header of",
+    ),
     "other weights": (lambda f: pretrained_network("test_models_pretrained:small", other(f)), "do not fit"),
     "no state dict": (lambda f: pretrained_network("test_models_pretrained:small", scalar(f)), "no state dict"),
     "code": (lambda f: pretrained_network("test_models_pretrained:small", trap(f)), "more than tensors"),
