@@ -22,8 +22,9 @@ ZIP = b"PK\x03\x04"
 LEGACY_PICKLES = 4  # magic number, protocol, system, and what was saved
 ALWAYS = 2**20  # a number that may stand in any file
 PLAIN = re.compile(
-    r"collections OrderedDict|torch (\w+Storage|Size|device|u?int\d+|b?float\w+|complex\d+|bool)|torch\.storage \w+Storage"
-    r"|torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state)|torch\.nn\.parameter Parameter"
+    r"collections OrderedDict|torch (\w+Storage|Size|device|u?int\d+|b?float\w+|complex\d+|bool)"
+    r"|torch\.storage \w+Storage|torch\.nn\.parameter Parameter"
+    r"|torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state)"
 )
 NAMING = ("GLOBAL", "INST")
 NUMBERS = ("INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4")
@@ -38,7 +39,7 @@ def state_of(path: Path, cure: str) -> Any:
         cure: what to do where it cannot be read, the end of every error.
 
     Raises:
-        ValueError: in one line, a file that is damaged, would call something else, or says that it is larger than it is.
+        ValueError: in one line, a file that is damaged, calls something else, or declares more than it has.
     """
     try:
         content = path.read_bytes()

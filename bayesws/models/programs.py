@@ -2,8 +2,8 @@
 
 torch.export.load unpickles example inputs and whatever the configuration of the weights calls pickled, evaluates sizes
 and guards as Python, imports what enumerations name, and resolves an operation by any dotted name in torch. So the
-archive is read here, member by member, refused by name where it asks for one of these, and written anew with only what a
-program needs; that is what torch.export.load gets.
+archive is read here, member by member, refused by name where it asks for one of these, and written anew with only what
+a program needs; that is what torch.export.load gets.
 """
 
 import ast
@@ -38,9 +38,9 @@ OPERATION = re.compile(
 )
 NOT_ARITHMETIC = {"_operator.attrgetter", "_operator.itemgetter", "_operator.methodcaller", "_operator.call"}
 FUNCTIONS = frozenset(  # of a size, as sympy writes them
-    "Symbol Integer Rational Float Add Mul Pow Max Min Mod PythonMod FloorDiv CeilDiv CleanDiv ModularIndexing TruncToInt "
-    "CeilToInt FloorToInt RoundToInt ToFloat TruncToFloat IntTrueDiv FloatTrueDiv Identity Eq Ne Lt Le Gt Ge Equality "
-    "Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan And Or Not".split()
+    "Symbol Integer Rational Float Add Mul Pow Max Min Mod PythonMod FloorDiv CeilDiv CleanDiv ModularIndexing "
+    "TruncToInt CeilToInt FloorToInt RoundToInt ToFloat TruncToFloat IntTrueDiv FloatTrueDiv Identity Eq Ne Lt Le Gt Ge "
+    "Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan And Or Not".split()
 )
 CONTAINERS = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
 LONGEST_SIZE = 4000  # characters of an expression
@@ -186,10 +186,8 @@ def _is_size(text: str) -> bool:
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    powers = [node for node in nodes if isinstance(node, ast.Call) and _called(node) == "Pow"]
-    if len(powers) > MOST_POWERS or not all(
-        POWER.fullmatch(ast.unparse(node.args[-1])) for node in powers if node.args
-    ):
+    powers = [ast.unparse(n.args[-1]) for n in nodes if isinstance(n, ast.Call) and _called(n) == "Pow" and n.args]
+    if len(powers) > MOST_POWERS or not all(map(POWER.fullmatch, powers)):
         return False
     symbols = [node.args[0] for node in nodes if isinstance(node, ast.Call) and _called(node) == "Symbol" and node.args]
     for node in nodes:
@@ -212,7 +210,7 @@ def _called(node: ast.Call) -> str:
 
 
 def _is_tree(text: str, what: str) -> bool:
-    """Whether the arguments of a program are tensors in tuples, lists and dictionaries; others are made by their name."""
+    """Whether a program takes tensors in tuples, lists and dictionaries; others would be made by their name."""
     tree = parsed(text.encode(), what, list[Any], CURE, sealed=False)
     for key, entry in _entries(tree):
         if key == "type" and entry not in CONTAINERS:
