@@ -54,7 +54,7 @@ ARROWS = {
     "io": [],
     "data": ["io"],
     "layers": ["sharing"],
-    "models": ["layers", "sharing"],
+    "models": ["layers", "sharing", "io"],
     "evidence": ["layers.contract", "layers.cache"],
     "training": ["evidence", "models", "layers", "sharing", "io"],
     "trials": ["training", "evidence", "models", "layers", "sharing", "data", "io"],

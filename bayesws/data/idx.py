@@ -31,7 +31,7 @@ def read_idx(path: Path, rank: int) -> UInt8[Tensor, "..."]:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             start = 4 + 4 * rank
             header = file.read(start)
-            if len(header) < start or header[:4] != bytes((0, 0, _UNSIGNED_BYTE, rank)):
+            if header[:4] != bytes((0, 0, _UNSIGNED_BYTE, rank)):
                 raise ValueError(
                     f"{path} starts with {header[:4].hex() or 'nothing'}, expected 000008{rank:02x}"
                     f" (IDX, unsigned bytes, {rank} axes); {retry}"

@@ -69,8 +69,8 @@ def parsed(content: bytes, name: str, kind: type[T], cure: str, *, sealed: bool 
         )
         if sealed:
             text = json.dumps(_opened(record))
-        (found,) = _schema(kind).validate_json(f"[{text}]")
-        return found  # type: ignore[no-any-return]
+        found: tuple[T] = _schema(kind).validate_json(f"[{text}]")  # type: ignore[arg-type]
+        return found[0]
     except ValidationError as error:
         raise ValueError(f"{name} is damaged: {_told(error)}; {cure}") from error
     except RecursionError as error:
@@ -121,7 +121,7 @@ def _digest(record: dict[str, Any]) -> str:
 @cache
 def _schema(kind: Any) -> TypeAdapter[Any]:
     """Of a tuple around it: what is said of unknown keys and of types then holds in every dataclass inside."""
-    return TypeAdapter(tuple[kind], config=ConfigDict(extra="forbid", strict=True))  # type: ignore[valid-type]
+    return TypeAdapter(tuple[kind], config=ConfigDict(extra="forbid", strict=True))
 
 
 def _told(error: ValidationError) -> str:

@@ -45,22 +45,30 @@ def state_of(path: Path, cure: str) -> Any:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}; {cure}") from error
-    if content.startswith(ZIP):
-        with weighed(content, str(path), cure, stored=True) as archive:
-            members = {name: archive.read(name) for name in archive.namelist()}
-        for name, member in members.items():
-            if name.endswith(".pkl"):
-                _look_through(member, f"{path}: member {name!a}", cure, len(content), 1)
-        del content
-        content = whole(members)
-    else:
-        _look_through(content, str(path), cure, len(content), LEGACY_PICKLES)
+    content = check_pickles(content, str(path), cure)
     try:
         found = torch.load(io.BytesIO(content), "cpu", weights_only=True)
     except Exception as error:  # pickle's own and torch's: a damaged file fails in many ways
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} cannot be read: {visible(first)}; {cure}") from error
     return found
+
+
+def check_pickles(content: bytes, name: str, cure: str) -> bytes:
+    """What torch.save wrote, as it may be read by torch.load: a pickle, or an archive with one, of tensors alone.
+
+    Raises:
+        ValueError: as `state_of`.
+    """
+    if not content.startswith(ZIP):
+        _look_through(content, name, cure, len(content), LEGACY_PICKLES)
+        return content
+    with weighed(content, name, cure, stored=True) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    for member, pickled in members.items():
+        if member.endswith(".pkl"):
+            _look_through(pickled, f"{name}: member {member!a}", cure, len(content), 1)
+    return whole(members)
 
 
 def whole(members: Mapping[str, bytes]) -> bytes:
@@ -80,10 +88,10 @@ def _look_through(content: bytes, name: str, cure: str, size: int, count: int) -
             for operation, argument, _place in pickletools.genops(stream):
                 if operation.name in BY_STACK:
                     raise _Told("holds more than tensors: names that are put together as it is read")
-                if operation.name in NAMING and not PLAIN.fullmatch(argument):
-                    raise _Told(f"holds more than tensors, it would call {visible(argument)!r}")
+                if operation.name in NAMING and not PLAIN.fullmatch(str(argument)):
+                    raise _Told(f"holds more than tensors, it would call {visible(str(argument))!r}")
                 number = argument if operation.name in NUMBERS and part == count - 1 else 0
-                if number > max(size, ALWAYS):
+                if isinstance(number, int) and number > max(size, ALWAYS):
                     raise _Told(f"has a size of {number} in {size} bytes, expected at most as many")
     except _Told as error:
         raise ValueError(f"{name} {error}; {cure}") from error

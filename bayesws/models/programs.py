@@ -22,7 +22,7 @@ from torch.export import ExportedProgram
 from bayesws.io.archives import weighed
 from bayesws.io.json_files import parsed
 from bayesws.io.tables import visible
-from bayesws.models.pickles import whole
+from bayesws.models.pickles import check_pickles, whole
 
 CURE = "export it again by torch.export.save; with --trust (trust=True) it is opened as it is, and may run code"
 KEPT = re.compile(r"archive_format|archive_version|byteorder|version|\.data/\w+")
@@ -39,16 +39,18 @@ OPERATION = re.compile(
 NOT_ARITHMETIC = {"_operator.attrgetter", "_operator.itemgetter", "_operator.methodcaller", "_operator.call"}
 FUNCTIONS = frozenset(  # of a size, as sympy writes them
     "Symbol Integer Rational Float Add Mul Pow Max Min Mod PythonMod FloorDiv CeilDiv CleanDiv ModularIndexing "
-    "TruncToInt CeilToInt FloorToInt RoundToInt ToFloat TruncToFloat IntTrueDiv FloatTrueDiv Identity Eq Ne Lt Le Gt Ge "
-    "Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan And Or Not".split()
+    "TruncToInt CeilToInt FloorToInt RoundToInt ToFloat TruncToFloat IntTrueDiv FloatTrueDiv Identity Eq Ne Lt Le Gt "
+    "Ge Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan And Or Not".split()
 )
 CONTAINERS = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
 LONGEST_SIZE = 4000  # characters of an expression
 MOST_POWERS = 4  # in one: powers of powers take time and memory without bound
 POWER = re.compile(r"-?\d|Integer\(-?\d\)")
-ARITHMETIC = (ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.UnaryOp, ast.USub, ast.BinOp)
-ARITHMETIC += (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE)
-ARITHMETIC += (ast.Gt, ast.GtE)
+ARITHMETIC: tuple[type[ast.AST], ...] = (
+    *(ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.UnaryOp, ast.USub),
+    *(ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod),
+    *(ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE),
+)
 FREE = 2**28  # bytes of activations that any program may have,
 TIMES = 1000  # and how many times its weights and inputs
 
@@ -93,6 +95,8 @@ def _members(path: Path) -> dict[str, bytes]:
             what = f"{path}: member {name!a}"
             folder, _, last = name.rpartition("/")
             if LEFT_OUT.fullmatch(name):
+                if name.endswith(".pt"):  # it is left out, and still worth a word
+                    check_pickles(archive.read(f"{root}/{name}"), what, CURE)
                 continue
             if name == "models/model.json":
                 found[name] = _program(archive.read(f"{root}/{name}"), what)

@@ -8,7 +8,7 @@ from bayesws.analysis.decomposition import OrbitDecomposition
 from bayesws.analysis.equivariance import EquivarianceError
 from bayesws.analysis.strength import LayerStrength
 from bayesws.io.json_files import Count, Fraction, Measured, Seconds
-from bayesws.training.summaries import Proposal, SharingRow
+from bayesws.training.result import Proposal, SharingRow
 from bayesws.trials.scores import Scores
 
 

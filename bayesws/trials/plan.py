@@ -40,6 +40,7 @@ NETWORK_ARGUMENTS = {"in_channels", "num_classes", "device", "dtype"}
 FIT_ARGUMENTS = {"net", "train", "curvature", "seed", "schedule", "device", "progress", "keep_posterior", "checkpoint"}
 FIT_ARGUMENTS |= {"settings", "terms"}
 CHOICES = {"objective": OBJECTIVES, "start": STARTS, "likelihood": ("classification",)}
+MOST_SEEDS = 10_000
 WORDS = {
     str: "text",
     bool: "true or false",
@@ -140,7 +141,7 @@ def _check_fields(given: Any, kinds: Kinds, reserved: Collection[str] = (), requ
     if unknown := sorted(set(given) - set(kinds)):
         raise ValueError(f"unknown {', '.join(unknown)}; expected {known}")
     if missing := sorted(set(required) - set(given)):
-        raise ValueError(f"{', '.join(missing)} missing")
+        raise ValueError(f"{', '.join(missing)} missing: add it")
     for name, value in given.items():
         if not _fits(value, kinds[name]):
             raise ValueError(f"{name} {shown(value)}: expected {_in_words(kinds[name])}")
@@ -160,6 +161,8 @@ def _check_counts(given: dict[str, Any], *names: str) -> None:
         counts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
         if low := [count for count in counts if count < 1]:
             raise ValueError(f"{name} {low[0]}: expected at least 1")
+        if name == "seeds" and value > MOST_SEEDS:
+            raise ValueError(f"seeds {value}: expected at most {MOST_SEEDS}")
 
 
 def _fits(value: Any, kind: Any) -> bool:
