@@ -8,6 +8,7 @@ from bayesws import __version__
 from bayesws.commands import candidates, compare, data, fit, report, select, strength, study
 from bayesws.commands.arguments import Parser
 from bayesws.io.arguments import one_line
+from bayesws.io.tables import visible
 
 VERBS = (compare, fit, candidates, select, strength, study, data, report)
 
@@ -19,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except (ValueError, FloatingPointError) as error:
-        print(f"bayesws {options.command}: error: {one_line(str(error))}", file=sys.stderr)
+        print(f"bayesws {options.command}: error: {visible(one_line(str(error)))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         left = str(stop) or "nothing was written"

@@ -54,7 +54,7 @@ ARROWS = {
     "sharing": ["io.arguments"],
     "data": ["io"],
     "layers": ["sharing", "io.arguments"],
-    "models": ["layers", "sharing", "io.arguments"],
+    "models": ["layers", "sharing", "io"],
     "evidence": ["layers.contract", "layers.cache", "io.arguments"],
     "training": ["evidence", "models", "layers", "sharing", "io"],
     "trials": ["training", "evidence", "models", "layers", "sharing", "data", "io"],

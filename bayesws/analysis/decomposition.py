@@ -20,6 +20,7 @@ from bayesws.analysis.orbits import Products, products
 from bayesws.evidence.examples import TakenBy, inputs_of
 from bayesws.evidence.networks import check_network_kind
 from bayesws.io.arguments import numbers, seed_of, shown, whole
+from bayesws.io.json_files import Count, Measured
 from bayesws.io.tables import table_by_layer
 
 ORDERS = {"quarter-turn": 4, "half-turn": 2, "flip": 2, "up-down-flip": 2, "transpose": 2}
@@ -43,12 +44,12 @@ class OrbitDecomposition:
         partner: p, for each output channel the one that it becomes; found on all of the weights, for orientation.
     """
 
-    explained: float
-    interval: tuple[float, float]
-    evidence: float
-    chance: float
+    explained: Measured
+    interval: tuple[Measured, Measured]
+    evidence: Measured
+    chance: Measured
     transform: str
-    compared: int
+    compared: Count
     partner: tuple[int, ...] = field(repr=False)
 
     @property

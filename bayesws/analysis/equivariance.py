@@ -15,6 +15,7 @@ from bayesws.data.geometry import rescale, rotate, shift
 from bayesws.evidence.examples import TakenBy, inputs_of
 from bayesws.evidence.networks import check_network_kind
 from bayesws.io.arguments import choice, seed_of, shown, whole
+from bayesws.io.json_files import Count, Measured
 from bayesws.io.tables import table_by_layer
 from bayesws.layers.contract import Joint, declare, is_within
 from bayesws.layers.features import layer_features
@@ -44,11 +45,11 @@ class EquivarianceError:
         examples: number of data that ε was measured on.
     """
 
-    error: float
-    interval: tuple[float, float]
+    error: Measured
+    interval: tuple[Measured, Measured]
     transform: str
     channels: str
-    examples: int
+    examples: Count
 
 
 def equivariance_error(

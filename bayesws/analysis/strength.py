@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bayesws.evidence.precision import LOG_BOUNDS
 from bayesws.evidence.surface import Separate, Surface, surface
 from bayesws.io.arguments import positive, seed_of, whole
+from bayesws.io.json_files import Measured
 from bayesws.io.tables import as_text
 from bayesws.layers.contract import Layer, layers_of, named_pathways
 from bayesws.training.result import FitResult
@@ -41,9 +42,9 @@ class LayerStrength:
     """
 
     name: str
-    mean: float
-    interval: tuple[float, float]
-    fitted: float
+    mean: Measured
+    interval: tuple[Measured, Measured]
+    fitted: Measured
     r_hat: float | None
     effective_samples: float | None
 

@@ -34,6 +34,7 @@ from bayesws.commands.arguments import (
 )
 from bayesws.commands.terminal import wide_console
 from bayesws.io.files import without_nan, write_whole
+from bayesws.io.json_files import sealed
 from bayesws.io.provenance import command, versions
 from bayesws.models.pretrained import pretrained_network, seen_by
 from bayesws.training.result import FitResult
@@ -62,6 +63,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     )
     parser.add_argument("model", type=named, metavar="MODEL", help="see below")
     parser.add_argument("--weights", type=named, help="state dict: FILE.safetensors or FILE.pt (tensors alone)")
+    parser.add_argument("--trust", action="store_true", help="open a FILE.pt2 that may run code when it is opened")
     add_data(parser)
     parser.add_argument("--task", default="upright", metavar="TASK", help=f"{known_tasks()} (default upright)")
     parser.add_argument(
@@ -83,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
     fit = FitResult.load(options.model) if Path(options.model).is_dir() else None
     if fit is not None and options.weights:
         raise ValueError(f"--weights {options.weights} beside a saved fit: it has its own")
-    net = pretrained_network(options.model, options.weights) if fit is None else fit.model
+    net = pretrained_network(options.model, options.weights, options.trust) if fit is None else fit.model
     images = data_sets.load(**data_arguments(options), task=options.task, seed=options.seed)
     x = seen_by(net, images.test[0]).to(options.device)
     transforms = [name.strip() for name in options.transforms.split(",")]
@@ -98,6 +100,7 @@ def run(options: argparse.Namespace) -> None:
         "errors": {transform: {name: asdict(row) for name, row in rows.items()} for transform, rows in errors.items()},
         "versions": versions(),
         "command": command(),
+        "trusted": options.trust,
     }
     explained = {}
     if any(isinstance(module, nn.Conv2d) for module in net.modules()):
@@ -120,7 +123,7 @@ def run(options: argparse.Namespace) -> None:
     if explained and not all(record["best"].values()):
         notes.append("no *: no transform's sharing of weights is convincing beyond chance")
     record["notes"] = notes
-    text = json.dumps(without_nan(record), indent=1, allow_nan=False)
+    text = json.dumps(sealed(without_nan(record)), indent=1, allow_nan=False)
     write_whole(options.out / "strength.json", lambda path: path.write_text(text + "\n"))
     if options.json:
         print(text)

@@ -7,6 +7,7 @@ import os
 from bayesws.commands.arguments import Parser, add_place, check_device, check_out, place, positive
 from bayesws.commands.terminal import wide_console
 from bayesws.io.files import without_nan, write_whole
+from bayesws.io.json_files import sealed
 from bayesws.io.progress import trial_bar
 from bayesws.io.provenance import command, versions
 from bayesws.report.figures.study import save_study_picture
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(told_when_stopped(study.cells, options.out)) from stop
     summary = {"versions": versions(), "command": command(), "trials": records}
-    text = json.dumps(without_nan(summary), allow_nan=False)
+    text = json.dumps(sealed(without_nan(summary)), allow_nan=False)
     write_whole(options.out / "study.json", lambda path: path.write_text(text + "\n"))
     cells = list(rows(records))
     save_study_picture(cells, options.out / "study.png")

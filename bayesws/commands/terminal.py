@@ -2,9 +2,9 @@
 
 import sys
 
-from rich.console import Console
+from bayesws.io.tables import PlainConsole
 
 
-def wide_console() -> Console:
+def wide_console() -> PlainConsole:
     """Wide where nobody sets a width: a pipe should not fold the tables."""
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    return PlainConsole(width=None if sys.stdout.isatty() else 140)

@@ -112,7 +112,7 @@ def _parts(raw: Path) -> list[Path | None]:
 
 def _unit(x: Tensor) -> Tensor:
     """Bytes to [0, 1]."""
-    return x.to(torch.float32).contiguous() / 255
+    return x.to(torch.float32).contiguous().div_(255)
 
 
 def _not_found(name: str, root: Path, searched: str) -> ValueError:

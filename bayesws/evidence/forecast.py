@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from bayesws.evidence.batches import Batches
 from bayesws.evidence.by_default import sharpest_curvature
 from bayesws.evidence.checks import FEW, check_network
 from bayesws.evidence.curvature import Curvature, curvature_named
@@ -15,6 +14,7 @@ from bayesws.evidence.footprint import held_numbers, peak_bytes
 from bayesws.evidence.gathering import batch_plan
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.evidence.memory import SHARPEST_FIRST, memory_at_hand, shown
+from bayesws.evidence.objective import batches_for
 from bayesws.evidence.shapes import shapes_of
 from bayesws.evidence.timing import seconds_by_part, seconds_of
 from bayesws.layers.cache import computed_once
@@ -85,7 +85,7 @@ def forecast(
     >>> found.held  # one number of four bytes for every weight
     60000
     """
-    model, batches = likelihood_named(likelihood), Batches(data, batch_size)
+    model, batches = likelihood_named(likelihood), batches_for(net, data, batch_size)
     layers = declarations(net)
     x, y = next(iter(batches))
     if batches.length < 0:

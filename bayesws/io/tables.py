@@ -2,12 +2,34 @@
 
 from collections.abc import Iterable
 from io import StringIO
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 WIDTH = 100  # of a printed table
+
+
+class PlainConsole(Console):
+    """A console that prints strings as they are: names may look like markup, and hold what would steer a terminal."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """As rich renders a string that is printed, or a table's cell; control characters are shown by their codes."""
+        return super().render_str(visible(text), **settings)
+
+
+def visible(text: str) -> str:
+    r"""The text with what is not printed shown by its code, but for ends of lines.
+
+    >>> print(visible("a\x1b[31mb\u202ec"))
+    a\x1b[31mb\u202ec
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def table_by_layer(title: str, layer: str, headings: Iterable[str]) -> Table:
@@ -21,7 +43,7 @@ def table_by_layer(title: str, layer: str, headings: Iterable[str]) -> Table:
 
 def as_text(table: Table) -> str:
     """The table as plain text, no wider than WIDTH."""
-    console = Console(width=WIDTH, file=StringIO(), highlight=False)
+    console = PlainConsole(width=WIDTH, file=StringIO())
     with console.capture() as captured:
         console.print(table)
     return captured.get().rstrip("\n")

@@ -1,17 +1,22 @@
 """Networks that were trained elsewhere: found by name, with the weights that a user has."""
 
 import importlib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from bayesws.io.tensor_files import read_tensors
+from bayesws.models.pickles import check_sizes, state_of
+from bayesws.models.programs import read_program
 
-def pretrained_network(model: str, weights: str | Path | None = None) -> nn.Module:
+CURE = "save model.state_dict(), best as safetensors"
+
+
+def pretrained_network(model: str, weights: str | Path | None = None, trust: bool = False) -> nn.Module:
     """A network in eval mode (an exported program in the one that it was exported in), from whatever names it.
 
     Args:
@@ -20,6 +25,7 @@ def pretrained_network(model: str, weights: str | Path | None = None) -> nn.Modu
             architecture, such as "resnet18", made with as many classes as the weights have.
         weights: its state dict, FILE.safetensors, or FILE.pt, read without unpickling code; None keeps those it is made
             with (random ones for torchvision: nothing is downloaded).
+        trust: open a program that may run code, such as one with pickles in it.
 
     Raises:
         ValueError: what cannot be found or read, weights that do not fit.
@@ -27,23 +33,23 @@ def pretrained_network(model: str, weights: str | Path | None = None) -> nn.Modu
     if model.endswith(".pt2"):
         if weights is not None:
             raise ValueError(f"weights={str(weights)!r} beside {model}: an exported program has its own")
-        return _exported(Path(model))
+        return _exported(Path(model), trust)
     state = None if weights is None else _state(Path(weights))
-    net = _made(model) if ":" in model else _torchvision(model, state)
-    if state is not None:
-        try:
+    try:
+        net = _made(model) if ":" in model else _torchvision(model, state)
+        if state is not None:
             net.load_state_dict(state)
-        except (RuntimeError, ValueError) as error:
-            lines = [line.strip() for line in str(error).splitlines()]
-            raise ValueError(f"weights {weights} do not fit {model}: {lines[min(1, len(lines) - 1)]}") from error
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise ValueError(f"weights {weights} do not fit {model}: {lines[min(1, len(lines) - 1)]}; {CURE}") from error
     return net.eval()
 
 
-def _exported(path: Path) -> nn.Module:
+def _exported(path: Path, trust: bool) -> nn.Module:
     if not path.is_file():
         raise ValueError(f"no file {path}: expected a program saved by torch.export.save")
+    program = read_program(path, trust)
     try:
-        program = torch.export.load(str(path))
         net = program.module()
     except Exception as error:  # a damaged archive fails in many ways
         raise ValueError(f"{path} is no program saved by torch.export.save: {_first_line(error)}") from error
@@ -74,16 +80,12 @@ class _InBatches(nn.Module):
 def _state(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"no file {path}: expected a state dict, FILE.safetensors or FILE.pt")
-    try:
-        found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read: {_first_line(error)}") from error
-    except Exception as error:  # pickle's own: what weights_only refuses
-        raise ValueError(f"{path} holds more than tensors: save model.state_dict(), best as safetensors") from error
+    found: Any = read_tensors(path, CURE)[0] if path.suffix == ".safetensors" else state_of(path, CURE)
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
     if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ValueError(f"{path} is no state dict: expected tensors by name; save model.state_dict()")
+        raise ValueError(f"{path} is no state dict: expected tensors by name; {CURE}")
+    check_sizes(found, path, CURE)
     return found
 
 
@@ -91,8 +93,10 @@ def _made(model: str) -> nn.Module:
     place, _, name = model.partition(":")
     try:
         factory = getattr(importlib.import_module(place), name)
+        if inspect.isbuiltin(factory):
+            raise TypeError("a function of Python's own makes no network")  # and some end the process
         net = factory()
-    except Exception as error:  # whatever code of the user's raises
+    except (Exception, SystemExit) as error:  # whatever code of the user's raises
         raise ValueError(
             f"model {model!r}: {type(error).__name__}: {_first_line(error)}; expected package.module:function, called "
             "without arguments"
@@ -116,7 +120,9 @@ def _torchvision(model: str, state: Mapping[str, Tensor] | None) -> nn.Module:
         with torch.device("meta"):
             sizes = {name: len(p) for name, p in models.get_model(model, weights=None).named_parameters() if p.ndim}
         head = list(sizes)[-1]  # the bias or the weight of the last layer: a row for each class
-        settings = {"num_classes": len(state[head])} if head in state else {}
+        settings = {"num_classes": len(state[head])} if head in state and state[head].ndim else {}
+        with torch.device("meta"):  # other sizes are told before they are made
+            models.get_model(model, weights=None, **settings).load_state_dict(state, assign=True)
     return models.get_model(model, weights=None, **settings)
 
 

@@ -9,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from bayesws.io.tables import visible
+
 NOTHING: tuple[Any, ...] = (None, "", [], {}, ())
 
 
@@ -92,5 +94,5 @@ def _minus(number: str) -> str:
 
 
 def _plain(cell: Any) -> str:
-    """The words of a cell; strings may hold rich's markup."""
-    return cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell)).plain
+    """The words of a cell: a name is no markup, whatever it looks like."""
+    return visible(cell.plain if isinstance(cell, Text) else str(cell))

@@ -1,18 +1,19 @@
 """What a run's folder holds, as sections of a report."""
 
-import json
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from bayesws.io.json_files import read_json
 from bayesws.report.reportable import Run
+from bayesws.report.run_files import StrengthFile, StudyFile
 from bayesws.report.sections.comparison import comparison_section
 from bayesws.report.sections.fit import fit_section
 from bayesws.report.sections.others import ranking_section, strength_section, study_section
 from bayesws.report.sections.section import Section
 from bayesws.training.result import FitResult
 from bayesws.trials.comparison import Comparison
-from bayesws.trials.ranking import LayerRanking, Ranking
+from bayesws.trials.ranking import LayerRanking, Ranking, RankingFile
 
 DAMAGED = (
     KeyError,
@@ -67,30 +68,25 @@ def _comparison(file: Path, name: str) -> list[Section]:
     order = [f"{t.task}-{t.pathways}-{t.objective}-{t.seed}".replace(":", "_") for t in comparison.trials]
     folders = sorted(fit.parent for fit in file.parent.glob("fits/*/fit.json"))
     folders.sort(key=lambda folder: order.index(folder.name) if folder.name in order else len(order))
-    return [comparison_section(comparison, name)] + [
-        fit_section(FitResult.load(folder), folder.name, name) for folder in folders
-    ]
+    fits = {folder: FitResult.load(folder) for folder in folders}
+    for folder, fit in fits.items():
+        trial = comparison.trials[order.index(folder.name)] if folder.name in order else None
+        if trial is None or not math.isclose(fit.log_evidence, trial.log_evidence, rel_tol=1e-4):
+            raise ValueError(f"{folder} holds a fit of another run than {file}: remove the folder, or compare again")
+    return [comparison_section(comparison, name), *(fit_section(fit, f.name, name) for f, fit in fits.items())]
 
 
 def _ranking(file: Path, name: str) -> list[Section]:
-    ranking = Ranking.load(file)
-    by_layer = "layers" in _record(file)
-    return [ranking_section(LayerRanking.load(file) if by_layer else ranking, name)]
+    by_layer = RankingFile.read(file).layers is not None
+    return [ranking_section(LayerRanking.load(file) if by_layer else Ranking.load(file), name)]
 
 
 def _strength(file: Path, name: str) -> list[Section]:
-    return [strength_section(_record(file), name)]
+    return [strength_section(read_json(file, StrengthFile, "run bayesws strength again"), name)]
 
 
 def _study(file: Path, name: str) -> list[Section]:
-    return [study_section(_record(file), name)]
-
-
-def _record(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is damaged and cannot be read: {error}") from error
+    return [study_section(read_json(file, StudyFile, "run bayesws study again"), name)]
 
 
 READERS: dict[str, Callable[[Path, str], list[Section]]] = {

@@ -7,17 +7,49 @@ everything that its numbers depend on.
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from bayesws.evidence.batches import digest_of
 from bayesws.evidence.likelihood import Likelihood
 from bayesws.io.files import save_tensors, write_whole
+from bayesws.io.json_files import Count, parsed, read_json, sealed
+from bayesws.io.tensor_files import Digest, digest_of_file, read_tensors
 from bayesws.training.result import FitResult
 
 SECONDS = 10.0  # between two states that are written
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What losses.json holds: the digest of the fit, and held-out losses by the settings that were tried."""
+
+    digest: Digest
+    losses: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What finished.json holds: the digest of the fit, and SHA-256 of its fit.json."""
+
+    digest: Digest
+    fit: Digest
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What state.safetensors holds beside its tensors: which run of which fit, its epochs and its plain values."""
+
+    digest: Digest
+    what: str
+    epochs: Count
+    state: dict[str, Any]
+
+
+Left = TypeVar("Left", Losses, Finished)
 
 
 class Resumable(Protocol):
@@ -43,6 +75,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path, digest: str, seconds: float = SECONDS) -> None:
         self.folder, self.digest, self.seconds = folder, digest, seconds
+        self._cure = f"remove {folder}, and the fit starts anew"
         self._written = time.monotonic()
 
     def losses(self) -> dict[str, float]:
@@ -51,7 +84,7 @@ class Checkpoint:
         Raises:
             ValueError: a file that is damaged or of another fit.
         """
-        return (self._read("losses.json") or {}).get("losses", {})
+        return {} if (found := self._read("losses.json", Losses)) is None else found.losses
 
     def keep_losses(self, losses: dict[str, float]) -> None:
         """Write all losses so far; the state of the run that gave the last is not needed any more."""
@@ -71,17 +104,16 @@ class Checkpoint:
         path = self.folder / "state.safetensors"
         if not path.exists():
             return 0
-        try:
-            with safe_open(path, "pt") as file:
-                record = json.loads(file.metadata()["record"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise ValueError(f"{path} is damaged: remove {self.folder}, and the fit starts anew") from error
-        self._check(record["digest"])
-        if record["what"] != what:
+        tensors, beside = read_tensors(path, self._cure)
+        text = beside.get("record", "")
+        record = parsed(text.encode(), str(path), Progress, self._cure, sealed=False, nonfinite=True)
+        self._check(record.digest)
+        if beside.get("sha256") != _digest_of(text, tensors):
+            raise ValueError(f"{path} was changed since it was written: its SHA-256 is of something else; {self._cure}")
+        if record.what != what:
             return 0
-        run.restore(tensors, record["state"])
-        return record["epochs"]
+        run.restore(tensors, record.state)
+        return record.epochs
 
     def after_epoch(self, run: Resumable, what: str, epochs: int) -> None:
         """Write the run's state, where the last is old enough."""
@@ -90,7 +122,8 @@ class Checkpoint:
         tensors, state = run.state()
         record = json.dumps({"digest": self.digest, "what": what, "epochs": epochs, "state": state})
         owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-        write_whole(self.folder / "state.safetensors", lambda draft: save_tensors(owned, draft, {"record": record}))
+        beside = {"record": record, "sha256": _digest_of(record, owned)}
+        write_whole(self.folder / "state.safetensors", lambda draft: save_tensors(owned, draft, beside))
         self._written = time.monotonic()
 
     def finished(self, model: nn.Module, likelihood: Likelihood) -> FitResult | None:
@@ -99,31 +132,30 @@ class Checkpoint:
         Raises:
             ValueError: files that are damaged or of another fit.
         """
-        if self._read("finished.json") is None:
+        if (found := self._read("finished.json", Finished)) is None:
             return None
+        record = self.folder / "fit" / "fit.json"
+        if record.is_file() and digest_of_file(record) != found.fit:
+            raise ValueError(f"{record} is of another fit than {self.folder / 'finished.json'}; {self._cure}")
         return FitResult.load(self.folder / "fit", model, likelihood)
 
     def finish(self, fit: FitResult) -> None:
         """Keep the finished fit, and no more."""
         fit.save(self.folder / "fit")
-        self._write("finished.json", {})
+        self._write("finished.json", {"fit": digest_of_file(self.folder / "fit" / "fit.json")})
         for name in ("state.safetensors", "losses.json"):
             (self.folder / name).unlink(missing_ok=True)
 
-    def _read(self, name: str) -> dict[str, Any] | None:
+    def _read(self, name: str, kind: type[Left]) -> Left | None:
         path = self.folder / name
         if not path.exists():
             return None
-        try:
-            record = json.loads(path.read_text())
-            digest = record["digest"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged: remove {self.folder}, and the fit starts anew") from error
-        self._check(digest)
+        record = read_json(path, kind, self._cure, nonfinite=True)
+        self._check(record.digest)
         return record
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
-        text = json.dumps({"digest": self.digest} | record)
+        text = json.dumps(sealed({"digest": self.digest} | record))
         write_whole(self.folder / name, lambda draft: draft.write_text(text))
 
     def _check(self, digest: str) -> None:
@@ -131,3 +163,9 @@ class Checkpoint:
             raise ValueError(
                 f"{self.folder} was left by a fit with other data or settings: remove it, or choose another place"
             )
+
+
+def _digest_of(record: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of a state: its record, and its tensors with their names."""
+    names = sorted(tensors)
+    return digest_of((record, names), [tensors[name] for name in names])

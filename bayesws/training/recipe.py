@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bayesws.evidence.curvature import Curvature
+from bayesws.io.json_files import Seconds
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,6 @@ class Provenance:
     versions: dict[str, str]
     data: str | None
     device: str
-    seconds: float
-    training_seconds: float
+    seconds: Seconds
+    training_seconds: Seconds
     more: dict[str, Any] = field(default_factory=dict)

@@ -4,26 +4,60 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.io.files import save_tensors
+from bayesws.io.json_files import read_json, sealed, shown
+from bayesws.io.tensor_files import Digest, digest_of_file, read_tensors
 from bayesws.layers.contract import named_pathways
 from bayesws.models import known_models
 from bayesws.sharing.groups import Group
 from bayesws.training.recipe import Provenance, Recipe
-from bayesws.training.summaries import EvidenceSummary, PathwaySummary, Proposal
+from bayesws.training.summaries import EvidenceSummary, Proposal
 
-FORMAT = 3
+FORMAT = 4  # since 4 the record knows its own digest and that of the weights
 FILES = {"fit.json", "weights.safetensors"}
+CURE = "copy the whole folder again, or fit again"
+LARGEST_SETTING = 64  # that a network may have whatever its tensors are
+
+
+@dataclass(frozen=True)
+class SavedNetwork:
+    """A network of `bayesws.models`: its name, and its arguments as JSON has them."""
+
+    name: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SavedFit:
+    """What fit.json holds: see `FitResult` for what the fields are.
+
+    Attributes:
+        format: `FORMAT`.
+        network: None for one that is not of `bayesws.models`.
+        likelihood: its name.
+        learns: whether the likelihood has hyperparameters that were learned.
+        tensors: SHA-256 of the files with tensors, by name.
+    """
+
+    format: int
+    network: SavedNetwork | None
+    likelihood: str
+    learns: bool
+    recipe: Recipe
+    provenance: Provenance
+    start: tuple[Proposal, ...]
+    notes: tuple[str, ...]
+    evidence: EvidenceSummary
+    history: list[dict[str, float]]
+    tensors: dict[str, Digest]
 
 
 def save(
@@ -66,7 +100,8 @@ def save(
         raise ValueError(f"cannot write {target}: {error.strerror}; choose another path") from error
     try:
         save_tensors(owned, draft / "weights.safetensors")
-        (draft / "fit.json").write_text(json.dumps(record, indent=1))
+        record["tensors"] = {"weights.safetensors": digest_of_file(draft / "weights.safetensors")}
+        (draft / "fit.json").write_text(json.dumps(sealed(record), indent=1))
         draft.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)
@@ -80,31 +115,22 @@ def save(
 def load(source: Path, model: nn.Module | None, likelihood: Likelihood | None) -> dict[str, Any]:
     """Read a fit's fields, by name: see `FitResult.load`."""
     record, tensors = _read(source)
-    network = model if model is not None else _network_from(record["network"], source)
+    network = model if model is not None else _network_from(record.network, _under("model.", tensors), source)
     try:
         network.load_state_dict(_under("model.", tensors))
     except RuntimeError as error:
-        raise ValueError(f"{source} does not fit this network: {str(error).splitlines()[-1]}") from error
+        raise ValueError(f"{source} does not fit this network: {str(error).splitlines()[-1].strip()}") from error
     saved_prior = _under("prior.", tensors)
-    prior = {
-        name: saved_prior[name] if pathway.log_precision is None else pathway.log_precision
-        for name, pathway in named_pathways(network)
-    }
-    evidence = dict(record["evidence"])
-    by_pathway = {name: PathwaySummary(**p) for name, p in evidence.pop("by_pathway").items()}
-    recipe = dict(record["recipe"])
+    pathways = dict(named_pathways(network))
+    if missing := [n for n, p in pathways.items() if p.log_precision is None and n not in saved_prior]:
+        raise ValueError(f"{source} has no precision for {missing[0]!r}: expected one for every pathway; {CURE}")
+    prior = {n: saved_prior[n] if p.log_precision is None else p.log_precision for n, p in pathways.items()}
     return {
         "model": network.eval(),
         "prior": prior,
         "likelihood": _likelihood_from(record, likelihood, _under("likelihood.", tensors), source),
-        "evidence": EvidenceSummary(**evidence, by_pathway=by_pathway),
-        "history": record["history"],
-        "recipe": Recipe(**recipe | {"curvature": Curvature(**recipe["curvature"])}),
-        "provenance": Provenance(**record["provenance"]),
-        "start": tuple(Proposal(**row) for row in record["start"]),
-        "notes": tuple(record["notes"]),
         "posterior": _under("posterior.", tensors),
-    }
+    } | {name: getattr(record, name) for name in ("evidence", "history", "recipe", "provenance", "start", "notes")}
 
 
 def check_free_for(folder: Path) -> None:
@@ -117,24 +143,23 @@ def check_free_for(folder: Path) -> None:
         raise ValueError(f"{folder} holds {others[0]!r} beside a fit, which would be lost: choose another path")
 
 
-def _read(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        record = json.loads((source / "fit.json").read_text())
-        tensors = load_file(source / "weights.safetensors")
-    except FileNotFoundError as error:
-        missing = "fit.json" if not (source / "fit.json").is_file() else "weights.safetensors"
-        raise ValueError(f"{source} is not a saved fit: no {missing} in it") from error
-    except (json.JSONDecodeError, SafetensorError, OSError) as error:
-        raise ValueError(f"{source} is damaged and cannot be read: {error}") from error
-    if record.get("format") != FORMAT:
-        raise ValueError(f"{source} has format {record.get('format')!r}: expected {FORMAT}")
+def _read(source: Path) -> tuple[SavedFit, dict[str, Tensor]]:
+    for name in sorted(FILES):
+        if not (source / name).is_file():
+            raise ValueError(f"{source} is not a saved fit: no {name} in it; choose a folder that FitResult.save wrote")
+    path = source / "fit.json"
+    found = read_json(path, dict[str, Any], CURE, sealed=False, nonfinite=True).get("format")
+    if found != FORMAT:
+        raise ValueError(f"{path} has format {shown(found)}: expected {FORMAT}; fit again with this version of bayesws")
+    record = read_json(path, SavedFit, CURE, nonfinite=True)
+    if record.tensors.keys() != FILES - {"fit.json"}:
+        raise ValueError(f"{path} knows tensors {shown([*record.tensors])}: expected weights.safetensors; {CURE}")
+    tensors, _ = read_tensors(source / "weights.safetensors", CURE, record.tensors["weights.safetensors"])
     return record, tensors
 
 
-def _likelihood_from(
-    record: dict[str, Any], given: Likelihood | None, state: dict[str, Tensor], source: Path
-) -> Likelihood:
-    name = record["likelihood"]
+def _likelihood_from(record: SavedFit, given: Likelihood | None, state: dict[str, Tensor], source: Path) -> Likelihood:
+    name = record.likelihood
     if given is None and name not in ("classification", "regression"):
         raise ValueError(f"{source} was fitted with a likelihood of its own, {name!r}: pass one as likelihood=")
     likelihood = likelihood_named(name) if given is None else given
@@ -142,7 +167,7 @@ def _likelihood_from(
         raise ValueError(f"{source} was fitted with likelihood {name!r}: likelihood={likelihood.name!r} came")
     likelihood.restore(state)
     for parameter in likelihood.state().values():
-        parameter.requires_grad_(record["learns"])
+        parameter.requires_grad_(record.learns)
     return likelihood
 
 
@@ -173,10 +198,28 @@ def _from_json(value: Any) -> Any:
     return tuple(_from_json(part) for part in value) if isinstance(value, list) else value
 
 
-def _network_from(record: dict[str, Any] | None, source: Path) -> nn.Module:
+def _network_from(record: SavedNetwork | None, tensors: Mapping[str, Tensor], source: Path) -> nn.Module:
+    """The network that the tensors are of; built without memory first, so that no setting asks for more than they have.
+
+    Raises:
+        ValueError: a network that is unknown, or whose parameters have other names or shapes.
+    """
     if record is None:
         raise ValueError(f"{source} holds a network that is not of bayesws.models: pass one as model=")
-    if record["name"] not in known_models():
-        raise ValueError(f"{source} holds a {record['name']}: this bayesws knows {', '.join(known_models())}")
-    settings = {key: _from_json(value) for key, value in record["settings"].items()}
-    return known_models()[record["name"]](**settings)
+    if record.name not in known_models():
+        raise ValueError(f"{source} holds a {record.name!r}: this bayesws knows {', '.join(known_models())}")
+    most = max([LARGEST_SETTING, *(size for tensor in tensors.values() for size in tensor.shape)])
+    for name, value in record.settings.items():
+        limit = len(tensors) if name == "layers" else most
+        if isinstance(value, int) and value > limit:
+            raise ValueError(f"{source} has {name} {value}: its tensors have room for {limit}; {CURE}")
+    try:
+        settings = {key: _from_json(value) for key, value in record.settings.items()}
+        make = known_models()[record.name]
+        shapes = {name: tuple(t.shape) for name, t in make(**settings, device="meta").state_dict().items()}
+        if shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
+            return make(**settings)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{source} has settings that no {record.name} has: {said}; {CURE}") from error
+    raise ValueError(f"{source} has weights of another {record.name} than its settings say; {CURE}")

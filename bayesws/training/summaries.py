@@ -1,11 +1,9 @@
 """Plain numbers of a fit: its evidence, what its layers share, what their inputs proposed."""
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from bayesws.evidence.objective import Evidence
+from bayesws.io.json_files import Count, Finite, Fraction, Measured
 from bayesws.sharing.candidates import Candidates
 
 
@@ -16,7 +14,7 @@ class PathwaySummary:
     scatter: float
     occam: float | None
     effective: float
-    parameters: int
+    parameters: Count
     log_precision: float
 
 
@@ -24,12 +22,12 @@ class PathwaySummary:
 class EvidenceSummary:
     """The evidence of a fit as plain numbers, nats summed over the data: see `Evidence`."""
 
-    log_evidence: float
-    data_fit: float
-    scatter: float
-    occam: float
+    log_evidence: Finite
+    data_fit: Finite
+    scatter: Finite
+    occam: Finite
     by_pathway: dict[str, PathwaySummary]
-    examples: int
+    examples: Count
 
     @classmethod
     def of(cls, evidence: Evidence) -> "EvidenceSummary":
@@ -69,15 +67,10 @@ class SharingRow:
     """
 
     name: str
-    strength: float
-    effective: dict[str, float]
-    parameters: dict[str, int]
-    log_precisions: dict[str, float]
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "SharingRow":
-        """From what `dataclasses.asdict` made of one, as JSON brings it back: null for nan."""
-        return cls(**{**record, "strength": math.nan if record["strength"] is None else record["strength"]})
+    strength: Measured
+    effective: dict[str, Measured]
+    parameters: dict[str, Count]
+    log_precisions: dict[str, Measured]
 
 
 @dataclass(frozen=True)
@@ -94,9 +87,9 @@ class Proposal:
 
     name: str
     group: str | None
-    elements: int
-    misfit: float
-    p_value: float
+    elements: Count
+    misfit: Measured
+    p_value: Fraction
 
     @classmethod
     def of(cls, name: str, candidates: Candidates) -> "Proposal":

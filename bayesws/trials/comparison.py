@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from bayesws.io.files import without_nan, write_whole
+from bayesws.io.json_files import read_json, sealed
 from bayesws.trials.by_layer import in_use, mean_strength, of_strength, rows_by_layer
 from bayesws.trials.comparable import check_same_data, check_same_meaning, doubt
 from bayesws.trials.records import Trial
@@ -241,7 +242,7 @@ class Comparison:
                 | {name: asdict(difference) for name, difference in by_metric.items()}
                 for (task, pathways, other), by_metric in self.differences().items()
             ]
-        return json.dumps(without_nan(record), indent=1, allow_nan=False)
+        return json.dumps(sealed(without_nan(record)), indent=1, allow_nan=False)
 
     def save(self, path: str | Path) -> None:
         """Write everything as JSON, whole or not at all."""
@@ -255,10 +256,19 @@ class Comparison:
         Raises:
             ValueError: a file that is missing or is not a comparison, or whose trials cannot be compared.
         """
-        try:
-            record = json.loads(Path(path).read_text())
-            return cls([Trial.from_record(t) for t in trials_in(record)], record["settings"])
-        except OSError as error:
-            raise ValueError(f"cannot read {path}: {error.strerror}") from error
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged, or not a comparison written by bayesws") from error
+        record = read_json(path, ComparisonFile, "run bayesws compare again")
+        if record.cells is None:
+            return cls(record.trials, record.settings)
+        return cls([Trial.from_record(trial) for trial in trials_in({"cells": record.cells})], record.settings)
+
+
+@dataclass(frozen=True)
+class ComparisonFile:
+    """What comparison.json holds, or its summary, which has cells in place of trials."""
+
+    settings: dict[str, Any]
+    trials: list[Trial] = field(default_factory=list)
+    differences: list[dict[str, Any]] = field(default_factory=list)
+    cells: list[dict[str, Any]] | None = None
+    command: str = ""
+    versions: dict[str, str] = field(default_factory=dict)

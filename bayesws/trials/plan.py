@@ -1,6 +1,5 @@
 """What the file of a study may say, checked as a whole before anything is run."""
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Union, Unpack, get_args, get_origin, get_type_hints
 from bayesws.data import load
 from bayesws.data.tasks import task as task_named
 from bayesws.evidence.curvature import Curvature
+from bayesws.io.json_files import read_json, shown
 from bayesws.models import known_models
 from bayesws.training.fit import fit
 from bayesws.training.objectives.names import OBJECTIVES, objective_named, setting_names, with_settings
@@ -40,6 +40,7 @@ NETWORK_ARGUMENTS = {"in_channels", "num_classes", "device", "dtype"}
 FIT_ARGUMENTS = {"net", "train", "curvature", "seed", "schedule", "device", "progress", "keep_posterior", "checkpoint"}
 FIT_ARGUMENTS |= {"settings", "terms"}
 CHOICES = {"objective": OBJECTIVES, "start": STARTS, "likelihood": ("classification",)}
+MOST_SEEDS = 10_000
 WORDS = {
     str: "text",
     bool: "true or false",
@@ -56,14 +57,8 @@ def read_plan(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: a file that cannot be read, and whatever in it no trial could be run with, by file and method.
     """
-    try:
-        plan = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_named_once)
-    except OSError as error:
-        raise ValueError(f"study {path} cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"study {path} is not JSON: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"study {path}: {error}") from error
+    with _said_of("study"):
+        plan = read_json(path, dict[str, Any], "mend it; bayesws study --help shows a whole one", sealed=False)
     with _said_of(f"study {path}"):
         _check_fields(plan, FIELDS, required=FIELDS)
         _check_listed(plan, "tasks")
@@ -118,7 +113,7 @@ def _check_network(model: str, given: dict[str, Any]) -> None:
 def _check_fit(given: dict[str, Any]) -> None:
     for name, known in CHOICES.items():
         if name in given and given[name] not in known:
-            raise ValueError(f"{name} {_shown(given[name])}: expected one of {', '.join(map(_shown, known))}")
+            raise ValueError(f"{name} {shown(given[name])}: expected one of {', '.join(map(shown, known))}")
     objective = objective_named(given.get("objective", "evidence"))
     its_own = {name: kind for name, kind in get_type_hints(type(objective)).items() if name in setting_names(objective)}
     _check_fields(given, _kinds(fit) | get_type_hints(Schedule) | its_own, FIT_ARGUMENTS)
@@ -140,16 +135,16 @@ def _check_fields(given: Any, kinds: Kinds, reserved: Collection[str] = (), requ
     """Names and types of an object from JSON; `reserved` may not be given, though they have a kind."""
     known = ", ".join(sorted(set(kinds) - set(reserved)))
     if not isinstance(given, dict):
-        raise ValueError(f"{_shown(given)}: expected an object with {known}")
+        raise ValueError(f"{shown(given)}: expected an object with {known}")
     if taken := sorted(set(given) & set(reserved)):
         raise ValueError(f"{', '.join(taken)} cannot be given: the study sets it; leave it out")
     if unknown := sorted(set(given) - set(kinds)):
         raise ValueError(f"unknown {', '.join(unknown)}; expected {known}")
     if missing := sorted(set(required) - set(given)):
-        raise ValueError(f"{', '.join(missing)} missing")
+        raise ValueError(f"{', '.join(missing)} missing: add it")
     for name, value in given.items():
         if not _fits(value, kinds[name]):
-            raise ValueError(f"{name} {_shown(value)}: expected {_in_words(kinds[name])}")
+            raise ValueError(f"{name} {shown(value)}: expected {_in_words(kinds[name])}")
 
 
 def _check_listed(plan: dict[str, Any], name: str) -> None:
@@ -157,7 +152,7 @@ def _check_listed(plan: dict[str, Any], name: str) -> None:
     if not values:
         raise ValueError(f"{name} is empty: expected one or more")
     if twice := next((v for i, v in enumerate(values) if v in values[:i]), None):
-        raise ValueError(f"{name} has {_shown(twice)} twice: expected every one once")
+        raise ValueError(f"{name} has {shown(twice)} twice: expected every one once")
 
 
 def _check_counts(given: dict[str, Any], *names: str) -> None:
@@ -166,6 +161,8 @@ def _check_counts(given: dict[str, Any], *names: str) -> None:
         counts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
         if low := [count for count in counts if count < 1]:
             raise ValueError(f"{name} {low[0]}: expected at least 1")
+        if name == "seeds" and value > MOST_SEEDS:
+            raise ValueError(f"seeds {value}: expected at most {MOST_SEEDS}")
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -197,21 +194,6 @@ def _in_words(kind: Any) -> str:
 
 def _is_list(origin: Any) -> bool:
     return isinstance(origin, type) and issubclass(origin, Sequence) and origin is not str
-
-
-def _shown(value: Any) -> str:
-    """As in the file, cut off where it is long."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object from JSON, whose reader would keep the last of two of a name."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is given twice: expected every name once")
-    return found
 
 
 @contextmanager

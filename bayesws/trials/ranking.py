@@ -4,12 +4,15 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
+from annotated_types import Len
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from bayesws.io.files import without_nan, write_whole
+from bayesws.io.json_files import Count, Finite, Measured, Seconds, read_json, sealed
 from bayesws.io.tables import as_text
 from bayesws.training.result import FitResult
 from bayesws.training.summaries import SharingRow
@@ -17,6 +20,7 @@ from bayesws.trials.by_layer import in_use, of_strength
 from bayesws.trials.comparable import check_same_data, check_same_meaning, doubt
 
 NARROWEST_NAME = 16  # columns for a network's name
+AGAIN = "run bayesws select again"
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,13 @@ class RankedNetwork:
     """
 
     name: str
-    log_evidence: float
-    by_seed: list[float]
+    log_evidence: Finite
+    by_seed: list[Measured]
     seed: int
-    parameters: int
+    parameters: Count
     sharing: list[SharingRow]
     groups: dict[str, str]
-    seconds: float
+    seconds: Seconds
     notes: list[str]
     test_nll: float | None = None
     data: str | None = None
@@ -167,7 +171,7 @@ class Ranking:
 
     def save(self, path: str | Path) -> None:
         """Write everything but the fits as JSON, whole or not at all; factors and probabilities are written as well."""
-        text = json.dumps(without_nan(self.record()), indent=1, allow_nan=False)
+        text = json.dumps(sealed(without_nan(self.record())), indent=1, allow_nan=False)
         write_whole(Path(path), lambda draft: draft.write_text(text))
 
     def record(self) -> dict[str, Any]:
@@ -186,17 +190,8 @@ class Ranking:
         Raises:
             ValueError: a file that is missing or is not a ranking, or whose networks cannot be compared.
         """
-        try:
-            record = json.loads(Path(path).read_text())
-            rows = [
-                RankedNetwork(**(row | {"sharing": [SharingRow.from_record(layer) for layer in row["sharing"]]}))
-                for row in record["networks"]
-            ]
-            return cls(rows, record["settings"])
-        except OSError as error:
-            raise ValueError(f"cannot read {path}: {error.strerror}") from error
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a ranking written by bayesws") from error
+        record = RankingFile.read(path)
+        return cls(record.networks, record.settings)
 
 
 @dataclass(frozen=True)
@@ -243,13 +238,15 @@ class LayerRanking:
         for name in self.log_evidences[0]:
             table.add_column(name, justify="right", no_wrap=True)
         for place, (factors, chosen) in enumerate(zip(self.log_bayes_factors, self.chosen, strict=True), 1):
-            table.add_row(str(place), *("[b]chosen[/b]" if n == chosen else f"{f:.1f}" for n, f in factors.items()))
+            cells = (Text("chosen", style="bold") if n == chosen else f"{f:.1f}" for n, f in factors.items())
+            table.add_row(str(place), *cells)
         return table
 
     def save(self, path: str | Path) -> None:
         """Write what `Ranking.save` does, and beside it the layers: JSON, whole or not at all."""
         layers = {"chosen": self.chosen, "log_evidences": self.log_evidences, "probabilities": self.probabilities}
-        text = json.dumps(without_nan(self.ranking.record() | {"layers": layers}), indent=1, allow_nan=False)
+        record = sealed(without_nan(self.ranking.record() | {"layers": layers}))
+        text = json.dumps(record, indent=1, allow_nan=False)
         write_whole(Path(path), lambda draft: draft.write_text(text))
 
     @classmethod
@@ -259,11 +256,40 @@ class LayerRanking:
         Raises:
             ValueError: a file that is missing, is not a ranking, or is one of whole networks alone.
         """
-        ranking = Ranking.load(path)
-        layers = json.loads(Path(path).read_text()).get("layers")
-        if layers is None:
+        record = RankingFile.read(path)
+        if record.layers is None:
             raise ValueError(f"{path} ranks whole networks: expected a ranking by layers; use Ranking.load")
-        return cls(tuple(layers["chosen"]), layers["log_evidences"], ranking)
+        found = cls(record.layers.chosen, record.layers.log_evidences, Ranking(record.networks, record.settings))
+        if not found.chosen or len(found.chosen) != len(found.log_evidences):
+            raise ValueError(f"{path} is damaged: layers without a group each; {AGAIN}")
+        return found
+
+
+@dataclass(frozen=True)
+class RankedLayers:
+    """What ranking.json holds of its layers: see `LayerRanking`; a summary leaves the probabilities out."""
+
+    chosen: tuple[str, ...]
+    log_evidences: list[dict[str, Measured]]
+    probabilities: list[dict[str, Measured]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RankingFile:
+    """What ranking.json holds, or its summary."""
+
+    settings: dict[str, Any]
+    networks: Annotated[list[RankedNetwork], Len(1)]
+    log_bayes_factors: dict[str, Measured] = field(default_factory=dict)
+    probabilities: dict[str, Measured] = field(default_factory=dict)
+    layers: RankedLayers | None = None
+    command: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read one, whole networks or by layers."""
+        return read_json(path, cls, AGAIN)
 
 
 def _probabilities(factors: dict[str, float]) -> dict[str, float]:

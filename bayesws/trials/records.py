@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bayesws.io.json_files import Fraction, Measured, Seconds, of_kind
 from bayesws.training.result import FitResult
 from bayesws.training.summaries import SharingRow
 from bayesws.trials.comparable import MEANING
@@ -43,17 +44,17 @@ class Trial:
     seed: int
     pathways: str
     objective: str
-    accuracy: float
-    nll: float
-    train_nll: float
-    log_evidence: float
+    accuracy: Fraction
+    nll: Measured
+    train_nll: Measured
+    log_evidence: Measured
     sharing: list[SharingRow]
     weight_decay: float | None
-    seconds: float
-    training_seconds: float
+    seconds: Seconds
+    training_seconds: Seconds
     notes: list[str]
-    calibration_error: float = float("nan")
-    brier: float = float("nan")
+    calibration_error: Fraction = math.nan
+    brier: Measured = math.nan
     elsewhere: dict[str, Scores] = field(default_factory=dict)
     chosen: dict[str, Any] = field(default_factory=dict)
     data: str | None = None
@@ -104,10 +105,7 @@ class Trial:
         """From what `dataclasses.asdict` made of one, as JSON brings it back; keys that are no fields are left out.
 
         Raises:
-            KeyError, TypeError: a record of something else.
+            ValueError: a record of something else.
         """
         found = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
-        found |= {name: math.nan for name in ("accuracy", "calibration_error", "brier") if found.get(name, 0) is None}
-        found["sharing"] = [SharingRow.from_record(row) for row in record["sharing"]]
-        found["elsewhere"] = {name: Scores(**scores) for name, scores in record.get("elsewhere", {}).items()}
-        return cls(**found)
+        return of_kind(found, cls, "the record of a trial", "remove its file, and it is run again")

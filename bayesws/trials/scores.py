@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from bayesws.io.json_files import Fraction, Measured
 from bayesws.training.result import FitResult
 
 BINS = 15  # of the confidence, for the expected calibration error
@@ -23,10 +24,10 @@ class Scores:
         brier: mean over the data of Σ_c (p_c - 1[y = c])², in [0, 2] (Brier 1950).
     """
 
-    accuracy: float
-    nll: float
-    calibration_error: float
-    brier: float
+    accuracy: Fraction
+    nll: Measured
+    calibration_error: Fraction
+    brier: Measured
 
     @classmethod
     def of(cls, fit: FitResult, x: Tensor, y: Tensor) -> "Scores":

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.likelihood import Likelihood
 from bayesws.evidence.objective import log_evidence
+from bayesws.io.json_files import Count, Measured, Seconds, of_kind
 from bayesws.layers.identify import identify_groups
 from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.training.fit import fit
@@ -42,13 +43,13 @@ class Start:
 
     name: str
     seed: int
-    log_evidence: float
-    examples: int
-    parameters: int
+    log_evidence: Measured
+    examples: Count
+    parameters: Count
     sharing: list[SharingRow]
     groups: dict[str, str]
     schedule: dict[str, Any]
-    seconds: float
+    seconds: Seconds
     notes: list[str]
     test_nll: float | None
     data: str | None
@@ -56,9 +57,13 @@ class Start:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Self:
-        """From what `dataclasses.asdict` made of one, as JSON brings it back; keys that are no fields are left out."""
-        found = {name: record[name] for name in cls.__dataclass_fields__}
-        return cls(**found | {"sharing": [SharingRow.from_record(row) for row in record["sharing"]]})
+        """From what `dataclasses.asdict` made of one, as JSON brings it back; keys that are no fields are left out.
+
+        Raises:
+            ValueError: a record of something else.
+        """
+        found = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
+        return of_kind(found, cls, "the record of a start", "remove its file, and it is run again")
 
 
 def started(

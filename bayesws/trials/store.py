@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from bayesws.io.files import write_whole
+from bayesws.io.json_files import SEAL, read_json, sealed
 
 
 class TrialLike(Protocol):
@@ -42,14 +43,10 @@ def stored(trial: TrialLike, folder: Path, required: set[str]) -> dict[str, Any]
     path = _file(trial, folder)
     if not path.exists():
         return None
-    try:
-        record = json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or not set(record) >= {"settings", *required}:
-        raise ValueError(f"{path} is damaged: remove it, and the trial is run again")
+    cure = "remove it, and the trial is run again"
+    record = read_json(path, dict[str, Any], cure, nonfinite=True)
+    if missing := sorted({"settings", *required} - set(record)):
+        raise ValueError(f"{path} is damaged: {', '.join(missing)} missing; {cure}")
     found, asked = record["settings"], trial.settings
     if found == asked:
         return record
@@ -63,10 +60,9 @@ def stored(trial: TrialLike, folder: Path, required: set[str]) -> dict[str, Any]
 
 def store(trial: TrialLike, record: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write a trial's record with its settings; returns it as `stored` will."""
-    text = json.dumps(record | {"settings": trial.settings})
-    write_whole(_file(trial, folder), partial(_write, text + "\n"))
-    whole: dict[str, Any] = json.loads(text)
-    return whole
+    whole = sealed(record | {"settings": trial.settings})
+    write_whole(_file(trial, folder), partial(_write, json.dumps(whole) + "\n"))
+    return {name: value for name, value in whole.items() if name != SEAL}
 
 
 def as_file_name(name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bayesws.io.files import without_nan, write_whole
+from bayesws.io.json_files import read_json, sealed
 from bayesws.trials.comparable import DIGITS
 
 LARGEST_SUMMARY = 20_000  # bytes
@@ -105,7 +106,7 @@ def save_summary(summary: Mapping[str, Any], path: str | Path) -> None:
         ValueError: a summary above 20 kB, a place that cannot be written.
     """
     parts = []
-    for name, value in without_nan(dict(summary)).items():
+    for name, value in sealed(without_nan(dict(summary))).items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             lines = ",\n".join(f"  {_text(entry)}" for entry in value)
             parts.append(f" {_text(name)}: [\n{lines}\n ]")
@@ -125,15 +126,7 @@ def load_summary(path: str | Path) -> Record:
     Raises:
         ValueError: a file that is missing or is no summary.
     """
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} is no summary: expected an object")
-    return record
+    return read_json(path, dict[str, Any], "write it again by save_summary")
 
 
 def _column(values: list[Any]) -> Any:

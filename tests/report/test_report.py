@@ -10,6 +10,7 @@ import torch
 import bayesws as bws
 from bayesws.analysis.equivariance import EquivarianceError
 from bayesws.cli import main
+from bayesws.io.json_files import sealed
 from bayesws.report import write_report
 from bayesws.report.figures.drawing import Drawing
 from bayesws.report.figures.matrices import MOST, stack_figure
@@ -97,7 +98,8 @@ def strength(layer="lift"):
 
 
 def study(sizes=(100, 300)):
-    same = {"stack_parameters": 4, "groups": {"lift": {"name": "flips"}}, "seconds": 2.0}
+    group = {"name": "flips", "reason": "", "closure_error": 0.0, "entropy": 0.0}
+    same = {"stack_parameters": 4, "groups": {"lift": group}, "seconds": 2.0}
     return {
         "command": ["bayesws", "study"],
         "trials": [
@@ -120,7 +122,7 @@ def runs(fitted, tmp_path):
     ranking().save(tmp_path / "select/ranking.json")
     for name, record in (("strength", strength()), ("study", study())):
         (tmp_path / name).mkdir()
-        (tmp_path / name / f"{name}.json").write_text(json.dumps(record))
+        (tmp_path / name / f"{name}.json").write_text(json.dumps(sealed(record)))
     return [tmp_path / name for name in ("fit", "compare", "select", "strength", "study")]
 
 
@@ -174,7 +176,7 @@ def test_figures_are_a_pdf_and_a_png_each(runs, tmp_path):
 def test_what_anybody_named_is_escaped(fitted, tmp_path):
     folder = tmp_path / EVIL.replace("/", "")
     folder.mkdir()
-    (folder / "strength.json").write_text(json.dumps(strength(EVIL)))
+    (folder / "strength.json").write_text(json.dumps(sealed(strength(EVIL))))
     trials = comparison(fitted, EVIL).trials[:1]
     (path,) = write_report([folder, bws.trials.Comparison(trials)], tmp_path / "report.html")
     assert "<script>alert('$x$')</script>&: ρ by the evidence" in Page(path.read_text()).text
@@ -198,7 +200,7 @@ def test_ranking_by_layer(tmp_path):
 
 
 def test_study_of_one_size_is_rows(tmp_path):
-    (tmp_path / "study.json").write_text(json.dumps(study((100,))))
+    (tmp_path / "study.json").write_text(json.dumps(sealed(study((100,)))))
     (path,) = write_report(tmp_path, tmp_path / "report.html")
     assert "turned, 100 images: evidence has the least test NLL, 0.350 ± 0.050" in Page(path.read_text()).text
 
@@ -272,17 +274,17 @@ BAD = {
     "empty folder": (lambda d: d, r"is no run: expected fit\.json"),
     "damaged JSON": (lambda d: wrote(d, "strength.json", "{"), "is damaged"),
     "no record": (lambda d: wrote(d, "strength.json", "[]"), "is damaged"),
-    "parts missing": (lambda d: wrote(d, "study.json", '{"trials": [{}]}'), "is damaged"),
-    "nothing in a study": (lambda d: wrote(d, "study.json", '{"trials": []}'), "no trial"),
-    "comparison without trials": (lambda d: wrote(d, "comparison.json", '{"trials": []}'), "not a comparison"),
-    "comparison of nothing": (lambda d: wrote(d, "comparison.json", '{"trials": [], "settings": {}}'), "no trial"),
-    "ranking of nothing": (lambda d: wrote(d, "ranking.json", '{"networks": [], "settings": {}}'), "is damaged"),
+    "parts missing": (lambda d: wrote(d, "study.json", {"trials": [{}]}), "is damaged"),
+    "nothing in a study": (lambda d: wrote(d, "study.json", {"trials": []}), "no trial"),
+    "comparison without trials": (lambda d: wrote(d, "comparison.json", {"trials": []}), "'settings' is missing"),
+    "comparison of nothing": (lambda d: wrote(d, "comparison.json", {"trials": [], "settings": {}}), "no trial"),
+    "ranking of nothing": (lambda d: wrote(d, "ranking.json", {"networks": [], "settings": {}}), "is damaged"),
     "half a fit": (lambda d: wrote(d, "fit.json", '{"format": 2}'), "no weights.safetensors"),
 }
 
 
-def wrote(folder, name, text):
-    (folder / name).write_text(text)
+def wrote(folder, name, content):
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(sealed(content)))
     return folder
 
 

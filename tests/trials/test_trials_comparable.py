@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sealed import rewritten
 from torch.utils.data import DataLoader, TensorDataset
 
 import bayesws as bws
+from bayesws.io.json_files import sealed
 from bayesws.trials import Comparison, LayerRanking, RankedNetwork, Ranking, Trial, log_bayes_factor
 
 ONE, OTHER = "1" * 64, "2" * 64
@@ -37,9 +39,9 @@ def test_a_comparison_refuses_other_data_and_another_meaning(trials, message, tm
         Comparison(trials)
     assert "\n" not in str(told.value)
     whole = Comparison(trials[:1])
-    record = json.loads(whole.as_json())
-    record["trials"] += json.loads(Comparison(trials[1:]).as_json())["trials"]
-    (tmp_path / "comparison.json").write_text(json.dumps(record))
+    whole.save(tmp_path / "comparison.json")
+    more = json.loads(Comparison(trials[1:]).as_json())["trials"]
+    rewritten(tmp_path / "comparison.json", lambda record: record["trials"].extend(more))
     with pytest.raises(ValueError, match=message):
         Comparison.load(tmp_path / "comparison.json")
 
@@ -61,7 +63,8 @@ def test_a_ranking_refuses_other_data_and_another_meaning(rows, message, tmp_pat
         Ranking(rows)
     record = Ranking(rows[:1]).record()
     record["networks"] += Ranking(rows[1:]).record()["networks"]
-    (tmp_path / "ranking.json").write_text(json.dumps(record | {"layers": {"chosen": ["a"], "log_evidences": [{}]}}))
+    record = sealed(record | {"layers": {"chosen": ["a"], "log_evidences": [{}]}})
+    (tmp_path / "ranking.json").write_text(json.dumps(record))
     for kind in (Ranking, LayerRanking):
         with pytest.raises(ValueError, match=message):
             kind.load(tmp_path / "ranking.json")

@@ -50,7 +50,7 @@ def test_saved_comparison_comes_back(run, tmp_path):
     assert (tmp_path / "again.json").read_text() == (run / "comparison.json").read_text()
     assert comparison.table().row_count == 4 and comparison.sharing_table().row_count == 6
     (tmp_path / "cut.json").write_text((run / "comparison.json").read_text()[:100])
-    with pytest.raises(ValueError, match="not a comparison"):
+    with pytest.raises(ValueError, match="is damaged: no JSON at line"):
         bws.trials.Comparison.load(tmp_path / "cut.json")
 
 

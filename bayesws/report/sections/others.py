@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from bayesws.analysis.decomposition import OrbitDecomposition, decomposition_table
 from bayesws.analysis.equivariance import EquivarianceError, error_table
-from bayesws.analysis.strength import LayerStrength, SharingStrength
+from bayesws.analysis.strength import SharingStrength
 from bayesws.report.figures.curves import size_curves
 from bayesws.report.figures.dots import Mark, dot_chart
 from bayesws.report.figures.drawing import Drawing
 from bayesws.report.grid import grid_of
+from bayesws.report.run_files import Explained, Posterior, StrengthFile, StudyFile
 from bayesws.report.sections.fit import strength_marks
 from bayesws.report.sections.section import Block, Origin, Section, signed
 from bayesws.trials.comparison import Summary
@@ -57,15 +59,10 @@ def ranking_section(found: Ranking | LayerRanking, name: str) -> Section:
     return Section("Ranking", name, summary, blocks)
 
 
-def strength_section(record: Mapping[str, Any], name: str) -> Section:
-    """All about measured symmetries: what strength.json holds."""
-    errors = {
-        transform: {layer: EquivarianceError(**_measured(row)) for layer, row in by_layer.items()}
-        for transform, by_layer in record["errors"].items()
-    }
-    summary = [
-        f"{record['model']}, measured on {record['images']} images of {record['data']}: 0 is equivariant, 1 unrelated."
-    ]
+def strength_section(record: StrengthFile, name: str) -> Section:
+    """All about measured symmetries."""
+    errors = record.errors
+    summary = [f"{record.model}, measured on {record.images} images of {record.data}: 0 is equivariant, 1 unrelated."]
     ends = {transform: list(found.items())[-1] for transform, found in errors.items() if found}
     if ends:
         said = [f"{transform} {e.error:.2f}" for transform, (_, e) in ends.items() if not math.isnan(e.error)]
@@ -86,18 +83,19 @@ def strength_section(record: Mapping[str, Any], name: str) -> Section:
         if some
     ]
     blocks = [Block("What the network does", drawings=drawings, grids=[grid_of(error_table(errors))])]
-    if record.get("explained"):
-        explained = {transform: _decompositions(transform, found) for transform, found in record["explained"].items()}
+    if record.explained:
+        explained = {transform: _decompositions(transform, found) for transform, found in record.explained.items()}
         blocks.append(Block("What sharing would explain", grids=[grid_of(decomposition_table(explained))]))
-    if "sharing" in record:
-        blocks.insert(0, _posterior_block(record["sharing"], name))
-    made = {k: v for k, v in record.items() if k not in ("errors", "sharing", "explained", "best")}
+    if record.sharing is not None:
+        blocks.insert(0, _posterior_block(record.sharing, name))
+    made = {k: v for k, v in asdict(record).items() if k not in ("errors", "sharing", "explained", "best")}
     return Section("Symmetry", name, summary, [*blocks, Origin(made).block()])
 
 
-def study_section(record: Mapping[str, Any], name: str) -> Section:
-    """All about a study: what study.json holds."""
-    cells = list(rows([_measured(trial) for trial in record["trials"]]))
+def study_section(record: StudyFile, name: str) -> Section:
+    """All about a study."""
+    trials = [asdict(trial) for trial in record.trials]
+    cells = list(rows(trials))
     if not cells:
         raise ValueError(f"study {name} holds no trial: run it again")
     summary, drawings = [], []
@@ -125,25 +123,16 @@ def study_section(record: Mapping[str, Any], name: str) -> Section:
     grids = [grid_of(study_table(cells))]
     if (groups := study_groups_table(cells)).row_count:
         grids.append(grid_of(groups))
-    made = {k: v for k, v in record.items() if k != "trials"}
-    seeds = ", ".join(map(str, sorted({r["settings"]["seed"] for r in record["trials"]})))
+    made = {"command": record.command, "versions": record.versions}
+    seeds = ", ".join(map(str, sorted({r["settings"]["seed"] for r in trials})))
     blocks = [Block("How well", drawings=drawings, grids=grids), Origin(made).block(seeds=seeds)]
     return Section("Study", name, summary, blocks)
 
 
-def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A record's numbers, null as nan and an interval as a pair."""
-    numbers = {k: math.nan if v is None else v for k, v in row.items()}
-    if "interval" in row:
-        numbers["interval"] = tuple(math.nan if end is None else end for end in row["interval"])
-    return numbers
-
-
-def _decompositions(transform: str, found: Mapping[str, Any]) -> dict[str, OrbitDecomposition]:
+def _decompositions(transform: str, found: Mapping[str, Explained | None]) -> dict[str, OrbitDecomposition]:
     """Of every layer; nan throughout where it was not measured."""
-    nothing = {"explained": None, "interval": (None, None), "evidence": None, "chance": None, "compared": 0}
-    rows = {layer: {k: v for k, v in (row or nothing).items() if k != "orbits"} for layer, row in found.items()}
-    return {layer: OrbitDecomposition(**_measured(row), transform=transform, partner=()) for layer, row in rows.items()}
+    nothing = Explained(math.nan, (math.nan, math.nan), math.nan, math.nan, 0, {})
+    return {layer: (row or nothing).decomposition(transform) for layer, row in found.items()}
 
 
 def _error_marks(found: Mapping[str, EquivarianceError]) -> list[Mark]:
@@ -154,10 +143,9 @@ def _error_marks(found: Mapping[str, EquivarianceError]) -> list[Mark]:
     ]
 
 
-def _posterior_block(record: Mapping[str, Any], name: str) -> Block:
-    layers = [LayerStrength(**(row | {"interval": tuple(row["interval"])})) for row in record["layers"]]
-    posterior = SharingStrength(layers, record["method"], record["settings"], record["notes"], {})
-    marks = strength_marks([(row.name, row.mean, row.interval) for row in layers])
+def _posterior_block(record: Posterior, name: str) -> Block:
+    posterior = SharingStrength(record.layers, record.method, record.settings, record.notes, {})
+    marks = strength_marks([(row.name, row.mean, row.interval) for row in record.layers])
     drawing = Drawing(
         f"{name}-strength",
         "Sharing strength of each layer",
