@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from bayesws.evidence.networks import PRECISE, outputs_of
 from bayesws.layers.contract import Declaration, Pathway
@@ -16,10 +18,17 @@ CACHED = 2**20  # how many numbers of patches are made at once: what stays in a 
 
 @dataclass
 class LayerIO:
-    """What went into a layer and came out of it, call by call; its calls lie side by side in positions."""
+    """What went into a layer and came out of it, call by call; its calls lie side by side in positions.
+
+    Attributes:
+        inputs: a call's first argument.
+        outputs: what it gave, before any hook of the network's own.
+        sources: where in autograd's graph all of its arguments came from.
+    """
 
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
+    sources: list[list[Node]] = field(default_factory=list)
 
     def detached(self) -> "LayerIO":
         """The same without what the inputs came from."""
@@ -71,11 +80,16 @@ def run_forward(net: nn.Module, layers: Layers, x: Tensor, copies: bool = True) 
             differentiated by. Not needed where `overwrites` says so.
 
     Raises:
-        ValueError: a layer that does not see the batch as its first dimension.
+        ValueError: a layer that does not see the batch as its first dimension; a network that writes into what one saw.
     """
-    with torch.enable_grad(), _listening(layers, copies) as calls:
+    with torch.enable_grad(), _listening(layers, copies) as (calls, versions):
         outputs = outputs_of(net, x)
         flat = outputs.reshape(len(x), -1)
+    if written := next((name for name, tensor, version in versions if tensor._version != version), None):
+        raise ValueError(
+            f"the network writes into what its layer {written!r} was given or gave: expected it to stay as it was; use "
+            "an operation that is not in place"
+        )
     called = {name: heard for name, heard in calls.items() if heard.outputs}
     for name, heard in called.items():
         if wrong := next((len(i) for i in heard.inputs if len(i) != len(x)), None):
@@ -139,7 +153,7 @@ def overwrites(net: nn.Module, layers: Layers, x: Tensor) -> tuple[bool, int]:
     """Whether the network writes into a layer's output, and how many numbers one datum's widest output is."""
     versions: list[tuple[Tensor, int]] = []
     handles = [
-        module.register_forward_hook(lambda _m, _i, output: versions.append((output, output._version)))
+        module.register_forward_hook(lambda _m, _i, output: versions.append((output, output._version)), prepend=True)
         for module, _ in layers.values()
     ]
     try:
@@ -163,27 +177,41 @@ def _leaf(name: str, output: Tensor) -> Tensor:
 
 
 @contextmanager
-def _listening(layers: Layers, copies: bool) -> Iterator[dict[str, LayerIO]]:
+def _listening(layers: Layers, copies: bool) -> Iterator[tuple[dict[str, LayerIO], list[tuple[str, Tensor, int]]]]:
+    """What the layers' calls hear, and what the network must not write into from then on, by layer and version."""
     calls = {name: LayerIO() for name in layers}
+    versions: list[tuple[str, Tensor, int]] = []
     handles = []
-    for name, (module, _) in layers.items():
+    for name, (module, declaration) in layers.items():
+        needs_inputs = any(pathway.acts != "bias" for pathway in declaration.pathways)
 
         def hear(
-            _m: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor, name: str = name
+            _m: nn.Module,
+            inputs: tuple[Any, ...],
+            options: dict[str, Any],
+            output: Tensor,
+            name: str = name,
+            needs_inputs: bool = needs_inputs,
         ) -> Tensor:
-            heard = calls[name]
             if output.dtype not in PRECISE:
                 raise ValueError(
                     f"layer {name!r} gives {output.dtype}: expected float32 or float64; no autocast inside"
                 )
             output = output if output.requires_grad else _leaf(name, output)
-            heard.inputs.append(next(iter((*inputs, *named.values()))))  # layer(x), or layer(input=x)
+            heard, first = calls[name], next(iter((*inputs, *options.values())))  # layer(x), or layer(input=x)
+            heard.inputs.append(first)
             heard.outputs.append(output)
+            heard.sources.append(
+                [x.grad_fn for x in (*inputs, *options.values()) if isinstance(x, Tensor) and x.grad_fn is not None]
+            )
+            kept = [first] * needs_inputs + [output] * (not copies)
+            versions.extend((name, x, x._version) for x in kept if not x.is_inference())
             return output.clone() if copies or output.is_leaf else output
 
-        handles.append(module.register_forward_hook(hear, with_kwargs=True))
+        # before the network's own hooks, which are then a part of the network like any other function
+        handles.append(module.register_forward_hook(hear, prepend=True, with_kwargs=True))
     try:
-        yield calls
+        yield calls, versions
     finally:
         for handle in handles:
             handle.remove()

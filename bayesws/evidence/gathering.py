@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.accumulators import Accumulator, accumulators_for
-from bayesws.evidence.batches import Batches
+from bayesws.evidence.batches import Batches, spread
 from bayesws.evidence.capture import (
     CACHED,
     Forward,
@@ -22,6 +22,7 @@ from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.hessian import sum_tensors
 from bayesws.evidence.likelihood import Likelihood
 from bayesws.evidence.sampling import Draw, sampled_batches
+from bayesws.evidence.sentinel import Sentinel
 from bayesws.evidence.sums import Sums
 from bayesws.layers.cache import computed_once
 from bayesws.layers.contract import declarations, evaluating
@@ -103,25 +104,37 @@ def gather(
     _warn_of_normalisation(net)
     data_fits, seen, width = [], 0, 0
     with evaluating(net), computed_once(net):
-        few = data.first(FEW) if check else None  # a batch of a DataLoader is looked at when it comes
+        few = data.few(FEW) if check else None  # a batch of a DataLoader is looked at when it comes
         if few is not None:
             check_network(net, layers, few)
         chunks, copies = batch_plan(net, layers, data)
+        batches = chunks * max(1, math.floor(curvature.subset * data.length) // data.batch_size)
+        sentinel = Sentinel(net, layers, curvature.seed, batches, thorough=check)
         for x, y, draw in sampled_batches(data, curvature, chunks):
+            unchecked = spread(x, FEW) if check and few is None and not seen else None
+            picked = sentinel.pick(x)
             forward = run_forward(net, layers, x, copies)
             if not x.is_cuda or (check and not seen):  # a check reads back: on a device not in every batch
                 likelihood.check(forward.outputs, y)
             if check:
                 data.look_beside(likelihood, forward.outputs)
-            if check and few is None and not seen:
-                check_network(net, layers, x)
+            if unchecked is not None:
+                check_network(net, layers, unchecked)
+            sentinel.look(forward, picked)
             data_fits.append(add_batch(forward, y, likelihood, accumulators, draw, graph))
             seen += len(x)
             width = forward.outputs[0].numel()
+        sentinel.tell()
     data.check_beside()
     data_fit = sum_tensors(data_fits)
     if not torch.isfinite(data_fit):
         raise ValueError("the data fit is not finite: check the network's weights, its inputs and the targets")
+    sums = [tensor.detach().sum() for accumulator in accumulators for tensor in accumulator.sums.tensors.values()]
+    if not torch.isfinite(sum_tensors(sums)):
+        raise ValueError(
+            "the curvature is not finite: expected outputs with a finite gradient for every datum; look for a square "
+            "root, a norm or a logarithm at zero in the network, or for weights that are too large"
+        )
     examples = data.length if curvature.subset < 1 else seen  # a loader need not give all of its data set
     own = Sums({DATA_FIT: data_fit}, {SEEN: seen, EXAMPLES: examples})
     return Gathered(sum((a.sums for a in accumulators), own), accumulators, width, curvature)

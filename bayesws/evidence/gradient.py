@@ -114,6 +114,8 @@ def gradient_in(
     with torch.no_grad():
         gathered = gather(net, data, likelihood, asked)
     evidence, adjoints, direct = adjoints_of(net, gathered, log_precisions, wanted)
+    if not wanted:
+        return evidence, []
     draws = asked if second_samples is None else replace(asked, samples=second_samples)
     through_sums = second_pass(net, data, likelihood, asked, draws, adjoints, wanted, way == "local")
     return evidence, [a + b for a, b in zip(direct, through_sums, strict=True)]
@@ -179,7 +181,7 @@ def second_pass(
 
 
 def _gradients(value: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
-    if not value.requires_grad or not wanted:
+    if not (value.requires_grad and wanted):
         return [torch.zeros_like(t) for t in wanted]
     found = torch.autograd.grad(value, wanted, allow_unused=True)
     return [torch.zeros_like(t) if g is None else g for g, t in zip(found, wanted, strict=True)]

@@ -42,7 +42,7 @@ def as_tensors(data: Any) -> tuple[Tensor, Tensor]:
 def read_whole(data: Any) -> Read:
     """All of some data, and what stands beside them."""
     if isinstance(data, DataLoader):
-        if not _gives_its_data_set(data):
+        if not gives_its_data_set(data):
             return _together(list(walked(data)))
         data = data.dataset
     if isinstance(data, TensorDataset):
@@ -150,7 +150,7 @@ def _check_ends(seen: int, length: int) -> None:
         )
 
 
-def _gives_its_data_set(loader: DataLoader) -> bool:
+def gives_its_data_set(loader: DataLoader) -> bool:
     """Whether what a loader gives is its data set, each example once, put together as torch does."""
     sampler, whole_set = loader.sampler, length_of(loader.dataset)
     in_full = isinstance(sampler, SequentialSampler) or (

@@ -163,15 +163,18 @@ def declarations(net: nn.Module) -> dict[str, tuple[nn.Module, Declaration]]:
 
 def _check_declared(net: nn.Module, found: dict[str, tuple[nn.Module, Declaration]]) -> None:
     declared: set[int] = set()
+    places: set[int] = set()  # in memory, which two parameters may share
     for name, (_, declaration) in found.items():
         theta = () if declaration.structure is None else declaration.structure.parameters
         for parameter in [p.parameter for p in declaration.pathways] + list(theta):
-            if id(parameter) in declared:
+            place = parameter.data_ptr() if parameter.numel() and not parameter.is_meta else 0
+            if id(parameter) in declared or (place and place in places):
                 raise ValueError(
                     f"layer {name!r} shares a parameter with another layer: expected one layer a parameter; "
                     "call one module twice instead"
                 )
             declared.add(id(parameter))
+            places.add(place)
         declared |= {id(t) for t in declaration.precisions}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad and id(parameter) not in declared:

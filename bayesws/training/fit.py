@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayesws.evidence.batches import Batches, digest_of
-from bayesws.evidence.checks import check_network
+from bayesws.evidence.batches import Batches, digest_of, spread
+from bayesws.evidence.checks import FEW, check_network
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.evidence.networks import check_network_kind, check_trained, outputs_of
@@ -144,8 +144,9 @@ def fit(
 def _check(setting: Setting, objective: Objective) -> None:
     """Everything that can be known before anything is spent."""
     with evaluating(setting.net), torch.no_grad():
-        seen = 0
+        seen, few = 0, setting.data.few(FEW)
         for x, y in setting.data:
+            few = spread(x, FEW) if few is None else few  # now: the network may write into a batch
             outputs = outputs_of(setting.net, x)
             setting.likelihood.check(outputs, y)
             setting.data.look_beside(setting.likelihood, outputs)
@@ -154,7 +155,7 @@ def _check(setting: Setting, objective: Objective) -> None:
             raise ValueError("the data gives no batch: expected at least one example; check its sampler and drop_last")
         setting.data.saw(seen)
         setting.data.check_beside()
-        check_network(setting.net, declarations(setting.net), x)
+        check_network(setting.net, declarations(setting.net), few)
     objective.check(setting)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from refusals import assert_refused
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, SubsetRandomSampler, TensorDataset
@@ -78,6 +79,49 @@ def test_what_would_be_silently_wrong_is_refused(run, case):
     assert "\n" not in str(error.value)
 
 
+class Doubled(nn.Linear):
+    """For large inputs not what its class declares."""
+
+    def forward(self, x):
+        return super().forward(x) * torch.where(x[:, :1].abs() > 1.2, 2.0, 1.0)
+
+
+class OfItsOwn(Net):
+    def __init__(self):
+        super().__init__(lambda n, x: n.b(torch.relu(n.a(x))))
+        self.a = Doubled(4, 4, **DOUBLE)
+
+
+def rolled_and_back(net, x):
+    """Rolled by one, and back, but only in large batches."""
+    shift = int(len(x) > 4)
+    return net.b(torch.tanh(net.a(x.roll(shift, 0)).roll(-shift, 0)))
+
+
+LATER = {
+    "mean over the batch": REFUSED["mean over the batch"],
+    "rolled and back": (Net(rolled_and_back), "depend on that datum alone"),
+    "functional dropout": (REFUSED["functional dropout"][0], "depend on that datum alone"),
+    "no_grad around a layer": REFUSED["no_grad around a layer"],
+    "a use on some data": (
+        Net(lambda n, x: n.b(torch.relu(n.a(x))) + F.linear(x, n.a.weight)[:, :3] * (x[:, :1].abs() > 1.2)),
+        "parameter 'a.weight' acts outside",
+    ),
+    "a layer of its own": (OfItsOwn(), "parameter 'a.weight' acts otherwise"),
+}
+
+
+@pytest.mark.parametrize("case", LATER)
+@pytest.mark.parametrize("run", [bws.log_evidence, bws.evidence_gradient, bws.fit])
+def test_what_a_first_check_misses_is_caught_in_a_later_batch(run, case, monkeypatch):
+    """As if the first check had seen nothing: the walk's own sentinel is what is left."""
+    for module in ("bayesws.evidence.gathering", "bayesws.training.fit"):
+        monkeypatch.setattr(f"{module}.check_network", lambda *of: None)
+    net, message = LATER[case]
+    settings = {"epochs": 4, "every": 1, "burn_in": 0.1, "progress": False} if run is bws.fit else {}
+    assert_refused(lambda: run(net, data(), **settings), message)
+
+
 @pytest.mark.parametrize(
     "way",
     [lambda n, x: n.b(checkpoint(n.a, x, use_reentrant=False)), lambda n, x: n.b(x) + 0 * n.a(x).detach()[:, :3]],
@@ -109,6 +153,26 @@ def test_the_evidence_is_about_the_data_that_a_loader_gives(loader, kind):
         bws.log_evidence(net, (x[:seen], y[:seen]), curvature=kind),
     )
     assert found.examples == seen and float(found) == pytest.approx(float(wanted), rel=1e-10)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("ask", ["a subset of the data", "data held out", "a comparison"])
+def test_where_all_data_are_needed_at_once_a_loader_gives_each_of_them(loader, ask):
+    """Once the whole data set was taken, whatever the loader was told to leave out."""
+    net, given = Net(lambda n, x: n.b(n.a(x))), LOADERS[loader](TensorDataset(*data()))[0]
+    calls = {
+        "a subset of the data": lambda: bws.log_evidence(net, given, curvature=bws.Curvature("kron", subset=0.5)),
+        "data held out": lambda: bws.fit(net, given, objective="task", epochs=2, progress=False),
+        "a comparison": lambda: bws.compare(lambda: net, given, data(), seeds=1),
+    }
+    assert_refused(calls[ask], "DataLoader with .*: expected one that gives each datum once")
+
+
+def test_a_subset_of_what_a_loader_shuffles_is_that_of_its_data_set():
+    net, (x, y), half = Net(lambda n, x: n.b(n.a(x))), data(), bws.Curvature("kron", subset=0.5)
+    shuffled = DataLoader(TensorDataset(x, y), 5, shuffle=True)
+    found, wanted = (bws.log_evidence(net, given, curvature=half) for given in (shuffled, (x, y)))
+    assert float(found) == pytest.approx(float(wanted), rel=1e-10)
 
 
 def test_a_fit_counts_the_data_that_a_loader_gives():
