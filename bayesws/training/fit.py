@@ -151,7 +151,7 @@ def _check(setting: Setting, objective: Objective) -> None:
             setting.likelihood.check(outputs, y)
             setting.data.look_beside(setting.likelihood, outputs)
             seen += len(x)
-        if not seen:
+        if few is None or not seen:
             raise ValueError("the data gives no batch: expected at least one example; check its sampler and drop_last")
         setting.data.saw(seen)
         setting.data.check_beside()
