@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from bayesws.evidence.examples import TAKE_TWO, TakenBy, inputs_of, would_do
 from bayesws.evidence.likelihood import Likelihood
-from bayesws.evidence.reading import gives_its_data_set, length_of, read_whole, walked
+from bayesws.evidence.reading import Read, gives_its_data_set, length_of, read_whole, walked
 from bayesws.io.arguments import whole
 
 
@@ -51,6 +51,7 @@ class Batches:
         self._device, self.batch_size = device, whole("batch_size", batch_size)
         self._taken, self._known = TakenBy(net), False
         self.beside: tuple[Any, ...] = ()
+        self._looked = 0  # how many of that batch `look_beside` has seen
         self._doubts: set[int] | None = None  # parts beside (x, y) that would do as targets in every batch so far
         if isinstance(data, DataLoader):
             self._loader = data
@@ -72,19 +73,21 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self._loader is not None:
             for x, y, beside in walked(self._loader, self._known):
-                x, self.beside = self._taken(x), beside
+                x, self._looked, self.beside = self._taken(x), 0, beside
                 yield (x, y) if self._device is None else (x.to(self._device), y.to(self._device))
             return
         if self.length:
             start = 0
             for x, y in zip(self._x.split(self.batch_size), self._y.split(self.batch_size), strict=True):
-                self.beside = tuple(part[start : start + len(x)] for part in self._beside)
+                self._looked, self.beside = 0, tuple(part[start : start + len(x)] for part in self._beside)
                 start += len(x)
                 yield x.clone(), y  # a network may write into its inputs, and these are the user's own
 
     def look_beside(self, likelihood: Likelihood, outputs: Tensor) -> None:
-        """Look whether what stood beside (x, y) in the last batch would do as its targets, too."""
-        found = would_do(likelihood, outputs, self.beside)
+        """Look whether what stands beside (x, y) would do as targets, too; of the next data of the last batch."""
+        rows = slice(self._looked, self._looked + len(outputs))
+        self._looked = rows.stop
+        found = would_do(likelihood, outputs, tuple(part[rows] for part in self.beside))
         self._doubts = found if self._doubts is None else self._doubts & found
 
     def check_beside(self) -> None:
@@ -180,7 +183,9 @@ class Batches:
                 "gives each datum once where a subset is drawn; hand over the data themselves, such as a "
                 "torch.utils.data.Subset"
             )
-        x, y = self._all()
+        x, y, beside = self._all()
+        if beside and self._doubts != set():
+            raise ValueError(f"a subset of examples of {2 + len(beside)} parts: expected pairs (x, y); {TAKE_TWO}")
         self.saw(len(x))
         places, total = (torch.arange(len(x)), len(x)) if self._loader is not None else (self._places, self.total)
         chosen = torch.randperm(total, generator=generator)[: max(1, round(fraction * total))]
@@ -191,16 +196,16 @@ class Batches:
         index = kept.to(x.device)
         return Batches((x[index], y[index]), self.batch_size, self._device, drawn[kept], len(chosen))
 
-    def _all(self) -> tuple[Tensor, Tensor]:
-        """All data, (x, y); those of a DataLoader as `as_tensors` has them."""
+    def _all(self) -> Read:
+        """All data, and what stands beside them; those of a DataLoader as `as_tensors` has them."""
         if self._loader is None:
-            return self._x, self._y
-        x, y, _ = read_whole(self._loader)
-        return self._taken(x), y
+            return self._x, self._y, self._beside
+        x, y, beside = read_whole(self._loader)
+        return self._taken(x), y, beside
 
     def split(self, fraction: float, generator: torch.Generator) -> tuple["Batches", "Batches"]:
         """Two random parts, the second with `fraction` of the examples (at least one)."""
-        x, y = self._all()
+        x, y, _ = self._all()
         held = max(1, round(fraction * len(x)))
         if held >= len(x):
             raise ValueError(f"{len(x)} examples: too few to hold {fraction:.0%} of them out")

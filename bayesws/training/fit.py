@@ -160,7 +160,7 @@ def _check(setting: Setting, objective: Objective) -> Tensor:
             setting.likelihood.check(outputs, y)
             setting.data.look_beside(setting.likelihood, outputs)
             seen += len(x)
-        if few is None:
+        if few is None or not seen:
             raise ValueError("the data gives no batch: expected at least one example; check its sampler and drop_last")
         setting.data.saw(seen)
         setting.data.check_beside()

@@ -184,6 +184,18 @@ def test_what_is_ambiguous_or_no_data_is_refused(run, case, monkeypatch):
     assert_refused(lambda: run(net(), make()), message)
 
 
+def test_what_is_ambiguous_is_refused_in_chunks_and_subsets_too():
+    """A batch may go through the network in chunks; of a subset nobody looks at what stands beside it."""
+    wide = nn.Sequential(nn.Linear(4, 2**16), nn.Tanh(), nn.Linear(2**16, 3))
+    wide[0].requires_grad_(False)
+    x, y = (part.repeat_interleave(2, 0) for part in data())
+    assert_refused(lambda: bws.log_evidence(wide, (x, y % 2, y), curvature="kron"), "would both do as targets")
+    half = bws.Curvature("kron", subset=0.5)
+    for given in ((*data(), data()[1]), loader(lambda x, y, i: (x, y, i))):
+        assert_refused(lambda given=given: bws.log_evidence(net(), given, curvature=half), "a subset of examples of 3")
+    bws.fit(net(), loader(lambda x, y, i: (x, y, i)), curvature=half, epochs=20, every=2, burn_in=0.1, progress=False)
+
+
 def test_data_that_come_once_only_are_refused_where_they_are_needed_again():
     assert_refused(lambda: bws.fit(net(), DataLoader(Once(), batch_size=7), epochs=1), "its data once only")
 

@@ -11,7 +11,7 @@ from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.gradient import WAYS, gradient_in
 from bayesws.evidence.objective import Evidence, LaplacePass, assemble, laplace_pass
 from bayesws.evidence.precision import ascend_precisions, update_precisions
-from bayesws.io.arguments import choice, positive, share, whole
+from bayesws.io.arguments import LARGEST_SEED, choice, positive, share, whole
 from bayesws.layers.contract import named_pathways, starting_log_precisions, structure, structures
 from bayesws.training.objectives.objective import HeldOut, LossTerm, Setting, check_terms
 from bayesws.training.optimiser import optimiser_state, restore_optimiser
@@ -192,7 +192,7 @@ class EvidenceAtWork:
     def _drawn(self) -> Curvature:
         """The curvature with draws of its own for this step."""
         self.draws += 1
-        return replace(self.curvature, seed=self.curvature.seed + self.draws)
+        return replace(self.curvature, seed=(self.curvature.seed + self.draws) % LARGEST_SEED)
 
     def _precision_step(self) -> dict[str, float]:
         with torch.no_grad():
