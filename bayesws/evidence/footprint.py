@@ -7,11 +7,10 @@ from bayesws.evidence.accumulators import Accumulator, accumulators_for
 from bayesws.evidence.capture import CACHED, Layers
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.kronecker import KroneckerAccumulator
-from bayesws.evidence.memory import BESIDE
+from bayesws.evidence.memory import BESIDE, IN_FLOAT64
 from bayesws.evidence.rows import DenseAccumulator, DiagonalAccumulator
 from bayesws.evidence.shapes import Shapes
 
-IN_FLOAT64 = 3 * 8  # bytes for every number of a factor while its eigenvalues are taken, in three copies
 ELEMENTWISE = 3  # of all eigenvalues at once: themselves, in pieces, and a function of them
 
 

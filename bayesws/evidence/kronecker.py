@@ -64,8 +64,8 @@ class KroneckerAccumulator(Summing):
 
     def numbers(self, shapes: Shapes) -> dict[Key, int]:
         """Those of A for every kernel, of B for every layer."""
-        inputs = {("inputs", name): shapes[name].fan_in ** 2 for name in self.kernels if name in shapes}
-        return inputs | {("outputs", name): shapes[name].fan_out ** 2 for name in self.all_layers if name in shapes}
+        found: dict[Key, int] = {("inputs", n): shapes[n].fan_in ** 2 for n in self.kernels if n in shapes}
+        return found | {("outputs", n): shapes[n].fan_out ** 2 for n in self.all_layers if n in shapes}
 
     def factors(self, sums: Sums) -> dict[str, Factors]:
         """The blocks (A, B) of every pathway whose layer was called.

@@ -12,6 +12,7 @@ from bayesws.evidence.capture import Layers
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.rows import DenseAccumulator
 
+IN_FLOAT64 = 3 * 8  # bytes for every number of a factor while its eigenvalues are taken, in three copies
 BESIDE = 3  # copies of a block P × P beside H while its determinant is taken: I + Λ^-½ H Λ^-½ and what it is made of
 SHARPEST_FIRST = ("full", "layer", "pathway", "kron", "diag")  # kinds of curvature
 # of a container's memory: the folder, its limit, what is used, and what of that the kernel gives back on demand
@@ -67,7 +68,7 @@ def refuse_what_does_not_fit(layers: Layers, curvature: Curvature) -> None:
     size = max(block_sizes(accumulators_for(curvature, layers)))
     milder = SHARPEST_FIRST[SHARPEST_FIRST.index(curvature.kind) + 1 :] if curvature.kind != "kron" else ()
     fitting = [kind for kind in milder if _least_bytes(layers, kind, some) <= at_hand]
-    instead = f"curvature={fitting[0]!r} takes {shown(_least_bytes(layers, fitting[0], some))}" if fitting else ""
+    instead = f"try curvature={fitting[0]!r}, about {shown(_least_bytes(layers, fitting[0], some))}" if fitting else ""
     if curvature.exact_up_to:
         instead = "lower exact_up_to"
     raise ValueError(
@@ -104,7 +105,7 @@ def _least_bytes(layers: Layers, kind: str, like: Tensor) -> int:
     found = dense_bytes(layers, Curvature(kind), like)
     shapes = [p.parameter.shape for _, d in layers.values() for p in d.pathways]
     if kind == "kron":
-        found += like.element_size() * sum(_squares(shape) for shape in shapes)
+        found += like.element_size() * sum(map(_squares, shapes)) + IN_FLOAT64 * max(map(_squares, shapes))
     return found + like.element_size() * sum(shape.numel() for shape in shapes)  # eigenvalues, a diagonal
 
 

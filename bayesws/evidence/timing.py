@@ -4,6 +4,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,7 +14,7 @@ from bayesws.evidence.accumulators import Accumulator, accumulators_for
 from bayesws.evidence.capture import LayerIO, Layers, output_gradients, run_forward
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.gathering import COLUMNS_AT_ONCE
-from bayesws.evidence.hessian import DenseBlock, Hessian, Spectra
+from bayesws.evidence.hessian import DenseBlock, Spectra
 from bayesws.evidence.kronecker import KroneckerAccumulator, spectra_of
 from bayesws.evidence.likelihood import Likelihood
 from bayesws.evidence.rows import DenseAccumulator, Gradients, RowAccumulator
@@ -55,12 +56,15 @@ def seconds_by_part(
         data: how many there are in all.
     """
     (x, y), device = some, some[0].device
+    curvature = replace(curvature, seed=0)  # so that the first datum is among those that A is taken of
     signs = None if curvature.samples is None else Signs(curvature.seed, curvature.samples)
     draw = Draw(torch.arange(len(x)), data, signs)
     accumulators: list[Accumulator | _Rows] = [
         _Rows(layers, a.pathways) if isinstance(a, DenseAccumulator) else a for a in accumulators_for(curvature, layers)
     ]
-    signals, back, columns = [], [], 0
+    signals: list[float] = []
+    back: list[float] = []
+    columns = 0
     while not back or (len(back) < TURNS and sum(signals) + sum(back) < ENOUGH):
         start = _now(device)
         forward = run_forward(net, layers, x, copies)
@@ -140,10 +144,10 @@ def _seconds_of_block(size: int, pathways: int, like: Tensor) -> float:
     return seconds_of(lambda: _evaluate(block), like.device) * (size / part) ** 3
 
 
-def _evaluate(hessian: Hessian) -> None:
+def _evaluate(hessian: DenseBlock | Spectra) -> None:
     """All that an evidence asks of H, at log precisions 0."""
-    names = hessian.sizes if isinstance(hessian, DenseBlock) else [""]
-    logs = {name: torch.zeros(()) for name in names}
+    tensors = hessian.eigenvalues if isinstance(hessian, Spectra) else dict.fromkeys(hessian.sizes, hessian.matrix)
+    logs = {name: tensor.new_zeros(()) for name, tensor in tensors.items()}
     hessian.occam_by_pathway(logs)
     hessian.effective(logs)
     hessian.occam(logs)

@@ -14,6 +14,7 @@ from typing import Any
 import accuracy
 import blocks
 import curvature
+import forecast
 import gradient
 import growth
 import hardened
@@ -35,6 +36,8 @@ SUITES: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "growth": growth.table,
     "profile": growth.profile,
     "hardened": hardened.table,
+    "forecast": forecast.table,
+    "diagonal": forecast.diagonal,
 }
 PACKAGES = ("bayesws", "torch", "laplace-torch", "curvlinops-for-pytorch", "asdfghjkl", "backpack-for-pytorch")
 
