@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
         "errors": {transform: {name: asdict(row) for name, row in rows.items()} for transform, rows in errors.items()},
         "versions": versions(),
         "command": command(),
-        "trusted": options.trust,
+        **({"trusted": True} if options.trust else {}),
     }
     explained = {}
     if any(isinstance(module, nn.Conv2d) for module in net.modules()):

@@ -47,10 +47,9 @@ def read_json(path: str | Path, kind: type[T], cure: str, *, sealed: bool = True
             in one line with the file, the place in it, what came and what was expected.
     """
     try:
-        content = Path(path).read_bytes()
+        return parsed(Path(path).read_bytes(), str(path), kind, cure, sealed=sealed, nonfinite=nonfinite)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}; {cure}") from error
-    return parsed(content, str(path), kind, cure, sealed=sealed, nonfinite=nonfinite)
 
 
 def parsed(content: bytes, name: str, kind: type[T], cure: str, *, sealed: bool = True, nonfinite: bool = False) -> T:
@@ -59,17 +58,17 @@ def parsed(content: bytes, name: str, kind: type[T], cure: str, *, sealed: bool 
     if values * VALUE > max(WEIGHT, 4 * len(content)):
         raise ValueError(f"{name} is damaged: {len(content)} bytes with {values} values, expected fewer; {cure}")
     try:
-        text = content.decode("utf-8")
         record = json.loads(
-            text,
+            content.decode("utf-8"),
             object_pairs_hook=_named_once,
             parse_int=_whole,
             parse_float=float if nonfinite else _finite,
             parse_constant=float if nonfinite else _no_number,
         )
         if sealed:
-            text = json.dumps(_opened(record))
-        found: tuple[T] = _schema(kind).validate_json(f"[{text}]")  # type: ignore[arg-type]
+            content = json.dumps(_opened(record)).encode()
+        del record  # which is as large as what is made from it
+        found: tuple[T] = _schema(kind).validate_json(b"[" + content + b"]")  # type: ignore[arg-type]
         return found[0]
     except ValidationError as error:
         raise ValueError(f"{name} is damaged: {_told(error)}; {cure}") from error

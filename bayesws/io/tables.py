@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from io import StringIO
 from typing import Any
+from unicodedata import category
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 WIDTH = 100  # of a printed table
+STEERING = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # kinds of characters that are not themselves seen
 
 
 class PlainConsole(Console):
@@ -29,7 +31,9 @@ def visible(text: str) -> str:
     >>> print(visible("a\x1b[31mb\u202ec"))
     a\x1b[31mb\u202ec
     """
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    if text.isprintable():
+        return text
+    return "".join(ascii(c)[1:-1] if category(c) in STEERING and c != "\n" else c for c in text)
 
 
 def table_by_layer(title: str, layer: str, headings: Iterable[str]) -> Table:

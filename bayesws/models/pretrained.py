@@ -83,7 +83,9 @@ def _state(path: Path) -> Mapping[str, Tensor]:
     found: Any = read_tensors(path, CURE)[0] if path.suffix == ".safetensors" else state_of(path, CURE)
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
-    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()
+    ):
         raise ValueError(f"{path} is no state dict: expected tensors by name; {CURE}")
     check_sizes(found, path, CURE)
     return found

@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from bayesws.io.files import write_whole
+from bayesws.io.tables import visible
 from bayesws.report.reportable import Run
 from bayesws.report.runs import sections_of
 from bayesws.report.sections.section import Section, together
@@ -28,11 +30,21 @@ def page(sections: Sequence[Section], title: str) -> str:
     """The HTML text."""
     here = files("bayesws.report")
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        autoescape=True,
+        finalize=_seen,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     template = environment.from_string(here.joinpath("page.html").read_text(encoding="utf-8"))
     style = Markup(here.joinpath("page.css").read_text(encoding="utf-8"))  # ours, and no input
     return template.render(title=title, sections=sections, style=style, svg=lambda drawing: Markup(drawing.svg()))
+
+
+def _seen(value: Any) -> Any:
+    """What is written into the page: of a text what can be seen; figures are as they are."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

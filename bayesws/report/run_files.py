@@ -54,7 +54,7 @@ class StrengthFile:
     best: dict[str, str | None] = field(default_factory=dict)
     sharing: Posterior | None = None
     notes: list[str] = field(default_factory=list)
-    trusted: bool = False
+    trusted: bool | None = None
 
 
 @dataclass(frozen=True)

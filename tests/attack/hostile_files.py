@@ -367,6 +367,8 @@ RECORDS = {
         b' "methods": {"a": {"model": "CNN"}}}',
         "plan.json",
     ),
+    "plan: a long text": text(b'{"data": "' + b"x" * 2**25 + b'"}', "plan.json"),
+    "strength: a long text": text(b'{"sha256": "", "model": "' + b"x" * 2**25 + b'"}', "strength.json"),
     "strength: brackets": text(b'{"errors": ' + b"[" * 100_000, "strength.json"),
     "study: brackets": text(b'{"trials": ' + b"[" * 100_000, "study.json"),
     "fit: channels without end": fit_of(hidden_channels=10**9),

@@ -26,7 +26,9 @@ from bayesws.commands.terminal import wide_console
 from bayesws.evidence.batches import digest_of
 from bayesws.io.json_files import sealed
 from bayesws.models.pretrained import pretrained_network
+from bayesws.report.page import page
 from bayesws.report.runs import sections_of
+from bayesws.report.sections.section import Section
 from bayesws.training.checkpoint import Checkpoint
 from bayesws.trials import Comparison, Trial, TrialSpec, load_summary, save_summary, summary_of
 from bayesws.trials.ranking import RankedNetwork, Ranking
@@ -377,7 +379,7 @@ def test_a_changed_fit_is_told_at_the_command_line(files, tmp_path, capsys):
 
 
 def test_names_are_printed_without_markup_and_control_characters(capsys):
-    name = "[red]x[/red] \x1b[2J\x07 :smile:"
+    name = "[red]x[/red] \x1b[2J\x07 :smile:<b>"
     table = bws.analysis.equivariance.error_table(
         {name: {name: bws.analysis.EquivarianceError(0.5, (0, 1), "flip", "kept", 9)}}
     )
@@ -385,4 +387,7 @@ def test_names_are_printed_without_markup_and_control_characters(capsys):
     wide_console().print(table, name)
     printed = capsys.readouterr().out
     assert "[red]x[/red]" in printed and ":smile:" in printed
-    assert "\x1b" not in printed and "\x07" not in printed and "\\x1b[2J" in printed
+    written = page([Section("Fit", name, [name], [])], name)
+    for text in (printed, written):
+        assert "\x1b" not in text and "\x07" not in text and "\\x1b[2J" in text
+    assert "&lt;b&gt;" in written and "<b>" not in written
