@@ -1,6 +1,8 @@
 """What several verbs take: data, a network's size, a place to write, a device; checked in one line."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -8,6 +10,7 @@ import torch
 
 from bayesws import data as data_sets
 from bayesws.io.files import check_writable
+from bayesws.io.only_writer import only_writer
 from bayesws.training.fit import Schedule
 
 
@@ -85,17 +88,23 @@ RUNS = {
 }
 
 
-def check_out(folder: Path, mine: str) -> None:
-    """Raise ValueError where files cannot be written into a folder, or where it holds another kind of run.
+@contextmanager
+def writing_into(folder: Path, mine: str) -> Iterator[None]:
+    """One run, and only one, writes into a folder.
 
     Args:
         folder: of --out.
         mine: the file by which this kind of run is known.
+
+    Raises:
+        ValueError: a folder that cannot be written into, holds another kind of run, or is being written into.
     """
     check_writable(folder)
     for name, what in RUNS.items():
         if name != mine and (folder / name).exists():
             raise ValueError(f"{folder} holds {what} ({name}): choose another --out")
+    with only_writer(folder):
+        yield
 
 
 def check_device(name: str) -> None:

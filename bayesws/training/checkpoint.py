@@ -101,12 +101,16 @@ class Checkpoint:
         """
         if self._read("finished.json") is None:
             return None
+        self._leave_only_the_fit()
         return FitResult.load(self.folder / "fit", model, likelihood)
 
     def finish(self, fit: FitResult) -> None:
         """Keep the finished fit, and no more."""
         fit.save(self.folder / "fit")
         self._write("finished.json", {})
+        self._leave_only_the_fit()
+
+    def _leave_only_the_fit(self) -> None:
         for name in ("state.safetensors", "losses.json"):
             (self.folder / name).unlink(missing_ok=True)
 

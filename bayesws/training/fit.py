@@ -16,6 +16,7 @@ from bayesws.evidence.batches import Batches, digest_of
 from bayesws.evidence.checks import check_network
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
+from bayesws.io.only_writer import only_writer
 from bayesws.io.progress import epoch_bar
 from bayesws.io.provenance import versions
 from bayesws.layers.contract import declarations, evaluating, structure
@@ -91,12 +92,25 @@ def fit(
     data = Batches(train, plan.batch_size, place)
     setting = Setting(model, data, copy.deepcopy(likelihood_named(likelihood)), plan, curvature_named(curvature), seed)
     _check(setting, chooser)
-    kept = None
-    if checkpoint is not None:
-        kept = Checkpoint(Path(checkpoint), _digest(setting, chooser, keep_posterior))
-        if (finished := kept.finished(model, setting.likelihood)) is not None:
-            return finished
-    proposals = _start(setting)
+    fitted = partial(_fitted, setting, chooser, progress, keep_posterior, started)
+    if checkpoint is None:
+        return fitted(None)
+    kept = Checkpoint(Path(checkpoint), _digest(setting, chooser, keep_posterior))
+    with only_writer(kept.folder):
+        finished = kept.finished(model, setting.likelihood)
+        return fitted(kept) if finished is None else finished
+
+
+def _fitted(
+    setting: Setting,
+    chooser: Objective,
+    progress: bool | Watch | None,
+    keep_posterior: bool,
+    started: float,
+    kept: Checkpoint | None,
+) -> FitResult:
+    """Train, and look at what came out; `started` is when, on `time.perf_counter`."""
+    proposals, model, plan = _start(setting), setting.net, setting.schedule
     show, watch = (None, progress) if callable(progress) else (progress, _unwatched)
     watching = partial(_watching, show, plan.epochs, chooser.name)
     chosen = chooser.choose(setting, Split(setting, watching, kept))
@@ -106,6 +120,7 @@ def fit(
     loop.train(watching(""), kept, watch=watch)
     evidence = EvidenceSummary.of(final_evidence(setting, work))
     ended = time.perf_counter()
+    place = next(model.parameters()).device
     posterior, notes = _posterior(setting, work) if keep_posterior else ({}, [])
     if plan.start is not None and not structure(model):
         notes = [f"start={plan.start!r} had nothing to start: no layer has a soft stack", *notes]
@@ -116,7 +131,7 @@ def fit(
         evidence=evidence,
         history=loop.history,
         recipe=_recipe(setting, chooser, chosen),
-        provenance=Provenance(versions(), data.digest(), str(place), ended - started, ended - training),
+        provenance=Provenance(versions(), setting.data.digest(), str(place), ended - started, ended - training),
         start=tuple(proposals),
         notes=(*work.notes(loop.history), *notes),
         posterior=posterior,
@@ -124,7 +139,7 @@ def fit(
     if kept is not None:
         kept.finish(result)
     for note in result.notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)
     return result
 
 

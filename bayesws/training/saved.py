@@ -1,8 +1,6 @@
 """A fit as a folder: its tensors as safetensors, all else as JSON; written whole or not at all."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
-from bayesws.io.files import save_tensors
+from bayesws.io.files import save_tensors, write_folder_whole
 from bayesws.layers.contract import named_pathways
 from bayesws.models import known_models
 from bayesws.sharing.groups import Group
@@ -59,22 +57,12 @@ def save(
     tensors |= {f"likelihood.{k}": v for k, v in likelihood.state().items()}
     tensors |= {f"posterior.{k}": v for k, v in posterior.items()}
     owned = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise ValueError(f"cannot write {target}: {error.strerror}; choose another path") from error
-    try:
-        save_tensors(owned, draft / "weights.safetensors")
-        (draft / "fit.json").write_text(json.dumps(record, indent=1))
-        draft.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        draft.rename(target)
-    except OSError as error:
-        raise ValueError(f"cannot write {target}: {error.strerror}; choose another path") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+
+    def write(folder: Path) -> None:
+        save_tensors(owned, folder / "weights.safetensors")
+        (folder / "fit.json").write_text(json.dumps(record, indent=1))
+
+    write_folder_whole(target, write)
 
 
 def load(source: Path, model: nn.Module | None, likelihood: Likelihood | None) -> dict[str, Any]:
@@ -108,8 +96,8 @@ def load(source: Path, model: nn.Module | None, likelihood: Likelihood | None) -
 
 
 def check_free_for(folder: Path) -> None:
-    """Raise ValueError where a fit cannot be saved as `folder`: it is there, and is more than a saved fit."""
-    if not folder.exists():
+    """Raise ValueError where a fit cannot be saved as `folder`: it is there, not empty, and more than a saved fit."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / "fit.json").is_file():
         raise ValueError(f"{folder} exists and is not a saved fit: choose another path")
