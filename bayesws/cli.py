@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from bayesws import __version__
 from bayesws.commands import candidates, compare, data, fit, report, select, strength, study
 from bayesws.commands.arguments import Parser
+from bayesws.commands.stops import stoppable
 from bayesws.io.arguments import one_line
 from bayesws.io.tables import visible
 
@@ -14,18 +15,19 @@ VERBS = (compare, fit, candidates, select, strength, study, data, report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
-    parser = command_line()
-    options = parser.parse_args(arguments)
-    try:
-        options.run(options)
-    except (ValueError, FloatingPointError) as error:
-        print(f"bayesws {options.command}: error: {visible(one_line(str(error)))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        left = str(stop) or "nothing was written"
-        print(f"bayesws {options.command}: interrupted, {left}", file=sys.stderr)
-        return 130
+    """Run one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C, 143 for SIGTERM."""
+    told = "bayesws"
+    with stoppable() as stops:
+        try:
+            options = command_line().parse_args(arguments)
+            told = f"bayesws {options.command}"
+            options.run(options)
+        except (ValueError, FloatingPointError) as error:
+            print(f"{told}: error: {visible(one_line(str(error)))}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt as stop:
+            print(f"{told}: interrupted, {str(stop) or 'nothing was written'}", file=sys.stderr)
+            return stops.exit_code
     return 0
 
 

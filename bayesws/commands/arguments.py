@@ -2,12 +2,15 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from bayesws import data as data_sets
 from bayesws.io.arguments import LARGEST, LARGEST_SEED, device_of, one_line, path_of, shown
 from bayesws.io.files import check_writable
+from bayesws.io.only_writer import only_writer
 from bayesws.training.fit import Schedule
 
 WIDEST, DEEPEST = 1024, 100  # channels and layers: networks of images from the command line are small
@@ -127,17 +130,23 @@ RUNS = {
 }
 
 
-def check_out(folder: Path, mine: str) -> None:
-    """Raise ValueError where files cannot be written into a folder, or where it holds another kind of run.
+@contextmanager
+def writing_into(folder: Path, mine: str) -> Iterator[None]:
+    """One run, and only one, writes into a folder.
 
     Args:
         folder: of --out.
         mine: the file by which this kind of run is known.
+
+    Raises:
+        ValueError: a folder that cannot be written into, holds another kind of run, or is being written into.
     """
     check_writable(folder)
     for name, what in RUNS.items():
         if name != mine and (folder / name).exists():
             raise ValueError(f"{folder} holds {what} ({name}): choose another --out")
+    with only_writer(folder):
+        yield
 
 
 def check_device(name: str) -> None:

@@ -12,12 +12,12 @@ from bayesws.commands.arguments import (
     add_data,
     add_network,
     check_device,
-    check_out,
     count,
     data_arguments,
     known_tasks,
     positive,
     seed,
+    writing_into,
 )
 from bayesws.commands.terminal import wide_console
 from bayesws.evidence.curvature import Curvature
@@ -86,20 +86,25 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
 def run(options: argparse.Namespace) -> None:
     """Run what the folder does not hold yet, write the comparison and its picture, print the tables."""
     check_device(options.device)
-    check_out(options.out, "comparison.json")
+    with writing_into(options.out, "comparison.json"):
+        _run(options)
+
+
+def _run(options: argparse.Namespace) -> None:
     specs = _specs(options)
     processes = options.jobs if options.device == "cpu" else 1
     try:
         with trial_bar(len(specs)) as advance:
             records = engine.run(specs, options.out, processes, ("sharing", "nll"), advance, attrgetter("cost"))
+        same = {k: v for k, v in specs[0].settings.items() if k not in ("task", "seed", "pathways", "objective")}
+        same["network"] = {k: v for k, v in same["network"].items() if k != "pathways"}
+        seeds = [options.seed + s for s in range(_seeds(options))]
+        run = {"seeds": seeds, "versions": versions(), "command": command()}
+        comparison = Comparison([Trial.from_record(r) for r in records], same | run)
+        comparison.save(options.out / "comparison.json")
+        save_picture(comparison, options.out / "comparison.png")
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(told_when_stopped(specs, options.out)) from stop
-    same = {k: v for k, v in specs[0].settings.items() if k not in ("task", "seed", "pathways", "objective")}
-    same["network"] = {k: v for k, v in same["network"].items() if k != "pathways"}
-    run = {"seeds": [options.seed + s for s in range(_seeds(options))], "versions": versions(), "command": command()}
-    comparison = Comparison([Trial.from_record(r) for r in records], same | run)
-    comparison.save(options.out / "comparison.json")
-    save_picture(comparison, options.out / "comparison.png")
     if options.json:
         print(comparison.as_json())
         return

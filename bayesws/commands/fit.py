@@ -3,7 +3,7 @@
 import argparse
 import json
 import math
-import shutil
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,7 +24,8 @@ from bayesws.commands.arguments import (
     seed,
 )
 from bayesws.commands.terminal import wide_console
-from bayesws.io.files import check_writable, without_nan
+from bayesws.io.files import check_writable, remove_folder, sweep_drafts, without_nan
+from bayesws.io.only_writer import only_writer
 from bayesws.io.provenance import command
 from bayesws.training.fit import Schedule, fit
 from bayesws.training.objectives.names import OBJECTIVES
@@ -62,32 +63,26 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
 def run(options: argparse.Namespace) -> None:
     """Go on with what a stopped fit left, or start; save the fit and print its numbers."""
     check_device(options.device)
-    check_writable(options.out)
-    if options.out.exists() and any(options.out.iterdir()):
-        _check_same_command(options.out)
-    images = data_sets.load(**data_arguments(options), task=options.task, seed=options.seed)
-    torch.manual_seed(options.seed)
-    net = network_for(images, options.pathways, hidden_channels=options.hidden_channels, layers=options.layers)
-    unfinished = options.out.with_name(f"{options.out.name}.unfinished")
+    out = options.out.absolute()
+    check_writable(out)
+    if os.path.ismount(out):
+        raise ValueError(f"{out} is where a disk is mounted, and cannot be replaced by a fit: choose a folder in it")
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    if unfinished.is_symlink():
+        raise ValueError(f"{unfinished} is a symbolic link, which a fit does not write through: remove it")
     try:
-        with _tensorboard(options.tensorboard) as watch:
-            result = fit(
-                net,
-                images.train,
-                objective=options.objective,
-                seed=options.seed,
-                device=options.device,
-                epochs=options.epochs or Schedule().epochs,
-                checkpoint=unfinished,
-                progress=watch,
-            )
+        with only_writer(unfinished, lock=out.with_name(f".{out.name}.lock")):
+            for path in (out, unfinished):
+                sweep_drafts(path.parent, path.name)
+            if out.exists():
+                _check_same_command(out)
+            result, scores = _trained(options, unfinished)
+            result.save(out)
+            if unfinished.exists():
+                remove_folder(unfinished)
     except KeyboardInterrupt as stop:
         kept = f"what was done is kept in {unfinished}: the same command goes on from there"
         raise KeyboardInterrupt(kept if unfinished.exists() else "") from stop
-    scores = Scores.of(result, *images.test)
-    result = result.with_provenance(data=options.data, task=options.task, command=command(), test=asdict(scores))
-    result.save(options.out)
-    shutil.rmtree(unfinished)
     if options.json:
         print(json.dumps(without_nan({"test": asdict(scores)} | _numbers(result)), indent=1, allow_nan=False))
         return
@@ -100,9 +95,32 @@ def run(options: argparse.Namespace) -> None:
     console.print(f"written: {options.out}")
 
 
+def _trained(options: argparse.Namespace, unfinished: Path) -> tuple[FitResult, Scores]:
+    """The fit, from where it was stopped, and how it does on the test images."""
+    images = data_sets.load(**data_arguments(options), task=options.task, seed=options.seed)
+    torch.manual_seed(options.seed)
+    net = network_for(images, options.pathways, hidden_channels=options.hidden_channels, layers=options.layers)
+    with _tensorboard(options.tensorboard) as watch:
+        result = fit(
+            net,
+            images.train,
+            objective=options.objective,
+            seed=options.seed,
+            device=options.device,
+            epochs=options.epochs or Schedule().epochs,
+            checkpoint=unfinished,
+            progress=watch,
+        )
+    scores = Scores.of(result, *images.test)
+    told = {"data": options.data, "task": options.task, "command": command(), "test": asdict(scores)}
+    return result.with_provenance(**told), scores
+
+
 def _check_same_command(folder: Path) -> None:
     """Raise ValueError where the folder holds anything but what this very command would write anew."""
     check_free_for(folder)
+    if not any(folder.iterdir()):
+        return
     made = FitResult.load(folder).provenance.more.get("command", [])
     if made != command():
         by = f"by another command ({' '.join(made)})" if made else "elsewhere"

@@ -14,12 +14,12 @@ from bayesws.commands.arguments import (
     add_data,
     add_place,
     check_device,
-    check_out,
     data_arguments,
     depth,
     known_tasks,
     positive,
     width,
+    writing_into,
 )
 from bayesws.commands.terminal import wide_console
 from bayesws.evidence.curvature import KINDS as CURVATURES
@@ -86,7 +86,11 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
 def run(options: argparse.Namespace) -> None:
     """Run it, print, write."""
     check_device(options.device)
-    check_out(options.out, "ranking.json")
+    with writing_into(options.out, "ranking.json"):
+        _run(options)
+
+
+def _run(options: argparse.Namespace) -> None:
     images = data_sets.load(**data_arguments(options), task=options.task, seed=0)
     groups = [name.strip() for name in options.groups.split(",")]
     networks = group_networks(images, groups, options.width, options.layers)

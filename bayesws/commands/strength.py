@@ -26,11 +26,11 @@ from bayesws.commands.arguments import (
     add_data,
     add_place,
     check_device,
-    check_out,
     data_arguments,
     known_tasks,
     named,
     seed,
+    writing_into,
 )
 from bayesws.commands.terminal import wide_console
 from bayesws.io.files import without_nan, write_whole
@@ -81,7 +81,11 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
 def run(options: argparse.Namespace) -> None:
     """Run it, print, write."""
     check_device(options.device)
-    check_out(options.out, "strength.json")
+    with writing_into(options.out, "strength.json"):
+        _run(options)
+
+
+def _run(options: argparse.Namespace) -> None:
     fit = FitResult.load(options.model) if Path(options.model).is_dir() else None
     if fit is not None and options.weights:
         raise ValueError(f"--weights {options.weights} beside a saved fit: it has its own")

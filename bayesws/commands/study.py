@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 
-from bayesws.commands.arguments import Parser, add_place, check_device, check_out, place, positive
+from bayesws.commands.arguments import Parser, add_place, check_device, place, positive, writing_into
 from bayesws.commands.terminal import wide_console
 from bayesws.io.files import without_nan, write_whole
 from bayesws.io.json_files import sealed
@@ -60,19 +60,23 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
 def run(options: argparse.Namespace) -> None:
     """Run it, print, write."""
     check_device(options.device)
-    check_out(options.out, "study.json")
+    with writing_into(options.out, "study.json"):
+        _run(options)
+
+
+def _run(options: argparse.Namespace) -> None:
     study = Study.read(options.plan, options.device, options.seeds)
     processes = options.jobs if options.device == "cpu" else 1
     try:
         with trial_bar(len(study.cells)) as advance:
             records = study.run(options.out, processes, advance)
+        summary = {"versions": versions(), "command": command(), "trials": records}
+        text = json.dumps(sealed(without_nan(summary)), allow_nan=False)
+        write_whole(options.out / "study.json", lambda path: path.write_text(text + "\n"))
+        cells = list(rows(records))
+        save_study_picture(cells, options.out / "study.png")
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(told_when_stopped(study.cells, options.out)) from stop
-    summary = {"versions": versions(), "command": command(), "trials": records}
-    text = json.dumps(sealed(without_nan(summary)), allow_nan=False)
-    write_whole(options.out / "study.json", lambda path: path.write_text(text + "\n"))
-    cells = list(rows(records))
-    save_study_picture(cells, options.out / "study.png")
     if options.json:
         print(text)
         return

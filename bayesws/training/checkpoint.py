@@ -137,12 +137,16 @@ class Checkpoint:
         record = self.folder / "fit" / "fit.json"
         if record.is_file() and digest_of_file(record) != found.fit:
             raise ValueError(f"{record} is of another fit than {self.folder / 'finished.json'}; {self._cure}")
+        self._leave_only_the_fit()
         return FitResult.load(self.folder / "fit", model, likelihood)
 
     def finish(self, fit: FitResult) -> None:
         """Keep the finished fit, and no more."""
         fit.save(self.folder / "fit")
         self._write("finished.json", {"fit": digest_of_file(self.folder / "fit" / "fit.json")})
+        self._leave_only_the_fit()
+
+    def _leave_only_the_fit(self) -> None:
         for name in ("state.safetensors", "losses.json"):
             (self.folder / name).unlink(missing_ok=True)
 

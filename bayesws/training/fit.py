@@ -20,6 +20,7 @@ from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.evidence.memory import refuse_what_does_not_fit
 from bayesws.evidence.networks import check_network_kind, check_trained, outputs_of
 from bayesws.io.arguments import device_of, flag, path_of, seed_of, shown
+from bayesws.io.only_writer import only_writer
 from bayesws.io.progress import epoch_bar
 from bayesws.io.provenance import versions
 from bayesws.layers.contract import declarations, evaluating, structure
@@ -112,12 +113,31 @@ def fit(
     if curvature is None and isinstance(chooser, ByEvidence) and chooser.curvature is None:
         by_default, sampled = kronecker_curvature(model, few, setting.likelihood)
         setting = replace(setting, curvature=by_default)
-    kept = None
-    if folder is not None:
-        kept = Checkpoint(folder, _digest(setting, chooser, keep_posterior))
-        if (finished := kept.finished(model, setting.likelihood)) is not None:
-            return finished
-    proposals = _start(setting)
+    fitted = partial(_fitted, setting, chooser, progress, keep_posterior, [sampled] if sampled else [], started)
+    if folder is None:
+        return fitted(None)
+    kept = Checkpoint(folder, _digest(setting, chooser, keep_posterior))
+    with only_writer(kept.folder):
+        finished = kept.finished(model, setting.likelihood)
+        return fitted(kept) if finished is None else finished
+
+
+def _fitted(
+    setting: Setting,
+    chooser: Objective,
+    progress: bool | Watch | None,
+    keep_posterior: bool,
+    told: list[str],
+    started: float,
+    kept: Checkpoint | None,
+) -> FitResult:
+    """Train, and look at what came out.
+
+    Args:
+        told: notes beforehand.
+        started: when, on `time.perf_counter`.
+    """
+    proposals, model, plan = _start(setting), setting.net, setting.schedule
     show, watch = (None, progress) if callable(progress) else (progress, _unwatched)
     watching = partial(_watching, show, plan.epochs, chooser.name)
     chosen = chooser.choose(setting, Split(setting, watching, kept))
@@ -127,6 +147,7 @@ def fit(
     loop.train(watching(""), kept, watch=watch)
     evidence = EvidenceSummary.of(final_evidence(setting, work))
     ended = time.perf_counter()
+    place = next(model.parameters()).device
     posterior, notes = _posterior(setting, work) if keep_posterior else ({}, [])
     if plan.start is not None and not structure(model):
         notes = [f"start={plan.start!r} had nothing to start: no layer has a soft stack", *notes]
@@ -137,15 +158,15 @@ def fit(
         evidence=evidence,
         history=loop.history,
         recipe=_recipe(setting, chooser, chosen),
-        provenance=Provenance(versions(), data.digest(), str(place), ended - started, ended - training),
+        provenance=Provenance(versions(), setting.data.digest(), str(place), ended - started, ended - training),
         start=tuple(proposals),
-        notes=(*work.notes(loop.history), *([sampled] if sampled else []), *notes),
+        notes=(*work.notes(loop.history), *told, *notes),
         posterior=posterior,
     )
     if kept is not None:
         kept.finish(result)
     for note in result.notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)
     return result
 
 

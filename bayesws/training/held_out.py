@@ -50,8 +50,10 @@ class Split:
         kept, held = self.setting.data.split(share, torch.Generator().manual_seed(self.setting.seed))
         net, likelihood = copy.deepcopy(self.setting.net), copy.deepcopy(self.setting.likelihood)
         trial = replace(self.setting, net=net, likelihood=likelihood, data=kept)
-        loop = Loop(trial, begin(trial, value))
-        loop.train(watching, self.checkpoint, repr(value))
+        place = next(net.parameters()).device
+        with torch.random.fork_rng([place] if place.type == "cuda" else []):  # one draw of dropout for all values
+            loop = Loop(trial, begin(trial, value))
+            loop.train(watching, self.checkpoint, repr(value))
         net.eval()
         with torch.no_grad():
             return -sum(float(likelihood.log_prob(net(x), y)) for x, y in held)

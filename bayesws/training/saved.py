@@ -1,8 +1,6 @@
 """A fit as a folder: its tensors as safetensors, all else as JSON; written whole or not at all."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
-from bayesws.io.files import save_tensors
+from bayesws.io.files import save_tensors, write_folder_whole
 from bayesws.io.json_files import read_json, sealed, shown
 from bayesws.io.tensor_files import Digest, digest_of_file, read_tensors
 from bayesws.layers.contract import named_pathways
@@ -93,23 +91,13 @@ def save(
     tensors |= {f"likelihood.{k}": v for k, v in likelihood.state().items()}
     tensors |= {f"posterior.{k}": v for k, v in posterior.items()}
     owned = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise ValueError(f"cannot write {target}: {error.strerror}; choose another path") from error
-    try:
-        save_tensors(owned, draft / "weights.safetensors")
-        record["tensors"] = {"weights.safetensors": digest_of_file(draft / "weights.safetensors")}
-        (draft / "fit.json").write_text(json.dumps(sealed(record), indent=1))
-        draft.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        draft.rename(target)
-    except OSError as error:
-        raise ValueError(f"cannot write {target}: {error.strerror}; choose another path") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+
+    def write(folder: Path) -> None:
+        save_tensors(owned, folder / "weights.safetensors")
+        record["tensors"] = {"weights.safetensors": digest_of_file(folder / "weights.safetensors")}
+        (folder / "fit.json").write_text(json.dumps(sealed(record), indent=1))
+
+    write_folder_whole(target, write)
 
 
 def load(source: Path, model: nn.Module | None, likelihood: Likelihood | None) -> dict[str, Any]:
@@ -134,8 +122,8 @@ def load(source: Path, model: nn.Module | None, likelihood: Likelihood | None) -
 
 
 def check_free_for(folder: Path) -> None:
-    """Raise ValueError where a fit cannot be saved as `folder`: it is there, and is more than a saved fit."""
-    if not folder.exists():
+    """Raise ValueError where a fit cannot be saved as `folder`: it is there, not empty, and more than a saved fit."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / "fit.json").is_file():
         raise ValueError(f"{folder} exists and is not a saved fit: choose another path")

@@ -1,6 +1,7 @@
 """Which network do the data want? Networks trained alike and ranked by their evidence, with nothing held out."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.evidence.reading import as_tensors
 from bayesws.io.arguments import path_of, whole
+from bayesws.io.only_writer import only_writer
 from bayesws.layers.contract import layers_of
 from bayesws.training.result import FitResult
 from bayesws.trials.ranking import Ranking
@@ -60,7 +62,8 @@ def select(
         settings: further arguments of `fit`, such as `epochs`.
 
     Raises:
-        ValueError: no networks, fewer than one seed; what `fit` raises, with the network's name before it.
+        ValueError: no networks, fewer than one seed, a folder that another process writes into; what `fit` raises, with
+            the network's name before it.
     """
     if not isinstance(networks, Mapping):
         raise ValueError(f"networks of type {type(networks).__name__}: expected a mapping of names to networks")
@@ -75,15 +78,17 @@ def select(
     asked = comparable_curvature(nets.values()) if evidence_curvature is None else curvature_named(evidence_curvature)
     common: dict[str, Any] = {"keep_posterior": False} | settings
     starts, fits = [], {}
-    for name, network in networks.items():
-        tried: list[tuple[FitResult, Start]] = []
-        for seed in range(seeds):
-            net = nets[name] if seed == 0 else made(name, network, seed)
-            if checkpoints is not None:
-                common["checkpoint"] = path_of(checkpoints) / f"{as_file_name(name)}-{seed}"
-            tried.append(started(name, net, data, noise_model, steps, asked, seed=seed, test=test, **common))
-        fits[name] = max(tried, key=lambda pair: pair[1].log_evidence)[0]
-        starts += [start for _, start in tried]
+    kept = None if checkpoints is None else path_of(checkpoints)
+    with nullcontext() if kept is None else only_writer(kept):
+        for name, network in networks.items():
+            tried: list[tuple[FitResult, Start]] = []
+            for seed in range(seeds):
+                net = nets[name] if seed == 0 else made(name, network, seed)
+                if kept is not None:
+                    common["checkpoint"] = kept / f"{as_file_name(name)}-{seed}"
+                tried.append(started(name, net, data, noise_model, steps, asked, seed=seed, test=test, **common))
+            fits[name] = max(tried, key=lambda pair: pair[1].log_evidence)[0]
+            starts += [start for _, start in tried]
     return ranking_of(starts, noise_model.name, steps, asked, fits)
 
 

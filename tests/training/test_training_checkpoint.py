@@ -84,6 +84,27 @@ def test_finished_settings_are_not_trained_again(data, tmp_path, monkeypatch):
     assert trained == [1, 2, 3]
 
 
+@pytest.mark.parametrize("at", [1, 3])
+def test_dropout_is_drawn_alike_whatever_was_finished_before(at, tmp_path, monkeypatch):
+    data = torch.rand(30, 6), torch.arange(30) % 3
+    settings = {"objective": "task", "weight_decays": (0.0, 1e-3, 1e-2), "epochs": 2, "progress": False}
+
+    def fitted(**more):
+        torch.manual_seed(1)
+        net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 3))
+        return bws.fit(net, data, **settings, **more)
+
+    def stopping(self, losses, after=Checkpoint.keep_losses):
+        after(self, losses)
+        if len(losses) == at:
+            raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Checkpoint, "keep_losses", stopping)
+        fitted(checkpoint=tmp_path / "left")
+    assert fitted(checkpoint=tmp_path / "left").history == fitted().history
+
+
 def stopped(data, folder, monkeypatch):
     """A folder that a stopped fit left."""
 
