@@ -160,7 +160,12 @@ def moments(number, count, seed):
     draw = random.Random(f"{number} {seed}")
     for _ in range(count):
         name = draw.choice(list(COMMANDS))
-        yield name, draw.random(), draw.choice(["process", "group"]), not name.startswith("fit") and draw.random() < 0.12
+        yield (
+            name,
+            draw.random(),
+            draw.choice(["process", "group"]),
+            not name.startswith("fit") and draw.random() < 0.12,
+        )
 
 
 SIGNALS = {signal.SIGKILL: 100, signal.SIGTERM: 40, signal.SIGINT: 40}
