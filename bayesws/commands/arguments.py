@@ -145,8 +145,14 @@ def writing_into(folder: Path, mine: str) -> Iterator[None]:
     for name, what in RUNS.items():
         if name != mine and (folder / name).exists():
             raise ValueError(f"{folder} holds {what} ({name}): choose another --out")
-    with only_writer(folder):
-        yield
+    try:
+        with only_writer(folder):
+            yield
+    except KeyboardInterrupt as stop:
+        trials = folder / "trials"
+        if str(stop) or not list(trials.glob("*.json")):
+            raise
+        raise KeyboardInterrupt(f"finished trials are kept in {trials}: the same command goes on from there") from stop
 
 
 def check_device(name: str) -> None:

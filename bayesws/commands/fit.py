@@ -64,14 +64,15 @@ def run(options: argparse.Namespace) -> None:
     """Go on with what a stopped fit left, or start; save the fit and print its numbers."""
     check_device(options.device)
     out = options.out.absolute()
-    check_writable(out)
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    for path in (out, unfinished):
+        check_writable(path)
     if os.path.ismount(out):
         raise ValueError(f"{out} is where a disk is mounted, and cannot be replaced by a fit: choose a folder in it")
-    unfinished = out.with_name(f"{out.name}.unfinished")
     if unfinished.is_symlink():
         raise ValueError(f"{unfinished} is a symbolic link, which a fit does not write through: remove it")
     try:
-        with only_writer(unfinished, lock=out.with_name(f".{out.name}.lock")):
+        with only_writer(out, lock=out.with_name(f".{out.name}.lock")):
             for path in (out, unfinished):
                 sweep_drafts(path.parent, path.name)
             if out.exists():

@@ -31,6 +31,7 @@ COMMANDS = {
     "compare": ["compare", *SMALL, *TINY, "--task", "turned", "--seeds", "1", "--out", "out"],
     "study": ["study", "../study.json", "--out", "out"],
 }
+FEW = {"fit": 3, "fit over a fit": 3, "select": 2}  # points of the default tests; of the dearer commands one
 SECONDS = ("seconds", "training_seconds")
 
 
@@ -142,7 +143,7 @@ def commands(tmp_path_factory):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_at_a_few_file_operations(name, commands):
-    for point in random.Random(0).sample(commands.points(name), 2):
+    for point in random.Random(0).sample(commands.points(name), FEW.get(name, 1)):
         commands.killed_at(name, point)
 
 
@@ -160,12 +161,8 @@ def moments(number, count, seed):
     draw = random.Random(f"{number} {seed}")
     for _ in range(count):
         name = draw.choice(list(COMMANDS))
-        yield (
-            name,
-            draw.random(),
-            draw.choice(["process", "group"]),
-            not name.startswith("fit") and draw.random() < 0.12,
-        )
+        pool = not name.startswith("fit") and draw.random() < 0.12
+        yield name, draw.random(), draw.choice(["process", "group"]), pool
 
 
 SIGNALS = {signal.SIGKILL: 100, signal.SIGTERM: 40, signal.SIGINT: 40}
@@ -173,7 +170,7 @@ SIGNALS = {signal.SIGKILL: 100, signal.SIGTERM: 40, signal.SIGINT: 40}
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_stopped_at_a_few_moments(number, commands):
-    for name, share, to, _ in moments(number, 2, "few"):
+    for name, share, to, _ in moments(number, 1, "few"):
         commands.stopped(name, number, share, to, pool=False)
 
 

@@ -99,3 +99,35 @@ def test_other_verbs_leave_a_fit_alone(verb, tmp_path, capsys):
     assert main([verb, *given, "--out", str(tmp_path)]) == 2
     assert "holds a fit (fit.json): choose another --out" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["fit.json"]
+
+
+def test_an_empty_folder_is_written_into(tmp_path):
+    assert main([*SMALL, "--out", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fit.json", "weights.safetensors"]
+
+
+REFUSED = {
+    "a file": ("file", "file is not a folder; choose another place"),
+    "below a file": ("file/out", "file is not a folder; choose another place"),
+    "what is not ours": ("mine", "mine exists and is not a saved fit: choose another path"),
+    "a name of 300": ("x" * 300, "File name too long; choose another place"),
+    "a name of 230, too long with .unfinished": ("x" * 230, "File name too long; choose another place"),
+    "a link for what is unfinished": ("linked", "linked.unfinished is a symbolic link"),
+    "the root": ("/", "/"),
+    "a mount": ("/proc", "/proc"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_out_is_looked_at_before_anything_is_loaded(case, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    (tmp_path / "linked.unfinished").symlink_to(tmp_path / "mine")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr("bayesws.data.load", None)
+    name, message = REFUSED[case]
+    assert main([*SMALL, "--out", str(tmp_path / name)]) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1 and len(told) < 400
+    assert sorted(tmp_path.rglob("*")) == before
