@@ -14,7 +14,7 @@ from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.evidence.networks import check_network_kind, outputs_of
 from bayesws.evidence.objective import resolve_prior
 from bayesws.evidence.reading import as_tensors
-from bayesws.layers.contract import named_pathways, starting_log_precisions
+from bayesws.layers.contract import called_with, named_pathways, starting_log_precisions
 
 CACHED = 2**16  # chains times data at once: what a layer then makes of them stays in a processor's cache
 
@@ -85,7 +85,7 @@ class Whitened:
 
     def forward(self, z: Float[Tensor, " weights"]) -> Tensor:
         """The network's outputs for all inputs at one z; differentiable, and for torch.func.vmap."""
-        return torch.func.functional_call(self._net, self.weights(z), (self.x,))
+        return called_with(self._net, self.weights(z), self.x)
 
     def weights(self, z: Float[Tensor, "*chains weights"]) -> dict[str, Tensor]:
         """θ by the parameter's name in the network, (*chains, ...)."""

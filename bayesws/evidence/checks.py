@@ -7,11 +7,11 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
-from torch.func import functional_call
 
 from bayesws.evidence.accumulators import named
 from bayesws.evidence.capture import Forward, LayerIO, Layers, jacobian_rows, run_forward
-from bayesws.layers.contract import Declaration, Pathway, evaluating
+from bayesws.evidence.networks import outputs_of
+from bayesws.layers.contract import Declaration, Pathway, called_with, evaluating
 
 FEW = 8  # data that are looked at
 
@@ -29,7 +29,7 @@ def check_network(net: nn.Module, layers: Layers, few: Tensor) -> None:
     if found := next((name for name, (_, p) in named(layers).items() if p.parameter.is_complex()), None):
         raise ValueError(f"parameter {found!r} is complex: expected real ones; use its real and imaginary parts")
     with evaluating(net), torch.enable_grad():  # as for the gradients below: what is derived once serves all of it
-        outputs = net(few.clone()).detach()
+        outputs = outputs_of(net, few.clone()).detach()
         _check_same_again(net, few, outputs)
         _check_alone(net, few, outputs)
         forward = run_forward(net, layers, few.clone())
@@ -194,7 +194,7 @@ def _check_hidden_uses(net: nn.Module, layers: Layers, few: Tensor, forward: For
 
     def depends_on(names: Iterable[str]) -> bool:
         with _giving(layers, forward):
-            outputs = functional_call(net, dict(changed[name] for name in names), (few.clone(),))
+            outputs = called_with(net, dict(changed[name] for name in names), few.clone())
         return not torch.equal(outputs.nan_to_num(), forward.outputs.nan_to_num())
 
     if changed and depends_on(changed):
@@ -271,7 +271,9 @@ def _differs(
     terms = found.norm()
     if heard is not None:
         calls, gradients = heard
-        patches, responses = calls.patches(declaration), calls.responses(declaration, gradients)
+        # the data side by side as if they were positions of one: no row of its own for each
+        patches = calls.patches(declaration).movedim(0, -1).flatten(1)[None]
+        responses = calls.responses(declaration, gradients).movedim(1, -1).flatten(2).unsqueeze(1)
         found = jacobian_rows(pathway, patches, responses).sum((0, 1)).reshape(pathway.parameter.shape)
         # a normalised input is of order one: where it is smaller, a difference that cancelled
         sizes = patches.abs().clamp(min=1) if pathway.acts == "scale" else patches.abs()

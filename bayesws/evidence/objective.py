@@ -15,10 +15,10 @@ from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.gathering import Gathered, gather
 from bayesws.evidence.hessian import Hessian, Repeated, sum_tensors
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
-from bayesws.evidence.networks import check_network_kind, outputs_of
+from bayesws.evidence.networks import check_network_kind
 from bayesws.layers.cache import computed_once
 from bayesws.layers.contract import (
-    evaluating,
+    called_with,
     named_pathways,
     shaping_precisions,
     starting_log_precisions,
@@ -214,24 +214,12 @@ def log_evidence(
         for name, tensor in starting_log_precisions(net).items()
         if id(tensor) in own
     }
-    return torch.func.functional_call(_Within(net), given, (evidence,))
-
-
-FEW = 2  # data whose outputs are looked at
+    return called_with(_Within(net), given, evidence)
 
 
 def batches_for(net: nn.Module, data: Any, batch_size: int) -> Batches:
-    """Data as a network takes them, where it is; its outputs are looked at once.
-
-    Raises:
-        ValueError: as `Batches`, and `networks.outputs_of`.
-    """
-    batches = Batches(data, batch_size, next((p.device for p in net.parameters()), None), net=net)
-    few = batches.first(FEW)
-    if few is not None:  # a loader is not to be disturbed: what it gives is looked at when it comes
-        with evaluating(net), torch.no_grad():
-            outputs_of(net, few)
-    return batches
+    """Data as a network takes them, where it is."""
+    return Batches(data, batch_size, next((p.device for p in net.parameters()), None), net=net)
 
 
 def resolve_prior(net: nn.Module, prior: Mapping[str, Tensor | float] | float | None) -> dict[str, Tensor]:
@@ -275,7 +263,7 @@ LARGEST = 80.0  # log precision: e^88 is the end of float32
 
 
 class _Within(nn.Module):
-    """A network as a module's child, so that torch.func.functional_call can hand it other precisions."""
+    """A network as a module's child, so that `called_with` can hand it other precisions."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 Factors = list[tuple[Tensor, Tensor]]
 Strength = Callable[[Mapping[str, Tensor]], Tensor]  # from log δ by pathway, (...), to ρ, (...)
@@ -299,6 +301,21 @@ def is_within(name: str, container: str) -> bool:
 def _joined(layer: str, name: str) -> str:
     """ "layer.name"; the name alone where the layer is the network itself."""
     return f"{layer}.{name}" if layer else name
+
+
+def called_with(net: nn.Module, tensors: Mapping[str, Tensor], *inputs: Any) -> Any:
+    """What a network gives with other tensors in the place of some of its parameters, given by name.
+
+    As torch.func.functional_call, which leaves the new tensors in a module that the network has under two names.
+    """
+    given = {id(net.get_parameter(name)): tensor for name, tensor in tensors.items()}
+    places = {
+        f"{path}.{name}" if path else name: given[id(parameter)]
+        for path, module in net.named_modules()  # each module once
+        for name, parameter in module.named_parameters(recurse=False)
+        if id(parameter) in given
+    }
+    return functional_call(net, places, inputs, tie_weights=False)
 
 
 @contextmanager

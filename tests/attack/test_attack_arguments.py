@@ -135,6 +135,7 @@ FIT = {"epochs": 1, "progress": False, "keep_posterior": False}
 CALLS = {
     "fit": (bws.fit, lambda: {"net": net(), "train": images(), "seed": 0, "checkpoint": None} | FIT),
     "fit by the task loss": (bws.fit, lambda: {"net": linear(), "train": images(), "objective": "task"} | FIT),
+    "forecast": (bws.forecast, lambda: {"net": linear(), "data": images()}),
     "log_evidence": (bws.log_evidence, lambda: {"net": linear(), "data": images()}),
     "evidence_gradient": (bws.evidence_gradient, lambda: {"net": net(), "data": images(), "curvature": "diag"}),
     "compare": (
@@ -181,7 +182,7 @@ CALLS = {
         },
     ),
     "orbit_decomposition": (bws.orbit_decomposition, lambda: {"weight": torch.rand(4, 2, 3, 3)}),
-    "orbit_decompositions": (bws.orbit_decompositions, lambda: {"net": plain(), "x": images()[0]}),
+    "orbit_decompositions": (bws.analysis.orbit_decompositions, lambda: {"net": plain(), "x": images()[0]}),
     "share": (bws.share, lambda: {"model": plain(), "group_size": 4}),
     "harden": (bws.harden, lambda: {"source": net(), "example": images()[0]}),
     "identify_group": (bws.identify_group, lambda: {"stack": torch.eye(4).expand(2, 4, 4)}),

@@ -227,15 +227,14 @@ def bad_data():
         "label negative": ((x, y - 1), "labels from -1 to 1: expected 0 to 2"),
         "labels float": ((x, y.double()), "float64: expected.*integers"),
         "labels of two axes": ((x, y[:, None]), r"labels of shape \(6, 1\)"),
-        "empty": ((x[:0], y[:0]), "empty: expected at least one"),
+        "empty": ((x[:0], y[:0]), "expected at least one example"),
         "empty Dataset": (Pairs(x[:0], y[:0]), "empty: expected at least one"),
-        "empty TensorDataset": (TensorDataset(x[:0], y[:0]), "empty: expected at least one"),
+        "empty TensorDataset": (TensorDataset(x[:0], y[:0]), "expected at least one example"),
         "empty DataLoader": (DataLoader(TensorDataset(x[:0], y[:0])), "empty: expected at least one"),
         "lengths": ((x, y[:-1]), "6 inputs and 5 targets"),
         "channels": ((x.repeat(1, 2, 1, 1), y), r"2, 4, 4\): expected \(batch, 1, height, width\)"),
         "one tensor": (x, "type Tensor: expected a pair of tensors"),
-        "three tensors": ((x, y, y), "expected a pair of tensors"),
-        "not tensors": ((x.numpy(), y.numpy()), "expected a pair of tensors"),
+        "three tensors": ((x, y, y), "number 2 and number 3 would both do as targets"),
         "NaN in a DataLoader": (DataLoader(TensorDataset(nan, y)), "NaN or infinite"),
     }
 

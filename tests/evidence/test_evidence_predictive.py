@@ -118,7 +118,7 @@ def test_classification_is_the_average_over_the_linearised_network(stack, curvat
 def test_errors():
     x, y = linear_problem()
     fit = bws.fit(folded(), (x, y), "regression", epochs=1, progress=False)
-    with pytest.raises(ValueError, match="kind='mean': expected 'posterior' or 'map'"):
+    with pytest.raises(ValueError, match="kind='mean': expected one of posterior, map"):
         fit.predict(x, "mean")
     with pytest.raises(ValueError, match="inputs hold 1 NaN or infinite values"):
         fit.nll(torch.where(x == x[0, 0], torch.nan, x), y)

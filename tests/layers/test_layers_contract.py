@@ -11,6 +11,7 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from bayesws.layers import WSConv2d, WSConv3d, WSLiftConv2d, WSLiftConv3d, WSLinear
+from bayesws.layers.contract import called_with
 from bayesws.layers.weight_sharing import RESIDUAL_JITTER
 from bayesws.sharing import Group
 
@@ -306,3 +307,14 @@ def test_a_kernel_that_is_shared_leaves_nothing_to_the_free_pathway():
     layer.set_kernel(torch.einsum("gnm,oim->ogin", layer.representations(), w))
     torch.testing.assert_close(layer.shared.detach(), w, rtol=1e-12, atol=1e-14)
     assert layer.free.abs().max() < 1e-12
+
+
+def test_tensors_in_the_place_of_parameters_reach_every_use_and_leave_nothing():
+    """torch.func.functional_call leaves them in a module that stands twice in a network."""
+    twice, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    other.bias = twice.bias
+    net, x, before = nn.Sequential(twice, nn.Tanh(), twice, other), torch.randn(3, 2), twice.weight
+    found = called_with(net, {"0.weight": torch.eye(2), "0.bias": torch.ones(2)}, x)
+    expected = nn.functional.linear(torch.tanh(x + 1) + 1, other.weight, torch.ones(2))
+    torch.testing.assert_close(found, expected)
+    assert net[0].weight is net[2].weight is before and other.bias is twice.bias is net[0].bias

@@ -54,5 +54,5 @@ def test_no_process_outlives_its_parent(tmp_path):
 
 
 def test_a_script_that_starts_trials_when_it_is_imported_is_told_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(WORKER))
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(WORKER), raising=False)
     assert_refused(lambda: run([], tmp_path), "import this script first: start trials below if __name__ == '__main__'")

@@ -215,7 +215,7 @@ BAD = [
     (method(fit={"likelihood": "regression"}), 'expected one of "classification"'),
     (
         method(fit={"objective": "task", "weight_decays": [-1]}),
-        "fit: weight_decays=(-1,): expected one or more",
+        "fit: weight_decays=-1: expected one or more",
     ),
     (method(fit={"objective": "task", "weight_decays": 0.1}), "fit: weight_decays 0.1: expected a list, each a number"),
     (method(fit={"objective": "task", "entropy": -1}), "fit: entropy=-1: expected a weight"),

@@ -14,9 +14,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from bayesws.layers.contract import named_pathways
+from bayesws.layers.contract import called_with, named_pathways
 from bayesws.training.objectives.fixed_ratio import check_free, check_positive
 from bayesws.training.objectives.objective import Setting
 from bayesws.training.objectives.task_loss import Axis, PenalisedAtWork, Penalties, TaskLoss
@@ -123,7 +122,7 @@ class Relaxation:
     def outputs(self, x: Tensor) -> Tensor:
         """The network's outputs with γ v for v."""
         scaled = {name: self.scales[n] * parameter for n, (name, parameter) in self.parameters.items()}
-        return functional_call(self.net, scaled, (x,))
+        return called_with(self.net, scaled, x)
 
     def penalty(self) -> Tensor:
         """Σ λ_i (|γ_i| - u_i) + ½ s u_i² at u_i = λ_i / s, nats per datum."""
