@@ -33,6 +33,10 @@ def device(request):
 
 LONGEST_FIRST = (
     "test_readme.py",
+    "test_attack_stops.py",
+    "test_attack_modules.py",
+    "test_attack_arguments.py",
+    "test_attack_files.py",
     "test_trials_study.py",
     "test_trials_compare.py",
     "test_trials_select.py",

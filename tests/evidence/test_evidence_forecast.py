@@ -113,10 +113,11 @@ def peak():
     return 1024 * int(line.split()[1])
 
 def held():
+    open("/proc/self/clear_refs", "w").write("5")  # from here on the peak counts anew
     return psutil.Process().memory_info().rss
 
 torch.set_num_threads(1)
-net, x, y = nn.Linear(1300, 2, bias=False), torch.randn(8, 1300), torch.arange(8) % 2
+net, x, y = nn.Linear(2000, 2, bias=False), torch.randn(8, 2000), torch.arange(8) % 2
 with torch.no_grad():
     bws.log_evidence(nn.Linear(3, 2), (x[:, :3], y), curvature="full")
     said, before = bws.forecast(net, (x, y), "full").memory, held()
@@ -137,8 +138,8 @@ def test_a_refusal_takes_no_second_and_no_memory_and_a_forecast_of_memory_is_wha
     (said, taken), (seconds, memory, message) = (json.loads(line) for line in done.stdout.splitlines())
     assert "'full' takes 2004 TB" in message
     assert seconds < 1 and memory < 200e6
-    assert said == pytest.approx(4 * 4 * 2600**2, rel=0.05)  # four copies of P² numbers of four bytes
-    assert 0.6 < taken / said < 1.2
+    assert said == pytest.approx(4 * 4 * 4000**2, rel=0.05)  # four copies of P² numbers of four bytes
+    assert 0.6 < taken / said < 1.5  # libraries that are read as they are needed: up to 70 MB
 
 
 def test_time_is_what_it_takes():
