@@ -14,6 +14,7 @@ from bayesws.evidence.footprint import held_numbers, peak_bytes
 from bayesws.evidence.gathering import batch_plan
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.evidence.memory import SHARPEST_FIRST, memory_at_hand, shown
+from bayesws.evidence.networks import check_network_kind
 from bayesws.evidence.objective import batches_for
 from bayesws.evidence.shapes import shapes_of
 from bayesws.evidence.timing import seconds_by_part, seconds_of
@@ -85,6 +86,7 @@ def forecast(
     >>> found.held  # one number of four bytes for every weight
     60000
     """
+    check_network_kind(net)
     model, batches = likelihood_named(likelihood), batches_for(net, data, batch_size)
     layers = declarations(net)
     x, y = next(iter(batches))
@@ -93,7 +95,7 @@ def forecast(
     asked = sharpest_curvature(net, lambda: x, model) if curvature is None else curvature_named(curvature)
     with torch.no_grad(), evaluating(net), computed_once(net):
         shapes, outputs = shapes_of(net, layers, x)
-        model.check(outputs, y[:1])
+        model.check(outputs[:1].expand(len(y), *outputs.shape[1:]), y)  # its labels are in range
         chunks, copies = batch_plan(net, layers, batches)
         some = (x.chunk(chunks)[0], y.chunk(chunks)[0])
 

@@ -30,7 +30,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
-        draft.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            draft.unlink(missing_ok=True)
 
 
 def write_folder_whole(folder: Path, write: Callable[[Path], object]) -> None:
