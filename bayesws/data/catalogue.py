@@ -9,6 +9,7 @@ from bayesws.data.npz import npz
 from bayesws.data.tasks import task as find_task
 from bayesws.data.tasks import transform
 from bayesws.data.torchvision_sets import Root, cifar10, fashion_mnist, mnist
+from bayesws.io.arguments import seed_of, whole
 
 _DOWNLOADED = {"mnist": mnist, "fashion-mnist": fashion_mnist, "cifar10": cifar10}
 
@@ -43,6 +44,10 @@ def load(
     >>> load("digits", task="orientation", train_size=500)
     ImageData('digits/orientation', train=500, test=1297, images=1x8x8, num_classes=4)
     """
+    seed = seed_of(seed)
+    for what, size in (("train_size", train_size), ("test_size", test_size), ("side", side)):
+        if size is not None:
+            whole(what, size, 0)  # what a set has enough of it tells itself
     find_task(task)  # a misspelt task is told before anything is read or downloaded
     name = os.fspath(name)
     if name == "digits":

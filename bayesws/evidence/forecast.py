@@ -14,7 +14,7 @@ from bayesws.evidence.footprint import held_numbers, peak_bytes
 from bayesws.evidence.gathering import batch_plan
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.evidence.memory import SHARPEST_FIRST, memory_at_hand, shown
-from bayesws.evidence.networks import check_network_kind
+from bayesws.evidence.networks import check_network_kind, check_trained
 from bayesws.evidence.objective import batches_for
 from bayesws.evidence.shapes import shapes_of
 from bayesws.evidence.timing import seconds_by_part, seconds_of
@@ -87,6 +87,7 @@ def forecast(
     60000
     """
     check_network_kind(net)
+    check_trained(net)
     model, batches = likelihood_named(likelihood), batches_for(net, data, batch_size)
     layers = declarations(net)
     x, y = next(iter(batches))

@@ -55,7 +55,7 @@ class Loop:
         """
         plan = self.setting.schedule
         done = 0 if checkpoint is None else checkpoint.resume(self, what)
-        with watching as advance:
+        with torch.enable_grad(), watching as advance:  # whoever calls may be within no_grad
             for _ in range(done):
                 advance()
             for epoch in range(done + 1, plan.epochs + 1):

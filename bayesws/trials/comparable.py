@@ -89,6 +89,9 @@ def log_bayes_factor(fit: FitResult, other: FitResult) -> float:
     Raises:
         ValueError: fits of different data, or with evidences by different curvatures.
     """
+    for one in (fit, other):
+        if not isinstance(one, FitResult):
+            raise ValueError(f"a {type(one).__name__} in the place of a fit: expected a FitResult, of bws.fit or load")
     first, second = fit.provenance.data, other.provenance.data
     if first != second:
         raise ValueError(

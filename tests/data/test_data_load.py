@@ -56,6 +56,8 @@ def test_the_root_reaches_the_downloaded_sets(tmp_path):
         ({"name": "imagenet"}, "Known: digits, mnist, fashion-mnist, cifar10, or a path that ends in .npz"),
         ({"name": "mnist", "task": "turnd"}, "unknown task 'turnd'; did you mean 'turned'"),
         ({"name": "none.npz"}, "none.npz is not a file"),
+        ({"name": "digits", "train_size": 1.5}, "train_size=1.5: expected .*a whole number"),
+        ({"name": "digits", "seed": "a"}, "seed='a': expected a whole number"),
         ({"name": "digits", "train_size": 0}, "train_size is 0, expected 1 to 1796"),
         (
             {"name": "digits", "train_size": 1700, "test_size": 98},

@@ -52,7 +52,8 @@ REFUSED = {
     "None": (lambda: Net(lambda n, x: None), "a Net that gives a NoneType"),
     "scalar": (lambda: Net(lambda n, x: n.b(n.a(x)).sum()), r"outputs of shape \(\) for"),
     "one row": (lambda: Net(lambda n, x: n.b(n.a(x))[:1]), r"outputs of shape \(1, 3\) for"),
-    "no outputs": (lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 0)), r"outputs of shape \(\d+, 0\) for"),
+    "no outputs": (lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 0)), r"of shape \(0, 4\) is empty"),
+    "nothing between": (lambda: nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 3)), r"of shape \(0, 4\) is empty"),
     "whole numbers": (lambda: Net(lambda n, x: n.b(n.a(x)).argmax(1)), "outputs of type torch.int64"),
     "half": (lambda: plain().half(), "parameter 'a.weight' of type torch.float16: expected float32 or float64"),
     "bfloat16": (lambda: plain().bfloat16(), "parameter 'a.weight' of type torch.bfloat16"),
@@ -136,3 +137,15 @@ def test_predictions_say_what_they_cannot_take():
         assert_refused(call, message)
     with torch.inference_mode():
         assert fit.predict(x, "map").shape == (12, 3)
+
+
+def test_a_fit_within_no_grad_is_that_without():
+    with torch.no_grad():
+        within = bws.fit(plain(), data(), epochs=2, progress=False)
+    assert within.log_evidence == bws.fit(plain(), data(), epochs=2, progress=False).log_evidence
+
+
+@pytest.mark.parametrize("case", ["tuple", "meta", "scripted", "nothing between"])
+def test_a_forecast_refuses_what_an_evidence_does(case):
+    make, message = REFUSED[case]
+    assert_refused(lambda: bws.forecast(make(), data()), message)
