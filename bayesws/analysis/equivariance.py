@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bayesws.data.geometry import rescale, rotate, shift
 from bayesws.evidence.examples import TakenBy, inputs_of
 from bayesws.evidence.networks import check_network_kind
-from bayesws.io.arguments import choice, seed_of, shown, whole
+from bayesws.io.arguments import choice, first_line, seed_of, shown, whole
 from bayesws.io.json_files import Count, Measured
 from bayesws.io.tables import table_by_layer
 from bayesws.layers.contract import Joint, declare, is_within
@@ -196,7 +196,7 @@ def _moved(move: Move, label: str, x: Tensor) -> Tensor:
     try:
         moved = move(x)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(f"{label} does not take images of shape {tuple(x.shape)}: {reason}") from error
     if not isinstance(moved, Tensor):
         raise ValueError(f"{label} gives a {type(moved).__name__}: expected images of shape {tuple(x.shape)}")

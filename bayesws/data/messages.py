@@ -1,4 +1,4 @@
-"""What errors say, in one line: which name was meant, what another library complained about."""
+"""Which name was meant, in one line."""
 
 import difflib
 from collections.abc import Iterable
@@ -20,12 +20,3 @@ def unknown_name(kind: str, name: str, known: Iterable[str], also: str = "") -> 
     nearest = difflib.get_close_matches(name.lower(), names, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
     return ValueError(f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}{also}")
-
-
-def one_line(error: Exception) -> str:
-    """Another library's error on one line, by its type where it says nothing.
-
-    >>> one_line(OSError("no\\n  route")), one_line(EOFError())
-    ('no route', 'EOFError')
-    """
-    return " ".join(str(error).split()) or type(error).__name__

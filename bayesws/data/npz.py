@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from bayesws.data.images import ImageData
-from bayesws.data.messages import one_line
 from bayesws.io.archives import weighed
+from bayesws.io.arguments import whole_text
 
 MOST_CLASSES = 2**16
 CHUNK = 2**20  # numbers that are read at once
@@ -90,7 +90,7 @@ def _array(path: Path, key: str, archive: zipfile.ZipFile) -> Iterator[_Array]:
         try:
             header = _HEADERS[np.lib.format.read_magic(stream)](stream)
         except (ValueError, EOFError, KeyError, TypeError, RecursionError, MemoryError) as error:
-            raise ValueError(f"{path}: {key} cannot be read ({one_line(error)}), {_PLAIN}") from error
+            raise ValueError(f"{path}: {key} cannot be read ({whole_text(error)}), {_PLAIN}") from error
         shape, by_columns, dtype = header
         if dtype.hasobject:
             raise ValueError(f"{path}: {key} cannot be read (it holds objects), {_PLAIN}")

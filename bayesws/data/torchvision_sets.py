@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bayesws.data.idx import read_idx
 from bayesws.data.images import ImageData
-from bayesws.data.messages import one_line
 from bayesws.data.npz import npz
+from bayesws.io.arguments import whole_text
 
 Root = str | os.PathLike[str] | None
 
@@ -77,7 +77,7 @@ def cifar10(root: Root = None, download: bool = False) -> ImageData:
         if download:
             raise _no_download("cifar10", folder, error) from error
         raise ValueError(
-            f"{whole} is incomplete or corrupt ({one_line(error)}); delete it and download it again (--download, "
+            f"{whole} is incomplete or corrupt ({whole_text(error)}); delete it and download it again (--download, "
             "download=True)"
         ) from error
     train_x, test_x = (torch.from_numpy(split.data).permute(0, 3, 1, 2) for split in splits)
@@ -124,6 +124,6 @@ def _not_found(name: str, root: Path, searched: str) -> ValueError:
 
 def _no_download(name: str, root: Path, error: Exception) -> ValueError:
     return ValueError(
-        f"{name} could not be downloaded to {root} ({one_line(error)});"
+        f"{name} could not be downloaded to {root} ({whole_text(error)});"
         " check the network and the folder, or set --data-root or BAYESWS_DATA to a folder that has it"
     )

@@ -13,7 +13,7 @@ from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.footprint import held_numbers, peak_bytes
 from bayesws.evidence.gathering import batch_plan
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
-from bayesws.evidence.memory import SHARPEST_FIRST, memory_at_hand, shown
+from bayesws.evidence.memory import SHARPEST_FIRST, in_bytes, memory_at_hand
 from bayesws.evidence.networks import check_network_kind, check_trained
 from bayesws.evidence.objective import batches_for
 from bayesws.evidence.shapes import shapes_of
@@ -55,7 +55,7 @@ class Forecast:
         return max(self.by_part, key=lambda part: self.by_part[part]) if self.by_part else "memory"
 
     def __str__(self) -> str:
-        memory = f"{_named(self.curvature)}: {shown(self.memory)} of {shown(self.at_hand)}"
+        memory = f"{_named(self.curvature)}: {in_bytes(self.memory)} of {in_bytes(self.at_hand)}"
         if self.fits:
             return f"{memory}, {self.seconds:.2g} s, most of them for {self.dominated_by}"
         return f"{memory} does not fit; {'nothing does' if self.fitting is None else f'{_named(self.fitting)} does'}"

@@ -68,12 +68,14 @@ def refuse_what_does_not_fit(layers: Layers, curvature: Curvature) -> None:
     size = max(block_sizes(accumulators_for(curvature, layers)))
     milder = SHARPEST_FIRST[SHARPEST_FIRST.index(curvature.kind) + 1 :] if curvature.kind != "kron" else ()
     fitting = [kind for kind in milder if _least_bytes(layers, kind, some) <= at_hand]
-    instead = f"try curvature={fitting[0]!r}, about {shown(_least_bytes(layers, fitting[0], some))}" if fitting else ""
+    instead = (
+        f"try curvature={fitting[0]!r}, about {in_bytes(_least_bytes(layers, fitting[0], some))}" if fitting else ""
+    )
     if curvature.exact_up_to:
         instead = "lower exact_up_to"
     raise ValueError(
-        f"curvature={curvature.kind!r} takes {shown(needed)}, for blocks of up to {size} × {size} numbers, and "
-        f"{shown(at_hand)} are at hand: {instead or 'train fewer parameters (requires_grad_(False) for the others)'}"
+        f"curvature={curvature.kind!r} takes {in_bytes(needed)}, for blocks of up to {size} × {size} numbers, and "
+        f"{in_bytes(at_hand)} are at hand: {instead or 'train fewer parameters (requires_grad_(False) for the others)'}"
     )
 
 
@@ -88,10 +90,10 @@ def dense_bytes(layers: Layers, curvature: Curvature, like: Tensor) -> int:
     return like.element_size() * (sum(p**2 for p in sizes) + BESIDE * max(sizes, default=0) ** 2)
 
 
-def shown(size: float) -> str:
+def in_bytes(size: float) -> str:
     """Bytes as people say them.
 
-    >>> shown(499e12), shown(2.04e9), shown(12)
+    >>> in_bytes(499e12), in_bytes(2.04e9), in_bytes(12)
     ('499 TB', '2.0 GB', '12 bytes')
     """
     for name, unit in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

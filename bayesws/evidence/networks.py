@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayesws.io.arguments import first_line
+
 PRECISE = (torch.float32, torch.float64)
 # what networks raise at inputs that they are not made for; a ValueError says so in its own words
 FAILURES = (RuntimeError, TypeError, AssertionError, LookupError, AttributeError, ArithmeticError)
@@ -63,7 +65,7 @@ def outputs_of(net: nn.Module, x: Tensor) -> Tensor:
     except torch.OutOfMemoryError:
         raise
     except FAILURES as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         kind = f"inputs of shape {tuple(x.shape)} and type {x.dtype}"
         raise ValueError(f"the {type(net).__name__} does not take {kind}: {reason}") from error
     return checked_outputs(net, outputs, len(x))

@@ -12,6 +12,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO
 
+from bayesws.io.arguments import whole_text
+
 FOLDS = 200  # times its size that a compressed member may unfold to,
 FREE = 2**26  # bytes above which that is looked at
 MEMBERS = 100_000
@@ -39,7 +41,7 @@ def weighed(source: Path | bytes, name: str, cure: str, stored: bool = False) ->
             _weigh(archive, size, name, cure, stored)
             yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = whole_text(error)
         raise ValueError(f"{name} is truncated or corrupt ({said}), expected a whole zip archive; {cure}") from error
     except OSError as error:
         raise ValueError(f"{name} cannot be read ({error.strerror or error}); {cure}") from error

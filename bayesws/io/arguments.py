@@ -165,6 +165,24 @@ def one_line(message: str) -> str:
     return " ".join(word if len(word) <= REASON else f"{word[:REASON]}..." for word in message.split())
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what another library's error says, its type where it says nothing.
+
+    >>> first_line(OSError("no route\\nto host")), first_line(EOFError())
+    ('no route', 'EOFError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def whole_text(error: BaseException) -> str:
+    """All that another library's error says, on one line; its type where it says nothing.
+
+    >>> whole_text(OSError("no\\n  route")), whole_text(EOFError())
+    ('no route', 'EOFError')
+    """
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def shown(value: Any) -> str:
     """What came, in one line that a terminal holds.
 
@@ -187,7 +205,7 @@ def device_of(value: Any) -> torch.device:
         device = torch.device(value)
         torch.zeros(1, device=device).add(1)
     except (RuntimeError, AssertionError, ValueError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")[:REASON]
+        reason = first_line(error).split(". ")[0].rstrip(".")[:REASON]
         raise ValueError(f"device {shown(str(value))} cannot be used here: {reason}; try 'cpu'") from error
     if device.type == "meta":
         raise ValueError("device 'meta' cannot be used here: its tensors have no values; try 'cpu'")

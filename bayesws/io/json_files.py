@@ -103,7 +103,7 @@ def sealed(record: dict[str, Any]) -> dict[str, Any]:
 def _opened(record: Any) -> dict[str, Any]:
     """A sealed record without its seal."""
     if not isinstance(record, dict):
-        raise ValueError(f"{shown(record)} came, expected an object")
+        raise ValueError(f"{in_json(record)} came, expected an object")
     if SEAL not in record:
         raise ValueError(f"{SEAL!r} is missing, which every file of this version has")
     rest = {name: value for name, value in record.items() if name != SEAL}
@@ -133,10 +133,10 @@ def _told(error: ValidationError) -> str:
         return f"{visible(where)!r} is missing"
     expected = first["msg"].replace("Input should be", "expected").replace("Value error, ", "")
     said = visible(" ".join(expected.split()))
-    return f"{visible(where) + ' ' if where else ''}{shown(first['input'])}: {said}"
+    return f"{visible(where) + ' ' if where else ''}{in_json(first['input'])}: {said}"
 
 
-def shown(value: Any) -> str:
+def in_json(value: Any) -> str:
     """A value from JSON as it stands in the file, cut off where it is long."""
     text = visible(value if isinstance(value, str) and len(value) > 1000 else json.dumps(value, ensure_ascii=False))
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

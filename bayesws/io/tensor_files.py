@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from bayesws.io.arguments import whole_text
 from bayesws.io.json_files import parsed
 
 LARGEST_HEADER = 2**21  # bytes: some twenty thousand tensors
@@ -50,5 +51,4 @@ def read_tensors(path: Path, cure: str, digest: str | None = None) -> tuple[dict
     try:
         return load(content), header.get("__metadata__", {})
     except (SafetensorError, ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"{path} is damaged: {said}; {cure}") from error
+        raise ValueError(f"{path} is damaged: {whole_text(error)}; {cure}") from error

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayesws.io.arguments import first_line
 from bayesws.layers.contract import evaluating
 
 
@@ -37,7 +38,7 @@ def layer_features(net: nn.Module, layers: Sequence[str], x: Tensor, *, inputs: 
         with evaluating(net):
             net(x)
     except (RuntimeError, AssertionError, TypeError, ValueError, LookupError) as error:  # whatever the network raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(f"the network does not take images of shape {tuple(x.shape)}: {reason}") from error
     finally:
         for handle in handles:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bayesws.io.archives import weighed
+from bayesws.io.arguments import first_line
 from bayesws.io.tables import visible
 
 ZIP = b"PK\x03\x04"
@@ -49,8 +50,7 @@ def state_of(path: Path, cure: str) -> Any:
     try:
         found = torch.load(io.BytesIO(content), "cpu", weights_only=True)
     except Exception as error:  # pickle's own and torch's: a damaged file fails in many ways
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} cannot be read: {visible(first)}; {cure}") from error
+        raise ValueError(f"{path} cannot be read: {visible(first_line(error))}; {cure}") from error
     return found
 
 

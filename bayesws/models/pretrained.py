@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayesws.io.arguments import first_line
 from bayesws.io.tensor_files import read_tensors
 from bayesws.models.pickles import check_sizes, state_of
 from bayesws.models.programs import read_program
@@ -52,7 +53,7 @@ def _exported(path: Path, trust: bool) -> nn.Module:
     try:
         net = program.module()
     except Exception as error:  # a damaged archive fails in many ways
-        raise ValueError(f"{path} is no program saved by torch.export.save: {_first_line(error)}") from error
+        raise ValueError(f"{path} is no program saved by torch.export.save: {first_line(error)}") from error
     images = next((n.meta["val"] for n in program.graph.nodes if n.name in program.graph_signature.user_inputs), None)
     size = images.shape[0] if isinstance(images, Tensor) and images.ndim else None
     return _InBatches(net, size) if isinstance(size, int) else net
@@ -100,7 +101,7 @@ def _made(model: str) -> nn.Module:
         net = factory()
     except (Exception, SystemExit) as error:  # whatever code of the user's raises
         raise ValueError(
-            f"model {model!r}: {type(error).__name__}: {_first_line(error)}; expected package.module:function, called "
+            f"model {model!r}: {type(error).__name__}: {first_line(error)}; expected package.module:function, called "
             "without arguments"
         ) from error
     if not isinstance(net, nn.Module):
@@ -141,7 +142,3 @@ def seen_by(net: nn.Module, images: Tensor) -> Tensor:
     if wanted != images.shape[1]:
         raise ValueError(f"images of {images.shape[1]} channels: this network takes {wanted}")
     return images
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

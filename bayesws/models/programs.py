@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from bayesws.io.archives import weighed
+from bayesws.io.arguments import first_line
 from bayesws.io.json_files import parsed
 from bayesws.io.tables import visible
 from bayesws.models.pickles import check_pickles, whole
@@ -72,8 +73,9 @@ def read_program(path: Path, trust: bool = False) -> ExportedProgram:
     try:
         program = torch.export.load(source)
     except Exception as error:  # a damaged program fails in many ways
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is no program saved by torch.export.save: {visible(first)}; {CURE}") from error
+        raise ValueError(
+            f"{path} is no program saved by torch.export.save: {visible(first_line(error))}; {CURE}"
+        ) from error
     if not trust:
         _check_memory(program, path)
     return program

@@ -1,15 +1,14 @@
 """What the files of a run hold that only a report reads: strength.json and study.json."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from bayesws.analysis.decomposition import OrbitDecomposition
 from bayesws.analysis.equivariance import EquivarianceError
 from bayesws.analysis.strength import LayerStrength
-from bayesws.io.json_files import Count, Fraction, Measured, Seconds
-from bayesws.training.result import Proposal, SharingRow
-from bayesws.trials.scores import Scores
+from bayesws.io.json_files import Count, Measured
+from bayesws.training.result import Proposal
+from bayesws.trials.records import Trial
 
 
 @dataclass(frozen=True)
@@ -67,32 +66,13 @@ class FoundGroup:
     entropy: Measured
 
 
-@dataclass(frozen=True)
-class StudyTrial:
-    """A trial of a study, as `TrialSpec.run` gives it: see `Trial`."""
+@dataclass(frozen=True, kw_only=True)
+class StudyTrial(Trial):
+    """A trial of a study with its settings, and what `TrialSpec.run` gives beside it."""
 
     settings: dict[str, Any]
-    nll: Measured
-    accuracy: Fraction
-    log_evidence: Measured
-    seconds: Seconds
     stack_parameters: Count
     groups: dict[str, FoundGroup]
-    task: str = ""
-    seed: int = 0
-    pathways: str = ""
-    objective: str = ""
-    train_nll: Measured = math.nan
-    sharing: list[SharingRow] = field(default_factory=list)
-    weight_decay: float | None = None
-    training_seconds: Seconds = 0.0
-    notes: list[str] = field(default_factory=list)
-    calibration_error: Fraction = math.nan
-    brier: Measured = math.nan
-    elsewhere: dict[str, Scores] = field(default_factory=dict)
-    chosen: dict[str, Any] = field(default_factory=dict)
-    data: str | None = None
-    meaning: int | None = None
     version: str = ""
     test_data: str = ""
     parameters: Count = 0

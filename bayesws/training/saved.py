@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
+from bayesws.io.arguments import whole_text
 from bayesws.io.files import save_tensors, write_folder_whole
-from bayesws.io.json_files import read_json, sealed, shown
+from bayesws.io.json_files import in_json, read_json, sealed
 from bayesws.io.tensor_files import Digest, digest_of_file, read_tensors
 from bayesws.layers.contract import named_pathways
 from bayesws.models import known_models
@@ -138,10 +139,12 @@ def _read(source: Path) -> tuple[SavedFit, dict[str, Tensor]]:
     path = source / "fit.json"
     found = read_json(path, dict[str, Any], CURE, sealed=False, nonfinite=True).get("format")
     if found != FORMAT:
-        raise ValueError(f"{path} has format {shown(found)}: expected {FORMAT}; fit again with this version of bayesws")
+        raise ValueError(
+            f"{path} has format {in_json(found)}: expected {FORMAT}; fit again with this version of bayesws"
+        )
     record = read_json(path, SavedFit, CURE, nonfinite=True)
     if record.tensors.keys() != FILES - {"fit.json"}:
-        raise ValueError(f"{path} knows tensors {shown([*record.tensors])}: expected weights.safetensors; {CURE}")
+        raise ValueError(f"{path} knows tensors {in_json([*record.tensors])}: expected weights.safetensors; {CURE}")
     tensors, _ = read_tensors(source / "weights.safetensors", CURE, record.tensors["weights.safetensors"])
     return record, tensors
 
@@ -208,6 +211,5 @@ def _network_from(record: SavedNetwork | None, tensors: Mapping[str, Tensor], so
         if shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
             return make(**settings)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"{source} has settings that no {record.name} has: {said}; {CURE}") from error
+        raise ValueError(f"{source} has settings that no {record.name} has: {whole_text(error)}; {CURE}") from error
     raise ValueError(f"{source} has weights of another {record.name} than its settings say; {CURE}")

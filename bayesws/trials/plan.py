@@ -9,7 +9,7 @@ from typing import Any, Union, Unpack, get_args, get_origin, get_type_hints
 from bayesws.data import load
 from bayesws.data.tasks import task as task_named
 from bayesws.evidence.curvature import Curvature
-from bayesws.io.json_files import read_json, shown
+from bayesws.io.json_files import in_json, read_json
 from bayesws.models import known_models
 from bayesws.training.fit import fit
 from bayesws.training.objectives.names import OBJECTIVES, objective_named, setting_names, with_settings
@@ -113,7 +113,7 @@ def _check_network(model: str, given: dict[str, Any]) -> None:
 def _check_fit(given: dict[str, Any]) -> None:
     for name, known in CHOICES.items():
         if name in given and given[name] not in known:
-            raise ValueError(f"{name} {shown(given[name])}: expected one of {', '.join(map(shown, known))}")
+            raise ValueError(f"{name} {in_json(given[name])}: expected one of {', '.join(map(in_json, known))}")
     objective = objective_named(given.get("objective", "evidence"))
     its_own = {name: kind for name, kind in get_type_hints(type(objective)).items() if name in setting_names(objective)}
     _check_fields(given, _kinds(fit) | get_type_hints(Schedule) | its_own, FIT_ARGUMENTS)
@@ -135,7 +135,7 @@ def _check_fields(given: Any, kinds: Kinds, reserved: Collection[str] = (), requ
     """Names and types of an object from JSON; `reserved` may not be given, though they have a kind."""
     known = ", ".join(sorted(set(kinds) - set(reserved)))
     if not isinstance(given, dict):
-        raise ValueError(f"{shown(given)}: expected an object with {known}")
+        raise ValueError(f"{in_json(given)}: expected an object with {known}")
     if taken := sorted(set(given) & set(reserved)):
         raise ValueError(f"{', '.join(taken)} cannot be given: the study sets it; leave it out")
     if unknown := sorted(set(given) - set(kinds)):
@@ -144,7 +144,7 @@ def _check_fields(given: Any, kinds: Kinds, reserved: Collection[str] = (), requ
         raise ValueError(f"{', '.join(missing)} missing: add it")
     for name, value in given.items():
         if not _fits(value, kinds[name]):
-            raise ValueError(f"{name} {shown(value)}: expected {_in_words(kinds[name])}")
+            raise ValueError(f"{name} {in_json(value)}: expected {_in_words(kinds[name])}")
 
 
 def _check_listed(plan: dict[str, Any], name: str) -> None:
@@ -152,7 +152,7 @@ def _check_listed(plan: dict[str, Any], name: str) -> None:
     if not values:
         raise ValueError(f"{name} is empty: expected one or more")
     if twice := next((v for i, v in enumerate(values) if v in values[:i]), None):
-        raise ValueError(f"{name} has {shown(twice)} twice: expected every one once")
+        raise ValueError(f"{name} has {in_json(twice)} twice: expected every one once")
 
 
 def _check_counts(given: dict[str, Any], *names: str) -> None:

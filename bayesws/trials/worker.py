@@ -56,9 +56,18 @@ def _answer(job: Callable[[], Any], outcomes: BinaryIO) -> None:
         outcome = pickle.dumps((job(), None))
     except Exception as error:
         error.add_note(traceback.format_exc())
-        outcome = pickle.dumps((None, error))
+        outcome = _pickled(error)
     outcomes.write(outcome)
     outcomes.flush()
+
+
+def _pickled(error: Exception) -> bytes:
+    """What a job raises; one that no pickle holds as its words."""
+    try:
+        pickle.loads(outcome := pickle.dumps((None, error)))
+        return outcome
+    except Exception:  # of somebody's own class, in whatever way
+        return pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}")))
 
 
 if __name__ == "__main__":

@@ -126,9 +126,12 @@ def test_a_fit_takes_them_too(case):
 @pytest.mark.parametrize("case", ["loader of mappings", "triples with weights", "stream", "numpy arrays"])
 def test_select_and_compare_take_them_too(case):
     settings = {"epochs": 1, "progress": False}
-    bws.select({"a": net()}, WORKS[case](), test=data(), **settings)
+    ranking = bws.select({"a": net()}, WORKS[case](), test=data(), **settings)
+    assert ranking.best.test_nll is not None
     if case != "triples with weights":  # nothing there tells which is y
-        bws.compare(net, WORKS[case](), WORKS[case](), seeds=1, objectives=("evidence",), **settings)
+        found = bws.compare(net, WORKS[case](), WORKS[case](), seeds=1, objectives=("evidence",), **settings)
+        (plain,) = bws.compare(net, data(), data(), seeds=1, objectives=("evidence",), **settings).trials
+        assert found.trials[0].accuracy == pytest.approx(plain.accuracy, abs=0.2)  # the stream comes in another order
 
 
 def wrong_order(x, y, i):

@@ -99,12 +99,13 @@ def strength(layer="lift"):
 
 def study(sizes=(100, 300)):
     group = {"name": "flips", "reason": "", "closure_error": 0.0, "entropy": 0.0}
-    same = {"stack_parameters": 4, "groups": {"lift": group}, "seconds": 2.0}
+    same = {"stack_parameters": 4, "groups": {"lift": group}, "seconds": 2.0, "training_seconds": 2.0, "notes": []}
+    same |= {"pathways": "", "objective": "evidence", "train_nll": 0.2, "sharing": [], "weight_decay": None}
     return {
         "command": ["bayesws", "study"],
         "trials": [
             {"settings": {"task": "turned", "train_size": size, "method": method, "seed": seed}, "nll": 0.3 + seed / 10}
-            | {"accuracy": 0.9, "log_evidence": -90.0}
+            | {"task": "turned", "seed": seed, "accuracy": 0.9, "log_evidence": -90.0}
             | same
             for size in sizes
             for method in ("evidence", "task loss")

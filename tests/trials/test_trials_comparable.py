@@ -47,7 +47,8 @@ def test_a_comparison_refuses_other_data_and_another_meaning(trials, message, tm
 
 
 def test_seeds_and_tasks_may_have_data_of_their_own():
-    Comparison([trial(), trial(seed=1, data=OTHER), trial(task="upright", data=OTHER)])
+    rows = [trial(), trial(seed=1, data=OTHER), trial(task="upright", data=OTHER)]
+    assert Comparison(rows).trials == rows
 
 
 @pytest.mark.parametrize(
