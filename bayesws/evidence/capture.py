@@ -92,10 +92,10 @@ def run_forward(net: nn.Module, layers: Layers, x: Tensor, copies: bool = True) 
         )
     called = {name: heard for name, heard in calls.items() if heard.outputs}
     for name, heard in called.items():
-        if wrong := next((len(i) for i in heard.inputs if len(i) != len(x)), None):
+        if wrong := next((i.shape for i in heard.inputs if i.ndim < 2 or len(i) != len(x)), None):
             raise ValueError(
-                f"layer {name!r} sees {wrong} inputs for a batch of {len(x)}: expected the batch as its "
-                "first dimension; keep positions in a dimension of their own"
+                f"layer {name!r} sees inputs of shape {tuple(wrong)} for a batch of {len(x)}: expected the batch as "
+                "its first dimension; keep positions in a dimension of their own"
             )
     return Forward(outputs, flat, called)
 

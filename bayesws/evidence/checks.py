@@ -31,13 +31,27 @@ def check_network(net: nn.Module, layers: Layers, few: Tensor) -> None:
     with evaluating(net), torch.enable_grad():  # as for the gradients below: what is derived once serves all of it
         outputs = outputs_of(net, few.clone()).detach()
         _check_same_again(net, few, outputs)
-        _check_alone(net, few, outputs)
+        if len(few) > 1 and differ_alone(net, few, outputs):
+            refuse_mixing(net)
         forward = run_forward(net, layers, few.clone())
         check_uses(forward, layers)
         _check_hidden_uses(net, layers, few, forward)
         probe = random_probe(forward.flat, torch.Generator().manual_seed(0))
         for datum in (None, len(few) // 2):
             _check_gradients(net, layers, few, forward, probe, datum)
+
+
+def check_whole_batch(net: nn.Module, layers: Layers, x: Tensor) -> None:
+    """Hold a whole batch against what `check_network` holds a few data: what mixes large batches alone.
+
+    Raises:
+        ValueError: outputs of some data whose gradient reaches what the layers make of others.
+    """
+    with evaluating(net):
+        forward = run_forward(net, layers, x.clone())
+        rows = torch.arange(0, len(x), 2, device=x.device)
+        if any(reach_beside(forward, layers, rows, torch.Generator().manual_seed(0))):
+            refuse_mixing(net)
 
 
 def check_uses(forward: Forward, layers: Layers) -> None:
@@ -146,6 +160,28 @@ def differ(found: Tensor, expected: Tensor) -> Tensor:
     return (found - expected).nan_to_num().norm() > tolerance * expected.nan_to_num().norm()
 
 
+def reach_beside(forward: Forward, layers: Layers, rows: Tensor, generator: torch.Generator) -> list[Tensor]:
+    """By call, whether the gradient of some data's outputs reaches what the layers make of the other data."""
+    probe = random_probe(forward.flat, generator)
+    own = torch.zeros_like(probe)
+    own[rows] = probe[rows]
+    by_call, _ = gradients_of(forward, layers, own)
+    return _strays(by_call, rows)
+
+
+def differ_alone(net: nn.Module, x: Tensor, outputs: Tensor) -> Tensor:
+    """Whether a datum gives other outputs by itself than those (batch, ...) that it gave beside others."""
+    try:
+        alone = torch.cat([net(datum.clone()).detach() for datum in x.split(1)])
+    except RuntimeError:  # a network for one batch size
+        return torch.tensor(False, device=outputs.device)
+    except ValueError:  # torch's normalisations: one value has no variance
+        return torch.tensor(True, device=outputs.device)
+    if alone.shape != outputs.shape:
+        return torch.tensor(True, device=outputs.device)
+    return differ(alone, outputs)
+
+
 def refuse_unexplained(layers: Layers, name: str) -> NoReturn:
     """Raise for a pathway whose gradient its layer's calls do not explain."""
     module = type(layers[named(layers)[name][0]][0]).__name__
@@ -172,21 +208,6 @@ def _check_same_again(net: nn.Module, x: Tensor, outputs: Tensor) -> None:
         )
 
 
-def _check_alone(net: nn.Module, x: Tensor, outputs: Tensor) -> None:
-    if len(x) < 2:
-        return
-    rows = sorted({0, len(x) // 2, len(x) - 1})
-    try:
-        alone: Tensor | None = torch.cat([net(x[i : i + 1].clone()).detach() for i in rows])
-    except RuntimeError:  # a network for one batch size
-        return
-    except ValueError:  # torch's normalisations: one value has no variance
-        alone = None
-    together = outputs[rows]
-    if alone is None or alone.shape != together.shape or differ(alone, together):
-        refuse_mixing(net)
-
-
 def _check_hidden_uses(net: nn.Module, layers: Layers, few: Tensor, forward: Forward) -> None:
     """Given what the layers' calls gave, the outputs must not depend on the parameters: not detached either."""
     own = {id(parameter): name for name, parameter in net.named_parameters()}
@@ -210,14 +231,21 @@ def _check_gradients(
     by_call, truths = gradients_of(forward, layers, probe)
     check_reached(net, layers, few, forward, by_call)
     if datum is not None:
-        for gradient in (g for gradients in by_call.values() for g in gradients if g is not None):
-            own = torch.zeros_like(gradient)
-            own[datum] = gradient[datum]
-            if differ(own, gradient):
-                refuse_mixing(net)
+        if any(_strays(by_call, datum)):
+            refuse_mixing(net)
     for name, wrong in unexplained(forward, layers, by_call, truths).items():
         if wrong:
             refuse_unexplained(layers, name)
+
+
+def _strays(by_call: Mapping[str, Sequence[Tensor | None]], rows: Tensor | int) -> list[Tensor]:
+    """By call, whether a gradient has more than the rows of some data."""
+    found = []
+    for gradient in (g for gradients in by_call.values() for g in gradients if g is not None):
+        kept = torch.zeros_like(gradient)
+        kept[rows] = gradient[rows]
+        found.append(differ(kept, gradient))
+    return found
 
 
 @contextmanager

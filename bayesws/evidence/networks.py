@@ -31,10 +31,6 @@ def check_network_kind(net: Any) -> None:
             raise ValueError(f"parameter {name!r} is not initialised: expected a network that has seen one batch")
         if parameter.is_meta:
             raise ValueError(f"parameter {name!r} has no values (meta): expected a network on a device; try to_empty")
-        if not parameter.numel():
-            raise ValueError(
-                f"parameter {name!r} of shape {tuple(parameter.shape)} is empty: expected numbers; leave its module out"
-            )
         if parameter.is_inference():
             raise ValueError(f"parameter {name!r} was made within torch.inference_mode: make or load it outside")
         if parameter.requires_grad and parameter.dtype not in PRECISE:

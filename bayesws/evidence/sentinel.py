@@ -8,14 +8,17 @@ from bayesws.evidence.checks import (
     check_reached,
     check_uses,
     differ,
+    differ_alone,
     gradients_of,
     random_probe,
+    reach_beside,
     refuse_mixing,
     refuse_unexplained,
     unexplained,
 )
 
 SHARE = 16  # one datum of so many of a batch is looked at, and at least so many data
+ALONE = 4  # so many of them by themselves, too
 
 
 class Sentinel:
@@ -28,7 +31,7 @@ class Sentinel:
     Args:
         seed: of the batch, its data and the probe.
         batches: about how many the walk has.
-        thorough: whether to look at the first, second, fourth, ... batch, too.
+        thorough: whether to look at the first, second, fourth, ... batch, too, and at a few data by themselves.
     """
 
     def __init__(self, net: nn.Module, layers: Layers, seed: int, batches: int, thorough: bool) -> None:
@@ -63,7 +66,10 @@ class Sentinel:
             return
         rows, some = picked
         if self._thorough and self._batch == 0:
-            self._look_beside(forward, rows)
+            self._mixed += reach_beside(forward, self._layers, rows, self._generator)
+        if self._thorough and len(forward.outputs) > 1:
+            lone = rows[:ALONE]
+            self._mixed.append(differ_alone(self._net, some[: len(lone)], forward.outputs.detach()[lone]))
         again = run_forward(self._net, self._layers, some)
         pairs = [(again.flat, forward.flat)]
         for name, heard in forward.calls.items():
@@ -76,17 +82,6 @@ class Sentinel:
         check_reached(self._net, self._layers, some, again, by_call)
         for name, wrong in unexplained(again, self._layers, by_call, truths).items():
             self._unexplained.setdefault(name, []).append(wrong)
-
-    def _look_beside(self, forward: Forward, rows: Tensor) -> None:
-        """Whether the gradient of some data's outputs reaches what the layers make of other data, in a whole batch."""
-        probe = random_probe(forward.flat, self._generator)
-        own = torch.zeros_like(probe)
-        own[rows] = probe[rows]
-        by_call, _ = gradients_of(forward, self._layers, own)
-        for gradient in (g for gradients in by_call.values() for g in gradients if g is not None):
-            kept = torch.zeros_like(gradient)
-            kept[rows] = gradient[rows]
-            self._mixed.append(differ(kept, gradient))
 
     def tell(self) -> None:
         """Raise for what was found.

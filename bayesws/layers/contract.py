@@ -151,7 +151,8 @@ def declarations(net: nn.Module) -> dict[str, tuple[nn.Module, Declaration]]:
     Those within a container that declares a `Joint` know it by `part_of`; of nested ones the outermost counts.
 
     Raises:
-        ValueError: a parameter that is trained (requires_grad) and that no layer declares, or that two declare.
+        ValueError: a parameter that is trained (requires_grad) and that no layer declares, or that two declare, or that
+            has no numbers.
     """
     found: dict[str, tuple[nn.Module, Declaration]] = {}
     joint: str | None = None
@@ -171,6 +172,11 @@ def _check_declared(net: nn.Module, found: dict[str, tuple[nn.Module, Declaratio
     places: set[int] = set()  # in memory, which two parameters may share
     for name, (_, declaration) in found.items():
         theta = () if declaration.structure is None else declaration.structure.parameters
+        if empty := next((p for p in declaration.pathways if not p.numel), None):
+            raise ValueError(
+                f"parameter {_joined(name, empty.name)!r} of shape {tuple(empty.parameter.shape)} is empty: expected "
+                "numbers; leave its module out"
+            )
         for parameter in [p.parameter for p in declaration.pathways] + list(theta):
             place = parameter.data_ptr() if parameter.numel() and not parameter.is_meta else 0
             if id(parameter) in declared or (place and place in places):

@@ -9,7 +9,16 @@ Sizes = tuple[int, ...]
 def image_patches(
     x: Tensor, kernel_size: Sizes, stride: Sizes, padding: str | Sizes, dilation: Sizes, padding_mode: str
 ) -> Tensor:
-    """(batch, channels, *spatial) to (batch, channels · ∏ kernel_size, positions), as torch orders a kernel."""
+    """(batch, channels, *spatial) to (batch, channels · ∏ kernel_size, positions), as torch orders a kernel.
+
+    Raises:
+        ValueError: one datum without a batch.
+    """
+    if x.ndim != 2 + len(kernel_size):
+        raise ValueError(
+            f"a convolution of {len(kernel_size)} axes is given {tuple(x.shape)}: expected (batch, channels, ...); "
+            "keep the batch as its first dimension"
+        )
     x = pad_image(x, kernel_size, padding, dilation, padding_mode)
     dims = len(kernel_size)
     for axis, (size, step, apart) in enumerate(zip(kernel_size, stride, dilation, strict=True)):

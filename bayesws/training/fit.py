@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bayesws.evidence.batches import Batches, digest_of, spread
 from bayesws.evidence.by_default import kronecker_curvature
-from bayesws.evidence.checks import FEW, check_network
+from bayesws.evidence.checks import FEW, check_network, check_whole_batch
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.evidence.memory import refuse_what_does_not_fit
@@ -95,6 +95,7 @@ def fit(
     started = time.perf_counter()
     check_network_kind(net)
     check_trained(net)
+    declarations(net)  # before it is copied: a copy unties what lies in the same memory
     if not isinstance(schedule, Schedule | None):
         raise ValueError(
             f"schedule={shown(schedule)}: expected a Schedule, or its fields as arguments, such as epochs=100"
@@ -174,18 +175,21 @@ def _check(setting: Setting, objective: Objective) -> Tensor:
     """Everything that can be known before anything is spent; a few of the inputs."""
     refuse_what_does_not_fit(declarations(setting.net), setting.curvature)
     with evaluating(setting.net), torch.no_grad():
-        seen, few = 0, setting.data.few(FEW)
+        seen, few, first = 0, setting.data.few(FEW), None
         for x, y in setting.data:
-            few = spread(x, FEW) if few is None else few  # now: the network may write into a batch
+            first = x.clone() if first is None else first  # now: the network may write into a batch
+            few = spread(first, FEW) if few is None else few
             outputs = outputs_of(setting.net, x)
             setting.likelihood.check(outputs, y)
             setting.data.look_beside(setting.likelihood, outputs)
             seen += len(x)
-        if few is None or not seen:
+        if few is None or first is None or not seen:
             raise ValueError("the data gives no batch: expected at least one example; check its sampler and drop_last")
         setting.data.saw(seen)
         setting.data.check_beside()
-        check_network(setting.net, declarations(setting.net), few)
+        layers = declarations(setting.net)
+        check_network(setting.net, layers, few)
+        check_whole_batch(setting.net, layers, first)
     objective.check(setting)
     return few
 

@@ -224,8 +224,12 @@ def test_no_loader_makes_an_evidence_silently_wrong(name):
         assert_never_wrong(name, likelihood, kind, loader)
 
 
+# a hook is on a parameter, and fit trains a copy: of parameters without hooks, as torch copies them
+REFUSED_BY_FIT = [name for name in REFUSED if name != "hook on the gradient of a weight"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", REFUSED_BY_FIT)
 def test_fit_refuses_what_the_evidence_refuses(name):
     net, x, y = problem(name, "classification")
     assert_refused(lambda: bws.fit(net, (x, y), epochs=1, progress=False), NETS[name][2])

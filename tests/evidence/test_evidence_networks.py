@@ -139,6 +139,12 @@ def test_predictions_say_what_they_cannot_take():
         assert fit.predict(x, "map").shape == (12, 3)
 
 
+def test_a_group_of_one_needs_no_stack_and_has_an_evidence():
+    net = nn.Sequential(bws.layers.WSLinear(4, 3, group_size=1, stack="dense"), nn.Flatten())
+    assert min(parameter.numel() for parameter in net.parameters()) == 0  # the identity has no logits
+    assert float(bws.log_evidence(net, data())) < 0
+
+
 def test_a_fit_within_no_grad_is_that_without():
     with torch.no_grad():
         within = bws.fit(plain(), data(), epochs=2, progress=False)
