@@ -224,6 +224,18 @@ def test_no_loader_makes_an_evidence_silently_wrong(name):
         assert_never_wrong(name, likelihood, kind, loader)
 
 
+def test_data_that_lie_in_several_batches_are_looked_at_alone():
+    assert_never_wrong("control by the batch", "classification", "full", "a datum three times")
+
+
+@pytest.mark.parametrize(
+    "name", ["gradient alone by size", "tied by memory", "old weight norm", "one datum after the other"]
+)
+def test_fit_refuses_what_a_copy_or_a_few_data_would_hide(name):
+    net, x, y = problem(name, "classification")
+    assert_refused(lambda: bws.fit(net, (x, y), epochs=1, progress=False), NETS[name][2])
+
+
 # a hook is on a parameter, and fit trains a copy: of parameters without hooks, as torch copies them
 REFUSED_BY_FIT = [name for name in REFUSED if name != "hook on the gradient of a weight"]
 

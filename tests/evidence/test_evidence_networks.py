@@ -145,6 +145,11 @@ def test_a_group_of_one_needs_no_stack_and_has_an_evidence():
     assert float(bws.log_evidence(net, data())) < 0
 
 
+def test_a_batch_that_a_convolution_takes_for_one_datum_is_refused():
+    net = nn.Sequential(nn.Conv1d(8, 8, 1), nn.Tanh())  # for which (8, 4) is one datum of eight channels
+    assert_refused(lambda: bws.log_evidence(net, data(8)), r"a convolution of 1 axes is given \(8, 4\)")
+
+
 def test_a_fit_within_no_grad_is_that_without():
     with torch.no_grad():
         within = bws.fit(plain(), data(), epochs=2, progress=False)
