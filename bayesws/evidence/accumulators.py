@@ -7,10 +7,13 @@ is added, and a derivative in these sums is all that a second pass needs.
 from collections.abc import Iterable
 from typing import Protocol
 
+from torch import Tensor
+
 from bayesws.evidence.capture import LayerIO, Layers
 from bayesws.evidence.curvature import Curvature
-from bayesws.evidence.hessian import BlockDiagonal, Hessian
+from bayesws.evidence.hessian import BlockDiagonal, DenseBlock, Hessian, Spectra
 from bayesws.evidence.kronecker import KroneckerAccumulator
+from bayesws.evidence.nesting import Nested, nested
 from bayesws.evidence.rows import DenseAccumulator, DiagonalAccumulator, Gradients
 from bayesws.evidence.sampling import Draw
 from bayesws.evidence.shapes import Shapes
@@ -82,8 +85,29 @@ def accumulators_for(curvature: Curvature, layers: Layers) -> list[Accumulator]:
 
 def joint_hessian(accumulators: Iterable[Accumulator], sums: Sums) -> Hessian:
     """H of all pathways, from the sums of all accumulators."""
-    parts = [part for accumulator in accumulators if (part := accumulator.hessian(sums)) is not None]
+    accumulators = list(accumulators)
+    within = nested({name: p for accumulator in accumulators for name, (_, p) in accumulator.pathways.items()})
+    found = [part for accumulator in accumulators if (part := accumulator.hessian(sums)) is not None]
+    parts = _together(found, within)
     return parts[0] if len(parts) == 1 else BlockDiagonal(tuple(parts))
+
+
+def _together(parts: list[Hessian], within: Nested) -> list[Hessian]:
+    """The same parts, but one for all that are known by eigenvalues, and for blocks of one nested pathway each."""
+    spectra: dict[str, Tensor] = {}
+    others: list[Hessian] = []
+    of_nests = {name for inner, (outer, _) in within.items() for name in (inner, outer)}
+    for part in parts:
+        if isinstance(part, Spectra):
+            spectra |= part.eigenvalues
+        elif isinstance(part, DenseBlock) and len(part.sizes) == 1 and of_nests.issuperset(part.sizes):
+            spectra |= part.spectrum()
+        else:
+            others.append(part)
+    if not spectra:
+        return others
+    coupled = {name: place for name, place in within.items() if name in spectra and place[0] in spectra}
+    return [*others, Spectra(spectra, coupled)]
 
 
 def _dense(layers: Layers, pathways: Named, kind: str) -> list[Accumulator]:

@@ -5,12 +5,14 @@ each pathway the data determines, γ_p = tr_p[H (H + Λ)⁻¹]. What they need o
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from bayesws.evidence.nesting import Nested, log_lambdas, log_outside, outermost_first
 
 LogPrecisions = Mapping[str, Tensor]
 
@@ -35,28 +37,55 @@ class Hessian(Protocol):
 class Spectra:
     """H as its eigenvalues, pathway by pathway: those of Kronecker blocks (a_i b_j), or a diagonal.
 
+    A pathway within another one's directions (see `nesting`), h its eigenvalues, adds what it has beyond the other's:
+
+        Occam = ½ Σ log(1 + h/λ) - ½ Σ log(1 + h/κλ')        1/λ = 1/δ + 1/κλ'
+
+    As h/(1 + h/κλ') is operator concave in H, that is at most its share with separate blocks, ½ Σ log(1 + h/δ), and
+    where h are the eigenvalues of Rᵀ H R, at least its share in the exact determinant.
+
     Attributes:
         eigenvalues: by pathway name, (number of parameters,), not negative.
+        within: by inner pathway, its outer one and κ.
     """
 
     eigenvalues: dict[str, Tensor]
+    within: Nested = field(default_factory=dict)
 
     def occam_by_pathway(self, log_precisions: LogPrecisions) -> dict[str, Tensor | None]:
-        """½ Σ log(1 + λ / δ) for every pathway, nats."""
-        return {
-            name: 0.5 * torch.log1p(values * (-log_precisions[name]).exp()).sum()
-            for name, values in self.eigenvalues.items()
-        }
+        """½ Σ log(1 + h/δ) for every pathway, of nested ones ½ Σ log(1 + (h/δ) / (1 + h/κλ')), nats."""
+        lambdas = self._log_lambdas(log_precisions)
+        shares: dict[str, Tensor | None] = {}
+        for name, values in self.eigenvalues.items():
+            ratio = values * (-log_precisions[name]).exp()
+            if name in self.within:
+                ratio = ratio / (1 + values * (-log_outside(name, lambdas, self.within)).exp())
+            shares[name] = 0.5 * torch.log1p(ratio).sum()
+        return shares
 
     def occam(self, log_precisions: LogPrecisions) -> Tensor:
         """The sum over pathways, nats."""
         return sum_tensors(self.occam_by_pathway(log_precisions).values())
 
     def effective(self, log_precisions: LogPrecisions) -> dict[str, Tensor]:
-        """Σ λ / (λ + δ) for every pathway."""
-        return {
-            name: (values / (values + log_precisions[name].exp())).sum() for name, values in self.eigenvalues.items()
-        }
+        """Σ h / (h + δ) for every pathway; -2 ∂Occam/∂log δ of nested ones, which take from each other."""
+        lambdas = self._log_lambdas(log_precisions)
+        found: dict[str, Tensor] = {}
+        taken = {name: values.new_zeros(()) for name, values in self.eigenvalues.items()}
+        for name in reversed(outermost_first(self.eigenvalues, self.within)):  # inner ones first
+            values = self.eigenvalues[name]
+            own = (values / (values + lambdas[name].exp())).sum() + taken[name]
+            found[name] = own * (lambdas[name] - log_precisions[name]).exp()
+            if name in self.within:
+                # what the outer pathway determines there by itself, and what is left of it: c/(1+c) - c/(1+c+s)
+                outside = log_outside(name, lambdas, self.within)
+                c, s = values * (-outside).exp(), values * (-log_precisions[name]).exp()
+                left = taken[name] * (lambdas[name] - outside).exp()
+                taken[self.within[name][0]] = taken[self.within[name][0]] + left - (c * s / (1 + c) / (1 + c + s)).sum()
+        return {name: found[name] for name in self.eigenvalues}
+
+    def _log_lambdas(self, log_precisions: LogPrecisions) -> dict[str, Tensor]:
+        return log_lambdas({name: log_precisions[name] for name in self.eigenvalues}, self.within)
 
 
 @dataclass(frozen=True)
@@ -73,11 +102,11 @@ class DenseBlock:
 
     def _scaled(self, log_precisions: LogPrecisions) -> Tensor:
         sd = torch.cat([(-0.5 * log_precisions[name]).exp().expand(size) for name, size in self.sizes.items()])
-        return torch.eye(len(sd), dtype=sd.dtype, device=sd.device) + sd[:, None] * self.matrix * sd
+        return sd[:, None] * self.matrix * sd
 
     def occam(self, log_precisions: LogPrecisions) -> Tensor:
         """½ log det(I + Λ^-½ H Λ^-½), nats."""
-        return _cholesky(self._scaled(log_precisions), self.sizes).diagonal().log().sum()
+        return self._root(self._scaled(log_precisions)).diagonal().log().sum()
 
     def occam_by_pathway(self, log_precisions: LogPrecisions) -> dict[str, Tensor | None]:
         """The whole for a pathway alone; None for several: a coupled determinant has no shares."""
@@ -85,11 +114,29 @@ class DenseBlock:
             return {name: self.occam(log_precisions) for name in self.sizes}
         return dict.fromkeys(self.sizes)
 
+    def spectrum(self) -> dict[str, Tensor]:
+        """Its eigenvalues, where it is of one pathway."""
+        (name,) = self.sizes
+        return {name: torch.linalg.eigvalsh(self.matrix).clamp(min=0)}
+
     def effective(self, log_precisions: LogPrecisions) -> dict[str, Tensor]:
-        """Σ_i (1 - [(I + Λ^-½ H Λ^-½)⁻¹]_ii) over each pathway's rows."""
-        inverse = torch.cholesky_inverse(_cholesky(self._scaled(log_precisions), self.sizes))
-        shares = (1 - inverse.diagonal()).split(list(self.sizes.values()))
+        """Σ_i [(I + M)⁻¹ M]_ii over each pathway's rows, M = Λ^-½ H Λ^-½."""
+        scaled = self._scaled(log_precisions)
+        inverse = torch.cholesky_inverse(self._root(scaled))
+        # not 1 - [(I + M)⁻¹]_ii, which has no digits left of a pathway that its precision closes
+        shares = (inverse * scaled).sum(-1).split(list(self.sizes.values()))
         return {name: share.sum() for name, share in zip(self.sizes, shares, strict=True)}
+
+    def _root(self, scaled: Tensor) -> Tensor:
+        """The Cholesky factor of I + M."""
+        eye = torch.eye(len(scaled), dtype=scaled.dtype, device=scaled.device)
+        factor, failed = torch.linalg.cholesky_ex(eye + scaled)
+        if failed.any():
+            raise FloatingPointError(
+                f"I + Λ⁻¹ H of {', '.join(self.sizes)} is not positive definite in {scaled.dtype}: "
+                "use float64, or curvature='kron'"
+            )
+        return factor
 
 
 @dataclass(frozen=True)
@@ -146,13 +193,3 @@ def sum_tensors(values: Iterable[Tensor | None]) -> Tensor:
     """Sum of scalar tensors; zero where there are none."""
     found = [value for value in values if value is not None]
     return torch.stack(found).sum() if found else torch.zeros(())
-
-
-def _cholesky(matrix: Tensor, sizes: Mapping[str, int]) -> Tensor:
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if failed.any():
-        raise FloatingPointError(
-            f"I + Λ⁻¹ H of {', '.join(sizes)} is not positive definite in {matrix.dtype}: "
-            "use float64, or curvature='kron'"
-        )
-    return factor

@@ -1,14 +1,17 @@
 """Setting precisions by the evidence: MacKay's fixed point on a pass that is already paid for."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.hessian import Hessian, sum_tensors
-from bayesws.layers.contract import named_pathways
+from bayesws.evidence.nesting import Nested, log_lambdas, log_outside, nested, outermost_first, rebalance
+from bayesws.layers.contract import Pathway, named_pathways
 
 LOG_BOUNDS = (-8.0, 16.0)  # of log δ: e¹⁶ switches a pathway off, in float32 as well
+TINY = torch.finfo(torch.float32).tiny
 
 
 @torch.no_grad()
@@ -25,31 +28,27 @@ def update_precisions(
     log δ ← log δ + damping · (log γ(δ) - log δ‖θ‖²), at most `largest_step` a step, within LOG_BOUNDS. Damping below
     one is needed: for a pathway without support γ ≈ tr(H) / δ, and the undamped iteration swings for ever.
 
+    Of pathways that act within one another's directions (`nesting`) the sum is held, and not its split, which is
+    brought in balance, in place; they step in the coordinates λ that decouple them. Where the inner pathway's variance
+    1/δ = 1/λ - 1/κλ' would not be positive it is closed, and the outer one steps as the sum alone.
+
     Args:
         net: the network, for ‖θ‖² at its present weights.
         hessian: from `laplace_pass`; its eigenvalues are reused in every step.
         log_precisions: by pathway; pathways that share one tensor share one precision.
         steps: number of fixed-point steps.
         damping: in (0, 1].
-        largest_step: of log δ, in one step.
+        largest_step: of log δ, of nested pathways of log λ, in one step.
 
     References: MacKay (1992), "Bayesian interpolation", section 4.
     """
     pathways = dict(named_pathways(net))
-    tensors = {id(t): t for t in log_precisions.values()}
-    members = {key: [n for n in pathways if id(log_precisions[n]) == key] for key in tensors}
-    squares = {
-        key: sum_tensors([pathways[n].parameter.square().sum() for n in names]) for key, names in members.items()
-    }
-    tiny = torch.finfo(torch.float32).tiny
     for _ in range(steps):
-        effective = hessian.effective(log_precisions)
-        for key, names in members.items():
-            gamma = sum_tensors([effective[n] for n in names if n in effective])
-            log_delta = tensors[key]
-            target = torch.log(gamma.clamp(min=tiny)) - torch.log(squares[key].clamp(min=tiny))
-            move = (damping * (target.to(log_delta) - log_delta)).clamp(-largest_step, largest_step)
-            log_delta.add_(move).clamp_(*LOG_BOUNDS)
+        rebalance(pathways, log_precisions)
+        found, zero = hessian.effective(log_precisions), torch.zeros(())
+        effective = {name: found.get(name, zero) for name in pathways}
+        _step(effective, _weights(pathways, log_precisions), log_precisions, nested(pathways), damping, largest_step)
+    rebalance(pathways, log_precisions)
 
 
 @torch.no_grad()
@@ -63,22 +62,91 @@ def ascend_precisions(
 ) -> None:
     """One step on log precisions, in place, that also shape a soft stack's kernel: MacKay's step from the gradient.
 
-    For a precision that only weighs its pathway the evidence's gradient in log δ is g = ½ (γ - δ‖θ‖²), so MacKay's
-    target γ / ‖θ‖² is δ (1 + 2 g / δ‖θ‖²). Written so it holds for any gradient, and its fixed point is where g = 0:
-    log δ ← log δ + damping · log(1 + 2 g / δ‖θ‖²), at most `largest_step`, within LOG_BOUNDS.
+    For a precision that only weighs its pathway the evidence's gradient in log δ is g = ½ (γ - δ‖θ‖²), so δ‖θ‖² + 2 g
+    is what stands for γ in MacKay's step. Written so it holds for any gradient, and its fixed point is where g = 0.
 
     Args:
-        net: the network, for ‖θ‖² at its present weights.
+        net: the network, for ‖θ‖² at its present weights; nested pathways in balance, as `update_precisions` has them.
         log_precisions: by pathway; pathways that share one tensor share one precision.
         tensors: the log precisions to move; gradients: of the log evidence in each, nats.
         damping: in (0, 1].
-        largest_step: of log δ.
+        largest_step: of log δ, of nested pathways of log λ.
     """
     pathways = dict(named_pathways(net))
-    tiny = torch.finfo(torch.float32).tiny
-    for log_delta, gradient in zip(tensors, gradients, strict=True):
-        members = [pathways[n].parameter for n, t in log_precisions.items() if t is log_delta]
-        weight = log_delta.exp() * sum_tensors([p.square().sum() for p in members])
-        ratio = 1 + 2 * gradient / weight.clamp(min=tiny)
-        move = damping * ratio.clamp(min=tiny).log()
-        log_delta.add_(move.clamp(-largest_step, largest_step)).clamp_(*LOG_BOUNDS)
+    weights = _weights(pathways, log_precisions)
+    slopes = {id(tensor): gradient for tensor, gradient in zip(tensors, gradients, strict=True)}
+    names = {id(log_precisions[name]): name for name in pathways}  # one a tensor, which takes the whole gradient
+    effective = dict(weights)
+    for key, slope in slopes.items():
+        effective[names[key]] = effective[names[key]] + 2 * slope
+    moved = {name: t for name, t in log_precisions.items() if id(t) in slopes}
+    _step(effective, weights, moved, nested(pathways), damping, largest_step)
+
+
+def _weights(pathways: Mapping[str, Pathway], log_precisions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """δ‖θ‖² by pathway."""
+    return {name: log_precisions[name].exp() * p.parameter.square().sum() for name, p in pathways.items()}
+
+
+def _step(
+    effective: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    log_precisions: Mapping[str, Tensor],
+    within: Nested,
+    damping: float,
+    largest_step: float,
+) -> None:
+    """log δ ← log δ + damping · log(γ / δ‖θ‖²), in place; in λ where pathways are nested.
+
+    Args:
+        effective: γ by pathway, 2 ∂/∂log δ of minus the Occam factor; weights: δ‖θ‖², the same of the scatter.
+    """
+
+    def moved(log_precision: Tensor, gamma: Tensor, weight: Tensor) -> Tensor:
+        ratio = torch.log(gamma.clamp(min=TINY)) - torch.log(weight.clamp(min=TINY))
+        return log_precision + (damping * ratio.to(log_precision)).clamp(-largest_step, largest_step)
+
+    own = {id(t): t for t in log_precisions.values()}
+    for key, log_delta in own.items():
+        names = [name for name, t in log_precisions.items() if id(t) == key]
+        if _alone(names, within):
+            gamma, weight = (sum_tensors([terms[name] for name in names]) for terms in (effective, weights))
+            log_delta.copy_(moved(log_delta, gamma, weight).clamp(*LOG_BOUNDS))
+    nests = {name: t for name, t in log_precisions.items() if not _alone([name], within)}
+    lambdas = log_lambdas(nests, within)
+    gammas, squares = (_in_lambda(terms, nests, lambdas, within) for terms in (effective, weights))
+    steps: dict[str, Tensor] = {}
+    closed = set()
+    for name in reversed(outermost_first(nests, within)):
+        steps[name] = moved(lambdas[name], gammas[name], squares[name])
+        if name in within:
+            outer, kappa = within[name]
+            outside = moved(lambdas[outer], gammas[outer], squares[outer]) + math.log(kappa)
+            if steps[name] >= outside:  # its part of the sum is then the outer one's
+                closed.add(name)
+                gammas[outer], squares[outer] = gammas[outer] + gammas[name], squares[outer] + squares[name]
+    for name in outermost_first(nests, within):
+        log_delta = steps[name]
+        if name in closed:
+            log_delta, steps[name] = torch.full_like(log_delta, LOG_BOUNDS[1]), log_outside(name, steps, within)
+        elif name in within:
+            # 1/δ = 1/λ - 1/κλ'
+            log_delta = log_delta - (-torch.expm1(log_delta - log_outside(name, steps, within))).clamp(min=TINY).log()
+        nests[name].copy_(log_delta.clamp(*LOG_BOUNDS))
+
+
+def _in_lambda(
+    slopes: Mapping[str, Tensor], log_precisions: Mapping[str, Tensor], lambdas: Mapping[str, Tensor], within: Nested
+) -> dict[str, Tensor]:
+    """Derivatives in log δ as derivatives in log λ."""
+    found = {name: slopes[name] * (log_precisions[name] - lambdas[name]).exp() for name in log_precisions}
+    for name in outermost_first(within, within):  # so far with the δ of inner ones held, not their λ
+        outer = within[name][0]
+        found[outer] = found[outer] - found[name] * (lambdas[name] - log_outside(name, lambdas, within)).exp()
+    return found
+
+
+def _alone(names: Sequence[str], within: Nested) -> bool:
+    """Whether pathways of one precision are nested with none."""
+    nests = {name for inner, (outer, _) in within.items() for name in (inner, outer)}
+    return len(names) > 1 or not nests.intersection(names)

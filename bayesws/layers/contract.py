@@ -12,7 +12,7 @@ A module of your own becomes a layer by one registered function:
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, singledispatch
 from typing import Any
 
@@ -22,6 +22,25 @@ from torch.func import functional_call
 
 Factors = list[tuple[Tensor, Tensor]]
 Strength = Callable[[Mapping[str, Tensor]], Tensor]  # from log δ by pathway, (...), to ρ, (...)
+
+
+@dataclass(frozen=True)
+class Within:
+    """That a pathway acts through some of the directions of another one: together they are φ + R θ.
+
+    Attributes:
+        outer: name of the other pathway, of φ: within the same layer; from `declarations` on, within the network.
+        kappa: κ with Rᵀ R = κ I, or the least that is known with Rᵀ R ≤ κ I.
+        lift: R, from θ to the shape of φ.
+        lower: Rᵀ, from the shape of φ to that of θ.
+        gram: gives Rᵀ R, which acts on the last axis of θ; None where it is κ I.
+    """
+
+    outer: str
+    kappa: float
+    lift: Callable[[Tensor], Tensor]
+    lower: Callable[[Tensor], Tensor]
+    gram: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +65,8 @@ class Pathway:
         breaks_sharing: whether the layer would share exactly without it: free weights beside shared ones.
         picks_entries: whether `pull_back` of a kernel's gradient only picks and orders entries, so that it is the same
             before and after they are squared: every parameter is an entry of the kernel.
+        within: the pathway whose directions this one's are among; the two are accounted for jointly. None where there
+            is none.
     """
 
     name: str
@@ -58,6 +79,7 @@ class Pathway:
     of_prior_only: bool = False
     breaks_sharing: bool = False
     picks_entries: bool = False
+    within: Within | None = None
 
     @property
     def numel(self) -> int:
@@ -134,9 +156,11 @@ class Joint:
 
     Attributes:
         strength: as for `Declaration`, by the pathways' names within the container ("conv.weight").
+        within: the pathways that act within another one's directions; these names, too.
     """
 
     strength: Strength | None = None
+    within: Mapping[str, Within] = field(default_factory=dict)
 
 
 @singledispatch
@@ -155,6 +179,7 @@ def declarations(net: nn.Module) -> dict[str, tuple[nn.Module, Declaration]]:
             has no numbers.
     """
     found: dict[str, tuple[nn.Module, Declaration]] = {}
+    within: dict[str, Within] = {}
     joint: str | None = None
     for name, module in net.named_modules():  # what a container holds comes right after it
         inside = joint is not None and is_within(name, joint)
@@ -163,8 +188,25 @@ def declarations(net: nn.Module) -> dict[str, tuple[nn.Module, Declaration]]:
             found[name] = (module, replace(declared, part_of=joint) if inside else declared)
         elif isinstance(declared, Joint) and not inside:
             joint = name
+            within |= {_joined(name, n): replace(w, outer=_joined(name, w.outer)) for n, w in declared.within.items()}
     _check_declared(net, found)
-    return found
+    return _placed(found, within)
+
+
+def _placed(
+    found: dict[str, tuple[nn.Module, Declaration]], within: Mapping[str, Within]
+) -> dict[str, tuple[nn.Module, Declaration]]:
+    """The same declarations, their pathways within others by the others' full names; only within trained ones."""
+    trained = {_joined(name, p.name) for name, (_, d) in found.items() for p in d.pathways}
+    placed = {}
+    for layer, (module, declaration) in found.items():
+        pathways = []
+        for pathway in declaration.pathways:
+            own = pathway.within and replace(pathway.within, outer=_joined(layer, pathway.within.outer))
+            place = within.get(_joined(layer, pathway.name), own)
+            pathways.append(replace(pathway, within=place if place and place.outer in trained else None))
+        placed[layer] = (module, replace(declaration, pathways=tuple(pathways)))
+    return placed
 
 
 def _check_declared(net: nn.Module, found: dict[str, tuple[nn.Module, Declaration]]) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayesws.layers.cache import Deriving
-from bayesws.layers.contract import Declaration, Factors, Pathway, Status, Structure, declare
+from bayesws.layers.contract import Declaration, Factors, Pathway, Status, Structure, Within, declare
 from bayesws.layers.sharing_settings import Sharing
 from bayesws.layers.stack import RepresentationStack
 from bayesws.sharing.doubly_stochastic import DoublyStochastic
@@ -199,6 +199,7 @@ class WeightSharing(Deriving):
                     self._pull_shared,
                     self._factor_shared,
                     self._reduce_shared,
+                    within=self._shared_within(),
                 )
             )
         if self.free is not None:
@@ -222,6 +223,32 @@ class WeightSharing(Deriving):
                 Pathway("bias", self.bias, precision, self._pull_bias, self._factor_bias, self._reduce_bias, "bias")
             )
         return tuple(p for p in found if p.parameter.requires_grad)
+
+    def _shared_within(self) -> Within | None:
+        """K = R w + v: with Rᵀ R = G I for permutations. For a soft stack K = L (v + L⁻¹ R w), and as R is doubly
+        stochastic and L Lᵀ ≥ I, Rᵀ (L Lᵀ)⁻¹ R ≤ G I. Other constraints (ablations) promise no such bound."""
+        if "free" not in self.pathway_names or self.stack.constraint != "doubly":
+            return None
+        return Within(
+            "free", float(self.group_size), self._lift, self._lower, self._gram if self.stack.is_soft else None
+        )
+
+    def _whitened(self) -> Tensor:
+        """L_g⁻¹ R_g, (G, d, d): the stack in the coordinates of the free weights."""
+        r = self.representations()
+        if not self.stack.is_soft:
+            return r
+        return torch.linalg.solve_triangular(self._free_roots(r), r, upper=False)
+
+    def _gram(self) -> Tensor:
+        r = self._whitened()
+        return torch.einsum("gnm,gnk->mk", r, r)
+
+    def _lift(self, shared: Tensor) -> Tensor:
+        return torch.einsum("gnm,oim->ogin", self._whitened(), shared)
+
+    def _lower(self, free: Tensor) -> Tensor:
+        return torch.einsum("gnm,ogin->oim", self._whitened(), free)
 
     def structure(self) -> tuple[nn.Parameter, ...]:
         """The stack's logits; empty where it is fixed."""

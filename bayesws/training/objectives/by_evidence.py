@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.gradient import WAYS, gradient_in
+from bayesws.evidence.nesting import nested, rebalance, variance_share
 from bayesws.evidence.objective import Evidence, LaplacePass, assemble, laplace_pass
 from bayesws.evidence.precision import ascend_precisions, update_precisions
 from bayesws.io.arguments import LARGEST_SEED, choice, positive, share, whole
@@ -109,8 +110,12 @@ class EvidenceAtWork:
         return []
 
     def rate(self, pathway: str) -> float:
-        """A pathway that its precision keeps small takes small steps, too."""
-        return min(1.0, PRIOR_STEP / math.sqrt(self.deltas[pathway]))
+        """A pathway that its precision keeps small takes small steps, too.
+
+        A nested one the square root of its share of the sum's prior variance: the whitened step of the sum.
+        """
+        share = variance_share(pathway, self.deltas, nested(self.pathways))
+        return min(math.sqrt(share), PRIOR_STEP / math.sqrt(self.deltas[pathway]))
 
     def at_rest(self, epoch: int) -> list[nn.Parameter]:
         """Nothing rests."""
@@ -147,7 +152,8 @@ class EvidenceAtWork:
         return self.record
 
     def finish(self) -> None:
-        """Nothing."""
+        """Nested pathways take their shares of their sum, as the last precisions have them: the function stays."""
+        rebalance(self.pathways, self.log_precisions)
 
     def settle(self, done: LaplacePass) -> None:
         """The precisions are those that the weights were trained with; only whether the structure settled is seen."""
@@ -208,6 +214,7 @@ class EvidenceAtWork:
         Data fit and Occam factor are added before Adam normalises: each alone would collapse the network.
         """
         setting, others = self.setting, optimiser.param_groups[0]["params"]
+        rebalance(self.pathways, self.log_precisions)
         precisions = list({id(t): t for t in self.log_precisions.values()}.values())
         evidence, gradients = gradient_in(
             setting.net,
@@ -223,6 +230,7 @@ class EvidenceAtWork:
         self.settling.before_step()
         optimiser.step()
         ascend_precisions(setting.net, self.log_precisions, precisions, gradients[: len(precisions)])
+        rebalance(self.pathways, self.log_precisions)
         self.settling.after_step()
         return terms_of(evidence)
 
