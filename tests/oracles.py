@@ -104,6 +104,37 @@ def effective_parameters(h, precisions):
 # KFAC-expand, by loops
 
 
+def pairs_of(net):
+    """Pathways that act through the directions of others, Rᵀ R = κ I: by the inner one's name, the other's and κ."""
+    sharing = {name: m for name, m in net.named_modules() if isinstance(m, WeightSharing)}
+    found = {}
+    for name, module in sharing.items():
+        joined = f"{name}." if name else ""
+        both = module.shared is not None and "free" in module.pathway_names and module.stack.constraint == "doubly"
+        if both and module.shared.requires_grad and module.free.requires_grad:
+            found[f"{joined}shared"] = (f"{joined}free", module.group_size)
+    return found
+
+
+def coupled_shares(values, precisions, pairs):
+    """(½ Σ log(1 + h/δ), γ = Σ h/(h + δ)) by pathway from eigenvalues h and δ; coupled where two are a pair.
+
+    With c = h_w/κβ and s = h_w/α the shared one's share is ½ Σ log(1 + s/(1+c)), its γ Σ s/(1+c+s), and the free one's
+    γ is less by Σ [c/(1+c) - c/(1+c+s)].
+    """
+    found = {
+        name: (0.5 * torch.log(1 + h / precisions[name]).sum(), (h / (h + precisions[name])).sum())
+        for name, h in values.items()
+    }
+    for inner, (outer, kappa) in pairs.items():
+        if inner in values and outer in values:
+            c, s = values[inner] / (kappa * precisions[outer]), values[inner] / precisions[inner]
+            found[inner] = (0.5 * torch.log(1 + s / (1 + c)).sum(), (s / (1 + c + s)).sum())
+            occam, gamma = found[outer]
+            found[outer] = (occam, gamma - (c / (1 + c) - c / (1 + c + s)).sum())
+    return found
+
+
 def patches_of(module, x):
     """For every datum the list of vectors that the kernel is applied to, by slicing."""
     if isinstance(module, nn.Linear | WSLinear):

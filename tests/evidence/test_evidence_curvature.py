@@ -63,15 +63,14 @@ def test_diag_is_the_diagonal_of_the_dense_matrix(sharing, kind):
     diagonal = oracles.dense_ggn(net, x, hessian, names).diagonal()
     done = laplace_pass(net, Batches((x, y)), likelihood, "diag")
     found = log_evidence(net, (x, y), likelihood, "diag")
-    for name, span in oracles.spans(net, names).items():
-        expected, delta = diagonal[span], prior[name].exp().detach()
+    values = {name: diagonal[span] for name, span in oracles.spans(net, names).items()}
+    deltas = {name: prior[name].exp().detach() for name in values}
+    for name, (occam, gamma) in oracles.coupled_shares(values, deltas, oracles.pairs_of(net)).items():
         # sums of products in another order
-        torch.testing.assert_close(done.hessian.eigenvalues[name], expected, rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(done.hessian.eigenvalues[name], values[name], rtol=1e-10, atol=1e-14)
         share = found.by_pathway[name]
-        occam = 0.5 * torch.log(1 + expected / delta).sum()
         torch.testing.assert_close(share.occam.detach(), occam, rtol=1e-10, atol=1e-14)
-        gamma = (expected / (expected + delta)).sum()
-        torch.testing.assert_close(share.effective.detach(), gamma, rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(share.effective.detach(), gamma, rtol=1e-10, atol=1e-12)
 
 
 @every_net
@@ -85,20 +84,17 @@ def test_kron_is_its_definition(sharing, kind, kfac, tight_sinkhorn):
     curvature = Curvature("kron", kfac=kfac)
     done = laplace_pass(net, Batches((x, y)), likelihood, curvature)
     found = log_evidence(net, (x, y), likelihood, curvature)
-    total = 0.0
-    for name, block in blocks.items():
-        delta = prior[name].exp().detach().expand(len(block))
-        values = done.hessian.eigenvalues[name].detach().sort().values
+    spectra = {name: torch.linalg.eigvalsh(block).clamp(min=0) for name, block in blocks.items()}
+    deltas = {name: prior[name].exp().detach() for name in blocks}
+    expected = oracles.coupled_shares(spectra, deltas, oracles.pairs_of(net))
+    for name, (occam, gamma) in expected.items():
+        values, largest = done.hessian.eigenvalues[name].detach().sort().values, spectra[name][-1]
         # eigenvalues are good to rounding times the largest
-        expected = torch.linalg.eigvalsh(block)
-        torch.testing.assert_close(values / expected[-1], expected / expected[-1], rtol=0, atol=1e-12)
-        occam = oracles.occam_factor(block, delta)
+        torch.testing.assert_close(values / largest, spectra[name] / largest, rtol=0, atol=1e-12)
         share = found.by_pathway[name]
-        assert share.occam.item() == pytest.approx(occam, rel=1e-10)
-        gamma = oracles.effective_parameters(block, delta).sum().item()
-        assert share.effective.item() == pytest.approx(gamma, rel=1e-10)
-        total += occam
-    assert found.occam.item() == pytest.approx(total, rel=1e-10)
+        assert share.occam.item() == pytest.approx(occam.item(), rel=1e-10)
+        assert share.effective.item() == pytest.approx(gamma.item(), rel=1e-9)
+    assert found.occam.item() == pytest.approx(sum(occam.item() for occam, _ in expected.values()), rel=1e-10)
 
 
 @every_likelihood
@@ -164,20 +160,34 @@ def test_diagonal_and_kron_are_bounds_that_full_does_not_exceed():
 
 
 @every_net
-@pytest.mark.parametrize("kind", ["layer", "pathway"])
-def test_blocks_are_those_of_the_dense_matrix(sharing, kind):
+def test_layers_have_the_blocks_of_the_dense_matrix(sharing):
     net, x, y, likelihood, hessian = problem(sharing, "classification")
     prior, names = starting_log_precisions(net), oracles.weight_names(net)
     h, spans = oracles.dense_ggn(net, x, hessian, names), oracles.spans(net, names)
     by_row, total = precisions_by_row(net, spans, prior), 0.0
-    found = log_evidence(net, (x, y), likelihood, kind)
     blocks = {}
     for name, span in spans.items():
-        blocks.setdefault(name.rpartition(".")[0] if kind == "layer" else name, []).append(span)
+        blocks.setdefault(name.rpartition(".")[0], []).append(span)
     for block in blocks.values():
         rows = torch.cat([torch.arange(span.start, span.stop) for span in block])
         total += oracles.occam_factor(h[rows[:, None], rows], by_row[rows])
-    assert found.occam.item() == pytest.approx(total, rel=1e-10)
+    assert log_evidence(net, (x, y), likelihood, "layer").occam.item() == pytest.approx(total, rel=1e-10)
+
+
+@every_net
+def test_pathways_have_the_blocks_of_the_dense_matrix_and_pairs_are_coupled(sharing):
+    net, x, y, likelihood, hessian = problem(sharing, "classification")
+    prior, names = starting_log_precisions(net), oracles.weight_names(net)
+    h = oracles.dense_ggn(net, x, hessian, names)
+    spans = {oracles.pathway_of(net, name): span for name, span in oracles.spans(net, names).items()}
+    values = {name: torch.linalg.eigvalsh(h[span, span]).clamp(min=0) for name, span in spans.items()}
+    deltas = {name: prior[name].exp().detach() for name in values}
+    expected = oracles.coupled_shares(values, deltas, oracles.pairs_of(net))
+    found = log_evidence(net, (x, y), likelihood, "pathway")
+    for name, (occam, gamma) in expected.items():
+        # eigenvalues are good to rounding times the largest
+        assert found.by_pathway[name].occam.item() == pytest.approx(occam.item(), rel=1e-9, abs=1e-9)
+        assert found.by_pathway[name].effective.item() == pytest.approx(gamma.item(), rel=1e-9, abs=1e-9)
 
 
 @every_likelihood

@@ -442,22 +442,27 @@ def check_blocks(net, x, problem, prior, found, seen: Seen) -> float:
     precisions = torch.cat([prior[n].exp().expand(s.stop - s.start) for n, s in spans.items()])
     _, whole = occam_of(h, precisions)
 
-    blocks = {"full": [slice(None)], "pathway": list(spans.values()), "diag": [[i] for i in range(len(h))]}
+    blocks = {"full": [slice(None)]}
     layers: dict[str, list[int]] = {}
     for n, span in spans.items():
         layers.setdefault(n.rpartition(".")[0], []).extend(range(span.start, span.stop))
     blocks["layer"] = list(layers.values())
-    for structure in EXACT:
-        expected = sum(oracles.occam_factor(h[rows][:, rows], precisions[rows]) for rows in blocks[structure])
+    for structure, parts in blocks.items():
+        expected = sum(oracles.occam_factor(h[rows][:, rows], precisions[rows]) for rows in parts)
         seen.add(structure, found[structure].occam.item(), expected, 1e-9 * expected + whole)
 
+    exact = {n: h[span, span] for n, span in spans.items()}
+    by_pathway = {"pathway": exact, "diag": {n: torch.diag(block.diagonal()) for n, block in exact.items()}}
     for kfac in ("expand", "reduce"):
         kron = oracles.kron_blocks(net, x, hessian, kfac == "reduce")
-        for n, span in spans.items():
-            block = kron[n] if n in kron else h[span, span]
-            expected, rounding = occam_of(block, precisions[span])
-            result = found[f"kron {kfac}"].by_pathway[n].occam.item()
-            seen.add(f"kron {kfac}", result, expected, 1e-9 * expected + rounding)
+        by_pathway[f"kron {kfac}"] = {n: kron.get(n, block) for n, block in exact.items()}
+    deltas = {n: prior[n].exp() for n in spans}
+    for structure, matrices in by_pathway.items():
+        values = {n: torch.linalg.eigvalsh(block).clamp(min=0) for n, block in matrices.items()}
+        for n, (share, _) in oracles.coupled_shares(values, deltas, oracles.pairs_of(net)).items():
+            rounding = occam_of(matrices[n], precisions[spans[n]])[1]
+            expected, result = share.item(), found[structure].by_pathway[n].occam.item()
+            seen.add(structure, result, expected, 1e-9 * expected + rounding)
     return whole
 
 
