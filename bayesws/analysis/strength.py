@@ -10,6 +10,7 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from scipy.optimize import minimize
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from bayesws.evidence.precision import LOG_BOUNDS
@@ -24,7 +25,7 @@ SPREAD = 3.0  # standard deviation of log δ under the hyperprior
 LARGEST_RHAT = 1.01  # arXiv 1903.08008
 FEWEST = 400  # effective samples, by the same
 LOWER_MODE = 10.0  # nats below the highest: a mode this far down has no weight
-GRID = 4001
+GRID = {1: 4001, 2: 241}  # points along each of so many precisions
 OUTSIDE = 0.01  # of an interval, that is worth a note
 
 
@@ -108,7 +109,7 @@ def sharing_strength(
 
     Sampled by NUTS (Pyro), chains from dispersed starts, diagnosed by rank-normalised R-hat and effective sample size
     (arviz). Where the evidence has several modes, which chains would not cross, the precisions are integrated on a grid
-    instead, if they are independent given the data (curvature "kron" or "diag").
+    instead, if given the data no more than two of them depend on each other (curvature "kron" or "diag").
 
     Args:
         fit: with its posterior kept (`fit.posterior`).
@@ -137,7 +138,7 @@ def sharing_strength(
     if len(modes) > 1:
         notes.append(f"the evidence has {len(modes)} modes in the precisions")
         warnings.warn(notes[-1], stacklevel=2)
-    by_grid = len(modes) > 1 and isinstance(target.surface, Separate)
+    by_grid = len(modes) > 1 and target.on_grid()
     if by_grid:
         samples = target.integrated(chains * draws, seed).unflatten(0, (chains, draws))
     else:
@@ -190,7 +191,7 @@ class _Posterior:
         if isinstance(found, Separate):  # the other layers' precisions are independent of theirs
             within = {layer.full_name(pathway) for layer in layers.values() for pathway in layer.pathways}
             names = [name for name in names if name in within]
-            found = Separate({n: found.eigenvalues[n] for n in names}, {n: found.pulls[n] for n in names})
+            found = found.only(names)
         tensors = {id(fit.prior[name]): fit.prior[name] for name in names}
         groups = [[name for name in names if id(fit.prior[name]) == key] for key in tensors]
         fitted = torch.stack([t.detach().double().cpu() for t in tensors.values()])
@@ -233,19 +234,39 @@ class _Posterior:
         return float(value.detach()), gradient.numpy()
 
     def integrated(self, count: int, seed: int) -> Tensor:
-        """Independent draws (count, entries) by the inverse of each precision's distribution function on a grid."""
+        """Independent draws (count, entries) by the inverse of a distribution function on a grid of the precisions that
+        depend on each other given the data: one, or the two of a pair of nested pathways."""
         assert isinstance(self.surface, Separate)
         generator = torch.Generator().manual_seed(seed)
-        grid = torch.linspace(-6 * self.spread, 6 * self.spread, GRID, dtype=torch.float64)
-        columns = []
-        for names in self.groups:
-            logs = sum(torch.cat([self.surface.of(name, part) for part in grid.split(64)]) for name in names)
-            weights = (logs - 0.5 * (grid / self.spread).square()).softmax(0)
+        samples = torch.empty(count, len(self.groups), dtype=torch.float64)
+        for entries in self.dependent():
+            side = torch.linspace(-6 * self.spread, 6 * self.spread, GRID[len(entries)], dtype=torch.float64)
+            grid = torch.cartesian_prod(*[side] * len(entries)).reshape(-1, len(entries))
+            own = self.surface.only([name for i in entries for name in self.groups[i]])
+            logs = torch.cat([own(self._by_name(entries, part)) for part in grid.split(64)])
+            weights = (logs - 0.5 * (grid / self.spread).square().sum(-1)).softmax(0)
             uniform = torch.rand(count, generator=generator, dtype=torch.float64)
-            places = torch.searchsorted(weights.cumsum(0), uniform).clamp(max=GRID - 1)
-            jitter = torch.rand(count, generator=generator, dtype=torch.float64) - 0.5
-            columns.append(grid[places] + jitter * (grid[1] - grid[0]))
-        return torch.stack(columns, -1)
+            places = torch.searchsorted(weights.cumsum(0), uniform).clamp(max=len(grid) - 1)
+            jitter = torch.rand(count, len(entries), generator=generator, dtype=torch.float64) - 0.5
+            samples[:, entries] = grid[places] + jitter * (side[1] - side[0])
+        return samples
+
+    def on_grid(self) -> bool:
+        """Whether `integrated` can draw: no more precisions depend on each other than a grid has axes."""
+        return isinstance(self.surface, Separate) and all(len(entries) in GRID for entries in self.dependent())
+
+    def dependent(self) -> list[list[int]]:
+        """The entries in groups that are independent of each other given the data, where the surface is `Separate`."""
+        assert isinstance(self.surface, Separate)
+        place = {name: i for i, names in enumerate(self.groups) for name in names}
+        links = np.zeros((len(self.groups),) * 2)
+        for inner, (outer, _) in self.surface.within.items():
+            links[place[inner], place[outer]] = 1
+        _, labels = connected_components(links, directed=False)
+        return [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)]
+
+    def _by_name(self, entries: list[int], z: Tensor) -> dict[str, Tensor]:
+        return {name: z[..., column] for column, i in enumerate(entries) for name in self.groups[i]}
 
 
 def _sampled(target: _Posterior, modes: list[Tensor], chains: int, draws: int, warmup: int, seed: int) -> Tensor:

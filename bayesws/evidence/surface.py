@@ -8,16 +8,18 @@ for every Λ: the weights' MAP moves with it, (H + Λ)⁻¹ b, and needs no new 
 this is exact, wherever θ₀ is. Holding the weights instead would make every precision look better determined than it is.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce as fold
+from operator import add
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.batches import Batches
-from bayesws.evidence.hessian import sum_tensors
 from bayesws.evidence.likelihood import Likelihood
+from bayesws.evidence.nesting import Nested, Sum, log_lambdas, log_outside, nested
 from bayesws.layers.contract import evaluating, named_pathways
 
 
@@ -33,26 +35,42 @@ class Surface(Protocol):
 class Separate:
     """Weights that are independent in the eigenbasis of H: one sum a pathway.
 
+    Of nested pathways (`nesting`) these sums are in λ, and what the outer one has in the inner's directions comes off:
+
+        log p(D | Λ) = Σ_p S_p(λ_p) - S_p(κ λ'_p)        S_p(δ) = ½ Σ b_i² / (h_i + δ) - ½ Σ log(1 + h_i / δ)
+
     Attributes:
-        eigenvalues: λ_i by pathway.
+        eigenvalues: h_i by pathway.
         pulls: b_i by pathway, in the same basis.
+        within: by inner pathway, its outer one and κ.
     """
 
     eigenvalues: dict[str, Tensor]
     pulls: dict[str, Tensor]
+    within: Nested = field(default_factory=dict)
 
     @classmethod
-    def at(cls, eigenvalues: dict[str, Tensor], weights: dict[str, Tensor], gradient: dict[str, Tensor]) -> "Separate":
-        """From θ₀ and g in the eigenbasis, by pathway."""
+    def at(
+        cls, eigenvalues: dict[str, Tensor], weights: dict[str, Tensor], gradient: dict[str, Tensor], within: Nested
+    ) -> "Separate":
+        """From θ₀ and g in the eigenbasis, by pathway; of nested pathways θ₀ is what their sum has there."""
         pulls = {name: gradient[name] + values * weights[name] for name, values in eigenvalues.items()}
-        return cls(eigenvalues, pulls)
+        return cls(eigenvalues, pulls, within)
+
+    def only(self, names: Sequence[str]) -> "Separate":
+        """The part of some pathways, which are nested with no others."""
+        within = {name: place for name, place in self.within.items() if name in names}
+        return Separate({n: self.eigenvalues[n] for n in names}, {n: self.pulls[n] for n in names}, within)
 
     def __call__(self, log_precisions: Mapping[str, Tensor]) -> Tensor:
-        """½ Σ b_i² / (λ_i + δ) - ½ Σ log(1 + λ_i / δ)."""
-        return sum_tensors(self.of(name, log_precisions[name]) for name in self.eigenvalues)
+        """Σ_p S_p(λ_p) - S_p(κ λ'_p), for any number of log precisions at once, (...)."""
+        lambdas = log_lambdas({name: log_precisions[name] for name in self.eigenvalues}, self.within)
+        found = [self.of(name, lambdas[name]) for name in self.eigenvalues]
+        found += [-self.of(name, log_outside(name, lambdas, self.within)) for name in self.within]
+        return fold(add, found)
 
     def of(self, name: str, log_precision: Tensor) -> Tensor:
-        """One pathway's sum, for any number of log precisions at once, (...)."""
+        """S of one pathway, (...)."""
         delta, values = log_precision.exp().unsqueeze(-1), self.eigenvalues[name]
         fit = self.pulls[name].square() / (values + delta)
         return 0.5 * (fit - torch.log1p(values / delta)).sum(-1)
@@ -95,7 +113,8 @@ def surface(net: nn.Module, curvature: Mapping[str, Tensor], likelihood: Likelih
             σ = 1, as `laplace.curvature_tensors` gives them; and `log_likelihood_gradient`, "gradient." by pathway.
         likelihood: for its noise.
     """
-    names = {id(p.parameter): name for name, p in named_pathways(net)}
+    pathways = dict(named_pathways(net))
+    names, whole = {id(p.parameter): name for name, p in pathways.items()}, Sum.of(pathways).whole
     parameters = {names[id(p)]: _plain(p) for p in net.parameters() if id(p) in names}
     gradients = {name: _plain(curvature[f"gradient.{name}"]) for name in parameters}
     scale = likelihood.noise_precision()
@@ -105,22 +124,25 @@ def surface(net: nn.Module, curvature: Mapping[str, Tensor], likelihood: Likelih
         weights, slopes = (torch.cat([t.flatten() for t in found.values()]) for found in (parameters, gradients))
         if h.ndim == 2:
             return Coupled.at(h, weights, slopes, sizes)
-        parts = [v.split(list(sizes.values())) for v in (h, weights, slopes)]
-        return Separate.at(*(dict(zip(sizes, part, strict=True)) for part in parts))
+        weights = torch.cat([_plain(whole[name]).flatten() for name in parameters])
+        values_of, weights_of, slopes_of = (
+            dict(zip(sizes, v.split(list(sizes.values())), strict=True)) for v in (h, weights, slopes)
+        )
+        return Separate.at(values_of, weights_of, slopes_of, nested(pathways))
     values: dict[str, Tensor] = {}
     weights_in: dict[str, Tensor] = {}
     slopes_in: dict[str, Tensor] = {}
-    for i, (name, parameter) in enumerate(parameters.items()):
+    for i, name in enumerate(parameters):
         # H ≈ B ⊗ A, or one such block for every index of the parameter's second dimension: stacked, (K, ·, ·)
         b = _plain(curvature[f"{i}.0"])
         a = _plain(curvature[f"{i}.1"]) if f"{i}.1" in curvature else torch.ones(1, 1, dtype=b.dtype)
         b, a = (f if f.ndim == 3 else f[None] for f in (b, a))
         (rows, out_basis), (columns, in_basis) = torch.linalg.eigh(b), torch.linalg.eigh(a)
         values[name] = scale * (rows.clamp(min=0)[:, :, None] * columns.clamp(min=0)[:, None]).flatten()
-        for found, tensor in ((weights_in, parameter), (slopes_in, gradients[name])):
+        for found, tensor in ((weights_in, _plain(whole[name])), (slopes_in, gradients[name])):
             blocks = tensor.reshape(b.shape[1], len(b), a.shape[1]).transpose(0, 1)
             found[name] = (out_basis.mT @ blocks @ in_basis).flatten()
-    return Separate.at(values, weights_in, slopes_in)
+    return Separate.at(values, weights_in, slopes_in, nested(pathways))
 
 
 def _plain(tensor: Tensor) -> Tensor:

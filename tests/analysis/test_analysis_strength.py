@@ -37,14 +37,23 @@ def planted(rho, examples=20, outputs=3, pathways=PATHWAYS, seed=0):
     return net, x, f + NOISE * torch.randn(f.shape, **new)
 
 
-CASES = [(PATHWAYS, "full"), (("free",), "full"), (("free",), "kron"), (("free",), "diag"), (("shared",), "kron")]
+CASES = [
+    (PATHWAYS, "full"),
+    (PATHWAYS, "kron"),
+    (PATHWAYS, "diag"),
+    (("free",), "full"),
+    (("free",), "kron"),
+    (("free",), "diag"),
+    (("shared",), "kron"),
+]
 
 
 @pytest.mark.parametrize("pathways, kind", CASES)
 def test_surface_is_the_closed_form_at_every_precision(pathways, kind):
-    """A quadratic likelihood, and curvatures that are exact here (one Kronecker product; orthogonal inputs)."""
+    """A quadratic likelihood, and curvatures that are exact here (one Kronecker product; orthogonal inputs, of which
+    two pathways ask even with Kronecker factors: their spectra then say all of their sum)."""
     net, x, y = planted(0.7, pathways=pathways)
-    if kind == "diag":
+    if kind == "diag" or (pathways == PATHWAYS and kind == "kron"):
         x = torch.eye(4, dtype=torch.float64).repeat(5, 1)
     phi = linear_features(net, x, pathways)
     sizes = [getattr(net, name).numel() for name in pathways]
@@ -75,7 +84,12 @@ def test_surface_of_kronecker_blocks_is_that_of_their_matrix(stack):
     """½ bᵀ (H + Λ)⁻¹ b - ½ log det(I + Λ⁻¹ H) with the dense H that the blocks stand for, at any weights."""
     torch.manual_seed(0)
     group = "flips" if stack == "fixed" else None
-    net = bws.models.WSCNN(num_classes=3, hidden_channels=1, group_size=2, group=group, stack=stack).double()
+    settings = {
+        "group": group,
+        "stack": stack,
+        "pathways": ("shared",),
+    }  # a pair of nested ones is more than its blocks
+    net = bws.models.WSCNN(num_classes=3, hidden_channels=1, group_size=2, **settings).double()
     x, y = torch.randn(12, 1, 7, 7, dtype=torch.float64), torch.arange(12) % 3
     likelihood = bws.Categorical()
     la = laplace.fitted_posterior(net, (x, y), likelihood, "kron")
@@ -127,6 +141,25 @@ def test_grid_is_the_integral():
         log_density = target.surface.of(name, z) - 0.5 * (z / 3).square()
         mean = (log_density.softmax(0) * z).sum()
         assert draws[:, i].mean() == pytest.approx(float(mean), abs=5 * float(draws[:, i].std()) / 300)
+
+
+def test_the_grid_of_a_pair_is_the_integral():
+    target = posterior(seed=2)
+    few = {name: values[:6] / 10 for name, values in target.surface.eigenvalues.items()}
+    pulls = {name: values[:6] / 10 for name, values in target.surface.pulls.items()}
+    target = replace(target, surface=Separate(few, pulls, {"shared": ("free", 2.0)}))
+    assert target.dependent() == [[0, 1]]
+    draws = target.integrated(50_000, 0)
+    z = torch.linspace(-15, 15, 501, dtype=torch.float64)
+    both = torch.cartesian_prod(z, z)
+    logs = torch.cat([target.surface(dict(zip(PATHWAYS, part.mT, strict=True))) for part in both.split(5000)])
+    weights = (logs - 0.5 * (both / 3).square().sum(-1)).softmax(0)
+    for i in range(2):
+        mean = float((weights * both[:, i]).sum())
+        assert draws[:, i].mean() == pytest.approx(mean, abs=5 * float(draws[:, i].std()) / 200)
+    covariance = float((weights * both.prod(-1)).sum() - (weights @ both).prod())
+    assert abs(covariance) > 0.1  # they do depend on each other
+    assert float(torch.cov(draws.mT)[0, 1]) == pytest.approx(covariance, rel=0.2)
 
 
 def two_modes():
