@@ -158,7 +158,7 @@ def test_the_grid_of_a_pair_is_the_integral():
         mean = float((weights * both[:, i]).sum())
         assert draws[:, i].mean() == pytest.approx(mean, abs=5 * float(draws[:, i].std()) / 200)
     covariance = float((weights * both.prod(-1)).sum() - (weights @ both).prod())
-    assert abs(covariance) > 0.1  # they do depend on each other
+    assert abs(covariance) > 0.05  # they do depend on each other
     assert float(torch.cov(draws.mT)[0, 1]) == pytest.approx(covariance, rel=0.2)
 
 
