@@ -21,6 +21,7 @@ from bayesws.layers.conv import WSConv2d, WSConv3d, WSLiftConv2d, WSLiftConv3d
 from bayesws.layers.convert import Conversion, share, sharing_plan
 from bayesws.layers.export import harden
 from bayesws.layers.fold_group import FoldGroup
+from bayesws.layers.group_head import GroupHead
 from bayesws.layers.identify import Identified, Match, identify_group, identify_groups
 from bayesws.layers.linear import WSLinear
 from bayesws.layers.sharing_settings import Sharing
@@ -34,6 +35,7 @@ __all__ = [
     "Declaration",
     "Deriving",
     "FoldGroup",
+    "GroupHead",
     "Identified",
     "Joint",
     "Layer",

@@ -123,7 +123,7 @@ class WSLiftConv2d(_WSConv):
         in_channels, out_channels, kernel_size, stride, padding, dilation, padding_mode, device, dtype: as for
             `torch.nn.Conv2d`.
         bias: whether to add b (out_channels,), the same for every group element; "free" for one of each element's own,
-            (out_channels·G,).
+            (out_channels·G,); "both" for their sum, in two pathways.
         sharing: how the G copies share.
         keywords: the attributes of a `Sharing` in its place.
 

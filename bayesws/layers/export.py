@@ -15,6 +15,7 @@ from bayesws.layers.branches import Branches
 from bayesws.layers.cache import Deriving
 from bayesws.layers.convert import replaced
 from bayesws.layers.fold_group import FoldGroup, plain_weight
+from bayesws.layers.group_head import GroupHead
 from bayesws.layers.linear import WSLinear
 from bayesws.layers.tracing import is_plain, traced
 from bayesws.layers.weight_sharing import WeightSharing
@@ -65,6 +66,8 @@ def harden(source: Any, example: Shaped[Tensor, "batch ..."] | None = None) -> n
             twins[module] = _flat_twin(module.layer)
         elif isinstance(module, WeightSharing):
             twins[module] = _twin(module)
+        elif isinstance(module, GroupHead):
+            twins[module] = _flat_head(module)
     net = replaced(net, twins)
     for module in reversed(list(net.modules())):  # what is within comes first
         if type(module) is Branches:
@@ -116,6 +119,19 @@ def _flat_twin(layer: WeightSharing) -> nn.Module:
     if bias is not None:
         plain.bias.copy_(bias)
     return plain
+
+
+@torch.no_grad()
+def _flat_head(head: GroupHead) -> nn.Module:
+    """The group axis folded into the channels, and nn.Linear on them."""
+    weight, has_bias = head.kernel().flatten(1), head.bias is not None
+    plain = nn.utils.skip_init(
+        nn.Linear, weight.shape[1], weight.shape[0], bias=has_bias, device=weight.device, dtype=weight.dtype
+    )
+    plain.weight.copy_(weight)
+    if head.bias is not None:
+        plain.bias.copy_(head.bias)
+    return nn.Sequential(nn.Flatten(), plain)
 
 
 def _graph_of(branches: Branches) -> fx.GraphModule:

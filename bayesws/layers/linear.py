@@ -18,8 +18,7 @@ class WSLinear(WeightSharing):
         in_features: d, the number of input coordinates that the stack permutes.
         out_features: number of outputs for every group element.
         bias: whether to add b (out_features,), the same for every group element; "free" for one of each element's own,
-            (out_features·G,).
-        device, dtype: as for `torch.nn.Linear`.
+            (out_        device, dtype: as for `torch.nn.Linear`.
         sharing: how the G copies share; a known group is one on a line.
         keywords: the attributes of a `Sharing` in its place.
 

@@ -36,7 +36,8 @@ class WeightSharing(Deriving):
     Within `computed_once` stack, roots L and kernel are computed once; otherwise anew whenever they are asked for.
 
     Subclasses say how the kernel is applied. Parameters: `shared` w (out, in, d), `free` v (out, G, in, d), `bias`
-    (out,), shared over the group, or with bias="free" (out·G,), and log precisions of each.
+    (out,), shared over the group, or with bias="free" (out·G,), or with bias="both" these and `offset` (out·G,), which
+    the copies do not share; and log precisions of each.
     """
 
     def __init__(
@@ -51,32 +52,38 @@ class WeightSharing(Deriving):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        if bias not in (True, False, "free"):
-            raise ValueError(f"bias={bias!r}: expected True (one for all group elements), 'free' (one each) or False")
+        if bias not in (True, False, "free", "both"):
+            raise ValueError(
+                f"bias={bias!r}: expected True (one for all group elements), 'free' (one each), 'both' or False"
+            )
         self.in_channels, self.out_channels, self.group_size = in_channels, out_channels, sharing.group_size
         self.has_free_bias = bias == "free"
         self.on_features, self.pathway_names = on_features, sharing.pathways
         self.stack = RepresentationStack(sharing, support, on_features, device, dtype)
         d, group_size = self.stack.size, self.group_size
         new: dict[str, Any] = {"device": device, "dtype": dtype}
-        names = list(self.pathway_names) + (["bias"] if bias else [])
+        names = list(self.pathway_names) + ["bias"] * bool(bias) + ["offset"] * (bias == "both")
         self.log_precisions = nn.ParameterDict({name: nn.Parameter(torch.zeros((), **new)) for name in names})
         self.register_parameter("shared", None)
         self.register_parameter("free", None)
         self.register_parameter("bias", None)
+        self.register_parameter("offset", None)
         if "shared" in self.pathway_names:
             self.shared = nn.Parameter(torch.empty(out_channels, in_channels, d, **new))
         if "free" in self.pathway_names or self.stack.is_soft:
             self.free = nn.Parameter(torch.empty(out_channels, group_size, in_channels, d, **new))
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels * (group_size if self.has_free_bias else 1), **new))
+        if bias == "both":
+            self.offset = nn.Parameter(torch.empty(out_channels * group_size, **new))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw weights as torch's own layers do, U(±1/√fan_in), the free ones smaller beside shared ones; no bias."""
         degree = (self.free if self.shared is None else self.shared).shape[-1]
         bound = 1 / math.sqrt(self.in_channels * degree)
-        for parameter, scale in ((self.shared, 1.0), (self.free, self._free_scale()), (self.bias, 0.0)):
+        scales = ((self.shared, 1.0), (self.free, self._free_scale()), (self.bias, 0.0), (self.offset, 0.0))
+        for parameter, scale in scales:
             if parameter is not None:
                 nn.init.uniform_(parameter, -bound * scale, bound * scale)
 
@@ -156,7 +163,10 @@ class WeightSharing(Deriving):
         """The bias of every output channel and group element, (out·G,); None where there is none."""
         if self.bias is None:
             return None
-        return self.bias if self.has_free_bias else self.bias.repeat_interleave(self.group_size)
+        if self.has_free_bias:
+            return self.bias
+        one_for_all = self.bias.repeat_interleave(self.group_size)
+        return one_for_all if self.offset is None else one_for_all + self.offset
 
     def sharing_strength(self) -> Tensor:
         """ρ = β / (α + β) in [0, 1]: the correlation of corresponding kernel entries of two copies under the prior.
@@ -188,7 +198,7 @@ class WeightSharing(Deriving):
         return (overlaps.sum() - overlaps.diagonal().sum()) / pairs
 
     def pathways(self) -> tuple[Pathway, ...]:
-        """The pathways of this layer: shared, free (or the residual of a soft stack) and bias, as far as present."""
+        """The pathways of this layer: shared, free (or the residual of a soft stack), bias, offset, as far as there."""
         found = []
         if self.shared is not None:
             found.append(
@@ -219,8 +229,21 @@ class WeightSharing(Deriving):
             )
         if self.bias is not None:
             precision = self.log_precisions["bias"]
+            pull, factors, reduced = self._pull_bias, self._factor_bias, self._reduce_bias
+            within = None if self.offset is None else self._bias_within()
+            found.append(Pathway("bias", self.bias, precision, pull, factors, reduced, "bias", within=within))
+        if self.offset is not None:
+            precision = self.log_precisions["offset"]
             found.append(
-                Pathway("bias", self.bias, precision, self._pull_bias, self._factor_bias, self._reduce_bias, "bias")
+                Pathway(
+                    "offset",
+                    self.offset,
+                    precision,
+                    lambda gradient: gradient,
+                    lambda a, b: [(a, b)],
+                    acts="bias",
+                    breaks_sharing=self.shared is not None,
+                )
             )
         return tuple(p for p in found if p.parameter.requires_grad)
 
@@ -231,6 +254,15 @@ class WeightSharing(Deriving):
             return None
         return Within(
             "free", float(self.group_size), self._lift, self._lower, self._gram if self.stack.is_soft else None
+        )
+
+    def _bias_within(self) -> Within:
+        """One number for all copies beside one for each: Rᵀ R = G I."""
+        return Within(
+            "offset",
+            float(self.group_size),
+            lambda bias: bias.repeat_interleave(self.group_size),
+            lambda offset: offset.unflatten(0, (-1, self.group_size)).sum(-1),
         )
 
     def _whitened(self) -> Tensor:
@@ -357,7 +389,7 @@ class WeightSharing(Deriving):
 
     def extra_repr(self) -> str:
         """Sizes, pathways and bias."""
-        bias = "free" if self.has_free_bias else self.bias is not None
+        bias = "both" if self.offset is not None else "free" if self.has_free_bias else self.bias is not None
         return f"{self._sizes_repr()}, group_size={self.group_size}, pathways={self.pathway_names}, bias={bias!r}"
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bayesws.layers.group_head import GroupHead
 from bayesws.layers.sizes import check_sizes
 from bayesws.models.pooling import halved
 
@@ -26,7 +27,7 @@ class ConvolutionalNet(nn.Module):
         ValueError: fewer than one layer or two classes, an unknown normalisation.
     """
 
-    head: nn.Linear
+    head: nn.Linear | GroupHead
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
@@ -51,7 +52,11 @@ class ConvolutionalNet(nn.Module):
         features = F.relu(self.norm(first(x)))
         for index, convolution in enumerate(others):
             features = F.relu(self.norm(convolution(self._between(index, features))))
-        return self.head(features.mean(tuple(range(2, features.ndim))))
+        return self.head(self._before_head(features))
+
+    def _before_head(self, features: Tensor) -> Tensor:
+        """Features as the head takes them: their mean over everything but channels."""
+        return features.mean(tuple(range(2, features.ndim)))
 
     def _between(self, index: int, features: Tensor) -> Tensor:
         """What layer `index` + 1 sees of the features of the one before: halved, if still as wide as the kernel."""

@@ -85,7 +85,7 @@ class LinearTwin(nn.Module):
             self.linears.append(linear)
         self.head = nn.Linear(net.head.in_features, net.head.out_features)
         self.head.load_state_dict(net.head.state_dict())
-        self.to(net.head.weight.dtype)
+        self.to(next(net.head.parameters()).dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class logits, those of the WSCNN."""

@@ -1,0 +1,89 @@
+"""A network contains its special cases: free alone is the plain network, shared alone the group network."""
+
+import pytest
+import torch
+
+import bayesws as bws
+from bayesws.layers import WeightSharing, layers_of
+from bayesws.models import CNN, WSCNN
+
+SIZES = {"in_channels": 2, "num_classes": 3, "layers": 3, "padding": 1, "dtype": torch.float64}
+CONTAINING = {"bias": "both", "head": "both"}
+
+
+def network(seed=0, **settings):
+    torch.manual_seed(seed)
+    net = WSCNN(hidden_channels=2, group_size=4, **SIZES, **settings)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "log_precisions" not in name:
+                parameter.normal_(std=0.4)
+    return net
+
+
+def images():
+    return torch.randn(5, 2, 9, 9, dtype=torch.float64)
+
+
+@torch.no_grad()
+def test_free_alone_it_is_the_plain_network():
+    net, plain, x = network(**CONTAINING), CNN(hidden_channels=8, **SIZES), images()
+    for layer, twin in zip(net.convolutions(), plain.convolutions(), strict=True):
+        layer.shared.zero_()
+        layer.bias.zero_()
+        layer.free.copy_(twin.weight.reshape(layer.free.shape))
+        layer.offset.copy_(twin.bias)
+    net.head.shared.zero_()
+    net.head.free.copy_(plain.head.weight.reshape(net.head.free.shape))
+    net.head.bias.copy_(plain.head.bias)
+    torch.testing.assert_close(net(x), plain(x), rtol=1e-10, atol=1e-12)
+
+
+@torch.no_grad()
+def test_shared_alone_it_is_the_group_network():
+    net, group, x = network(**CONTAINING), network(1, pathways=("shared",)), images()
+    for layer, twin in zip(net.convolutions(), group.convolutions(), strict=True):
+        layer.free.zero_()
+        layer.offset.zero_()
+        layer.shared.copy_(twin.shared)
+        layer.bias.copy_(twin.bias)
+    net.head.free.zero_()
+    net.head.shared.copy_(group.head.weight)
+    net.head.bias.copy_(group.head.bias)
+    torch.testing.assert_close(net(x), group(x), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(net(x.rot90(1, (-2, -1))), net(x), rtol=1e-10, atol=1e-12)
+
+
+def test_the_two_special_cases_are_networks_of_their_own():
+    x = images()
+    free = network(pathways=("free",), bias="free", head="free")
+    plain = CNN(hidden_channels=8, **SIZES)
+    count = {True: 0, False: 0}
+    for net in (free, plain):
+        weights = [p.numel() for n, p in net.named_parameters() if "log_precisions" not in n]
+        count[net is free] = sum(weights)
+    assert count[True] == count[False]
+    assert free(x).shape == plain(x).shape
+
+
+def test_its_head_is_a_row_of_every_table():
+    net = network(**CONTAINING)
+    rows = {name for name, layer in layers_of(net).items() if len(layer.sharing_pathways()) > 1}
+    assert rows == {"lift", "group_convs.0", "group_convs.1", "head"}
+
+
+def test_all_its_pathways_are_nested_and_its_evidence_is_a_number():
+    net, x, y = network(**CONTAINING), images(), torch.arange(5) % 3
+    found = bws.log_evidence(net, (x, y), curvature="kron")
+    exact = bws.log_evidence(net, (x, y), curvature="layer")
+    names = set(found.by_pathway)
+    for layer, module in net.named_modules():
+        if isinstance(module, WeightSharing):
+            assert {f"{layer}.{p}" for p in ("shared", "free", "bias", "offset")} <= names
+    assert float(found) < float(found.data_fit) and float(exact) < float(exact.data_fit)
+
+
+@pytest.mark.parametrize("setting, message", [({"head": "tied"}, "head"), ({"bias": "some"}, "bias='some'")])
+def test_unknown_settings_are_told(setting, message):
+    with pytest.raises(ValueError, match=message):
+        network(**setting)
