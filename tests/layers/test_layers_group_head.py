@@ -103,10 +103,7 @@ def test_hardened_it_is_torchs_own(pathways):
     [
         (lambda: GroupHead(3, 2, 0), "group_size"),
         (lambda: GroupHead(3, 2, 4, ("both",)), r"pathways=\('both',\): expected \('shared',\)"),
-        (
-            lambda: head()(torch.zeros(2, 12, dtype=torch.float64)),
-            r"input of shape \(2, 12\): expected \(batch, 3, 4\)",
-        ),
+        (lambda: head()(torch.zeros(2, 3, 5)), r"input of shape \(2, 3, 5\): expected \(batch, 3, 4\)"),
     ],
 )
 def test_bad_input_is_told(call, message):

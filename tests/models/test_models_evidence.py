@@ -49,16 +49,17 @@ def test_occam_factor(name, curvature):
     assert net.training
     with evaluating(net):
         h, spans = oracles.dense_ggn(net, x, oracles.softmax_hessian, names), oracles.spans(net, names)
-        blocks = {"": h}
         if curvature.kind == "kron":
             kron = oracles.kron_blocks(net, x, oracles.softmax_hessian, curvature.kfac == "reduce")
-            blocks = {n: kron.get(n, h[span, span]) for n, span in spans.items()}
+            values = {n: torch.linalg.eigvalsh(kron.get(n, h[s, s])).clamp(min=0) for n, s in spans.items()}
+            deltas = {n: prior[n].exp() for n in spans}
+            shares = oracles.coupled_shares(values, deltas, oracles.pairs_of(net))
+            expected = sum(float(occam) for occam, _ in shares.values())
+        else:
+            precisions = torch.cat([prior[n].exp().expand(s.stop - s.start) for n, s in spans.items()])
+            expected = oracles.occam_factor(h, precisions)
         data_fit = oracles.log_probability(net(x).detach(), y).item()
     assert found.data_fit.item() == pytest.approx(data_fit, rel=1e-10)
-    expected = 0.0
-    for n, block in blocks.items():
-        rows = [prior[p].exp().expand(s.stop - s.start) for p, s in spans.items() if n in ("", p)]
-        expected += oracles.occam_factor(block, torch.cat(rows))
     assert found.occam.item() == pytest.approx(expected, rel=1e-9)
     if curvature.kind == "full":  # the layers are not cut off from the outputs by units that are off
         layers = {n.rpartition(".")[0] for n in names}
