@@ -77,7 +77,7 @@ class DenseBlock:
 
     def occam(self, log_precisions: LogPrecisions) -> Tensor:
         """½ log det(I + Λ^-½ H Λ^-½), nats."""
-        return _cholesky(self._scaled(log_precisions), self.sizes).diagonal().log().sum()
+        return cholesky(self._scaled(log_precisions), self.sizes).diagonal().log().sum()
 
     def occam_by_pathway(self, log_precisions: LogPrecisions) -> dict[str, Tensor | None]:
         """The whole for a pathway alone; None for several: a coupled determinant has no shares."""
@@ -87,7 +87,7 @@ class DenseBlock:
 
     def effective(self, log_precisions: LogPrecisions) -> dict[str, Tensor]:
         """Σ_i (1 - [(I + Λ^-½ H Λ^-½)⁻¹]_ii) over each pathway's rows."""
-        inverse = torch.cholesky_inverse(_cholesky(self._scaled(log_precisions), self.sizes))
+        inverse = torch.cholesky_inverse(cholesky(self._scaled(log_precisions), self.sizes))
         shares = (1 - inverse.diagonal()).split(list(self.sizes.values()))
         return {name: share.sum() for name, share in zip(self.sizes, shares, strict=True)}
 
@@ -148,11 +148,16 @@ def sum_tensors(values: Iterable[Tensor | None]) -> Tensor:
     return torch.stack(found).sum() if found else torch.zeros(())
 
 
-def _cholesky(matrix: Tensor, sizes: Mapping[str, int]) -> Tensor:
+def cholesky(matrix: Tensor, pathways: Iterable[str]) -> Tensor:
+    """The lower triangular factor of I + Λ⁻¹ H, or of what has its determinant.
+
+    Raises:
+        FloatingPointError: a matrix that is not positive definite by its type's digits.
+    """
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if failed.any():
         raise FloatingPointError(
-            f"I + Λ⁻¹ H of {', '.join(sizes)} is not positive definite in {matrix.dtype}: "
+            f"I + Λ⁻¹ H of {', '.join(pathways)} is not positive definite in {matrix.dtype}: "
             "use float64, or curvature='kron'"
         )
     return factor
