@@ -13,6 +13,7 @@ from refusals import assert_refused
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import bayesws as bws
 from bayesws import Categorical, Curvature, Gaussian, log_evidence
 from bayesws.evidence import thinning
 from bayesws.evidence.batches import Batches
@@ -23,6 +24,7 @@ from bayesws.evidence.hessian import DenseBlock
 from bayesws.evidence.objective import assemble, finish
 from bayesws.evidence.sampling import sampled_batches
 from bayesws.layers.contract import declarations, starting_log_precisions
+from bayesws.trials.comparable import log_bayes_factor
 
 LIKELIHOODS = {"classification": Categorical, "regression": lambda: Gaussian(0.7, dtype=torch.float64)}
 every_likelihood = pytest.mark.parametrize("kind", LIKELIHOODS)
@@ -385,3 +387,43 @@ def test_rows_that_are_not_finite_are_told():
     assert_refused(
         lambda: walk(net, Batches(problem("classification")[1]), Categorical(), Curvature("full")), "not finite"
     )
+
+
+# what a fit ends with
+
+
+def test_exact_drops_what_is_drawn():
+    assert Curvature("full", samples=2, rows=9, seed=5, subset=0.5).exact() == Curvature("full")
+    assert Curvature("kron", "reduce", 7, samples=1).exact() == Curvature("kron", "reduce", 7)
+
+
+def test_a_fit_ends_exact_where_that_is_affordable(monkeypatch):
+    """All columns while parameters or rows are few; else those that were drawn, and fits compare by the same signs."""
+    x, y = torch.randn(12, 5), torch.arange(12) % 3
+    settings = {"epochs": 3, "burn_in": 0.0, "keep_posterior": False, "progress": False}
+
+    def fitted(seed=0, samples=1):
+        torch.manual_seed(0)
+        return bws.fit(nn.Linear(5, 3), (x, y), curvature=Curvature("full", samples=samples, seed=seed), **settings)
+
+    few = fitted()
+    assert few.evidence.curvature == Curvature("full") and few.recipe.curvature == Curvature("full", samples=1)
+    again = log_evidence(few.model, (x, y), few.likelihood, "full", few.prior)
+    assert few.log_evidence == pytest.approx(float(again), rel=1e-5)
+    monkeypatch.setattr("bayesws.training.outcome.WHOLE", 18)  # as many parameters as it has, and 24 rows
+    assert fitted(2).evidence.curvature == Curvature("full")
+    monkeypatch.setattr("bayesws.training.outcome.WHOLE", 17)
+    sampled = fitted(2)
+    assert sampled.evidence.curvature == Curvature("full", samples=1, seed=2)
+    assert log_bayes_factor(sampled, fitted(2)) == 0
+    for another in (fitted(3), few):
+        with pytest.raises(ValueError, match="expected the same"):
+            log_bayes_factor(sampled, another)
+
+
+def test_a_fit_keeps_no_posterior_that_does_not_fit(monkeypatch):
+    """laplace-torch holds H itself, whatever the evidence needs."""
+    monkeypatch.setattr("bayesws.evidence.memory.memory_at_hand", lambda device: 40_000)
+    with pytest.warns(UserWarning, match="no posterior was kept.*'full' takes 42"):
+        fit = bws.fit(nn.Linear(16, 3), (torch.randn(4, 16), torch.arange(4) % 3), curvature="full", epochs=2)
+    assert fit.posterior == {} and fit.evidence.curvature == Curvature("full")
