@@ -91,7 +91,7 @@ def test_all_columns_equal_the_dense_matrix(name, kind):
     """With fewer rows than parameters and with more, in any batches, and as the brute force has it."""
     net, likelihood = NETS[name](), LIKELIHOODS[kind]()
     parameters = sum(p.numel for _, d in declarations(net).values() for p in d.pathways)
-    for n, batch in ((5, 2), (parameters // 2 + 1, 20)):
+    for n, batch in ((5, 2), (parameters // 2 + 1, 50)):
         data = Batches((networks.images(n), networks.targets(kind, n, 3)), batch)
         space, found = evidence_of(net, data, likelihood, Curvature("full"))
         dense, expected = evidence_of(net, data, likelihood, Curvature("full"), function_space=False)
@@ -345,6 +345,11 @@ def test_rows_of_a_subset():
     found = walk(net, Batches(data, 8), Categorical(), few)
     assert found.seen == 20 and 0 < sum(map(len, *found.sums.rows.values())) < 14
     assert math.isfinite(float(log_evidence(net, data, curvature=few)))
+    all_of_it, none_drawn = (
+        float(log_evidence(net, data, curvature=Curvature("full", samples=1, subset=0.5, rows=rows)))
+        for rows in (20, 2000)
+    )
+    assert all_of_it == none_drawn
 
 
 class Fresh(torch.utils.data.Sampler):
@@ -402,9 +407,9 @@ def test_a_fit_ends_exact_where_that_is_affordable(monkeypatch):
     x, y = torch.randn(12, 5), torch.arange(12) % 3
     settings = {"epochs": 3, "burn_in": 0.0, "keep_posterior": False, "progress": False}
 
-    def fitted(seed=0, samples=1):
+    def fitted(seed=0, n=12):
         torch.manual_seed(0)
-        return bws.fit(nn.Linear(5, 3), (x, y), curvature=Curvature("full", samples=samples, seed=seed), **settings)
+        return bws.fit(nn.Linear(5, 3), (x[:n], y[:n]), curvature=Curvature("full", samples=1, seed=seed), **settings)
 
     few = fitted()
     assert few.evidence.curvature == Curvature("full") and few.recipe.curvature == Curvature("full", samples=1)
@@ -415,6 +420,7 @@ def test_a_fit_ends_exact_where_that_is_affordable(monkeypatch):
     monkeypatch.setattr("bayesws.training.outcome.WHOLE", 17)
     sampled = fitted(2)
     assert sampled.evidence.curvature == Curvature("full", samples=1, seed=2)
+    assert fitted(2, n=8).evidence.curvature == Curvature("full")  # 16 rows
     assert log_bayes_factor(sampled, fitted(2)) == 0
     for another in (fitted(3), few):
         with pytest.raises(ValueError, match="expected the same"):
