@@ -49,7 +49,7 @@ class FunctionSpace:
         some = next(iter(self.grams.values()))
         b = torch.eye(len(some), dtype=some.dtype, device=some.device)
         for name, gram in self.grams.items():
-            b = b + (-log_precisions[name].double()).exp() * gram
+            b = torch.addcmul(b, (-log_precisions[name].double()).exp(), gram)
         return cholesky(b, self.grams)
 
     def occam(self, log_precisions: LogPrecisions) -> Tensor:
@@ -75,10 +75,10 @@ class FunctionSpace:
 def _gram(rows: Sequence[Tensor], start: int, stop: int) -> Tensor:
     """Ĵ_p Ĵ_pᵀ of some columns, about as many at a time as rows: nothing beside it is larger than itself."""
     count = sum(map(len, rows))
-    at_once, found = max(count, CACHED // count), torch.zeros((), dtype=torch.float64, device=rows[0].device)
+    at_once, found = max(count, CACHED // count), rows[0].new_zeros(count, count, dtype=torch.float64)
     for first in range(start, stop, at_once):
         columns = torch.cat([part[:, first : min(stop, first + at_once)] for part in rows]).double()
-        found = found + columns @ columns.mT
+        found = torch.addmm(found, columns, columns.mT)
     return found
 
 
