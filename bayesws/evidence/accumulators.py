@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bayesws.evidence.capture import LayerIO, Layers
 from bayesws.evidence.curvature import Curvature
+from bayesws.evidence.function_space import JointAccumulator
 from bayesws.evidence.hessian import BlockDiagonal, DenseBlock, Hessian, Spectra
 from bayesws.evidence.kronecker import KroneckerAccumulator
 from bayesws.evidence.nesting import Nested, nested
@@ -58,13 +59,20 @@ def named(layers: Layers) -> Named:
     }
 
 
-def accumulators_for(curvature: Curvature, layers: Layers) -> list[Accumulator]:
-    """New, empty sums for every pathway of the layers; each Accumulator holds some of the pathways."""
+def accumulators_for(curvature: Curvature, layers: Layers, function_space: bool = False) -> list[Accumulator]:
+    """New, empty sums for every pathway of the layers; each Accumulator holds some of the pathways.
+
+    Args:
+        function_space: whether rows may stay rows where they are fewer than parameters ("full"): their determinant is
+            then the smaller one, but there is no H to take derivatives in.
+    """
     pathways = named(layers)
     if not pathways:
         return []
     if curvature.kind == "diag":
         return [DiagonalAccumulator(layers, pathways)]
+    if curvature.kind == "full" and function_space:
+        return [JointAccumulator(layers, pathways)]
     if curvature.kind != "kron":
         return _dense(layers, pathways, curvature.kind)
     sizes: dict[str, int] = {}

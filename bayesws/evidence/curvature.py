@@ -1,11 +1,12 @@
 """What of the generalised Gauss-Newton matrix H an evidence is computed from: asked for, and said with the result."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bayesws.io.arguments import choice, seed_of, share, shown, whole
 
 KINDS = ("full", "layer", "pathway", "kron", "diag")
 KFACS = ("expand", "reduce")
+ROWS = 2000  # data that are drawn for the determinant in function space where there are more
 
 
 @dataclass(frozen=True)
@@ -13,22 +14,29 @@ class Curvature:
     """How H, the generalised Gauss-Newton matrix of -log p(D | θ), is approximated.
 
     Attributes:
-        kind: "full" (H whole, P² memory), "layer" (one joint block a layer, the covariances of its pathways kept),
-            "pathway" (one exact block a pathway), "kron" (Kronecker factors of every pathway's block) or "diag".
+        kind: "full" (H whole, every covariance between layers and pathways kept: in function space, R rows of P numbers
+            and R² a pathway, where data × columns R are fewer than the parameters P; P² else), "layer" (one joint block
+            a layer, the covariances of its pathways kept), "pathway" (one exact block a pathway), "kron" (Kronecker
+            factors of every pathway's block) or "diag".
         kfac: for "kron", what its positions (of a convolution, a sequence, several calls, the group) count as:
             "expand", independent examples, right where every position meets its own part of the loss; "reduce", one
             sum, right where outputs are averaged over positions by nearly linear maps (arXiv 2311.00636).
         exact_up_to: for "kron", layers with at most this many parameters keep their exact joint block.
         samples: random sign combinations of the columns of the likelihood's Hessian root, a datum; None takes all
-            columns, and is exact. E[Ĥ] = H, and as log det is concave, E[log evidence] is an overestimate. Kronecker
+            columns, and is exact. E[Ĥ] = H, and as log det is concave, E[log evidence] is an overestimate: for "full"
+            with one sample by a share of the Occam factor of the order of γ / 4N, of γ effective parameters. Kronecker
             factors of inputs then take every fourth datum where there are 1000 patches and more for each of their rows.
         subset: share of the data in (0, 1]; below 1 the evidence is the subset bound (see `bound`).
-        seed: of the signs and of the subset.
+        seed: of the signs, of the subset and of the rows.
+        rows: for "full" with samples, how many data the determinant is of where there are more: drawn as they matter
+            and weighted, so that E[Ĥ] = H still holds (see `thinning`). The data fit is always that of all.
 
     >>> Curvature("full").bound
     'exact'
     >>> Curvature("layer").bound
     'lower bound: covariances between blocks left out'
+    >>> Curvature("full", samples=1).bound
+    'overestimate in expectation: sampled columns, and rows where there are more than 2000 data'
 
     Raises:
         ValueError: unknown names, sizes that make no sense.
@@ -40,20 +48,35 @@ class Curvature:
     samples: int | None = None
     subset: float = 1.0
     seed: int = 0
+    rows: int = ROWS
 
     def __post_init__(self) -> None:
         choice("curvature", self.kind, KINDS)
         choice("kfac", self.kfac, KFACS)
         if self.kind != "kron" and (self.kfac, self.exact_up_to) != ("expand", 0):
             raise ValueError(f"kfac and exact_up_to with kind={self.kind!r}: they belong to 'kron'")
+        if self.rows != ROWS and (self.kind != "full" or self.samples is None):
+            raise ValueError(
+                f"rows={shown(self.rows)} with kind={self.kind!r}, samples={shown(self.samples)}: rows are drawn in "
+                "function space; use Curvature('full', samples=1, rows=...)"
+            )
         kept = {
             "exact_up_to": whole("exact_up_to", self.exact_up_to, 0, also=" of parameters"),
             "samples": None if self.samples is None else whole("samples", self.samples, also=", or None for all"),
             "subset": share("subset", self.subset, "a share of the data, in (0, 1]", one=True),
             "seed": seed_of(self.seed),
+            "rows": whole("rows", self.rows, also=" of data"),
         }
         for name, value in kept.items():
             object.__setattr__(self, name, value)
+
+    def exact(self) -> "Curvature":
+        """The same kind of all columns and all data: nothing is drawn, so there is no seed.
+
+        >>> Curvature("full", samples=1, rows=500, seed=3).exact() == Curvature("full")
+        True
+        """
+        return replace(self, samples=None, subset=1.0, seed=0, rows=ROWS)
 
     @property
     def bound(self) -> str:
@@ -69,7 +92,8 @@ class Curvature:
         if self.kind == "kron":
             parts.append("no bound: every block is approximated by Kronecker factors")
         if self.samples is not None:
-            parts.append("overestimate in expectation: sampled columns")
+            rows = f", and rows where there are more than {self.rows} data" if self.kind == "full" else ""
+            parts.append(f"overestimate in expectation: sampled columns{rows}")
         if self.subset < 1:
             parts.append("lower bound in expectation: subset of the data")
         return "; ".join(parts) or "exact"

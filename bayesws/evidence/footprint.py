@@ -7,35 +7,54 @@ from bayesws.evidence.accumulators import Accumulator, accumulators_for
 from bayesws.evidence.capture import CACHED, Layers
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.kronecker import KroneckerAccumulator
-from bayesws.evidence.memory import BESIDE, IN_FLOAT64
+from bayesws.evidence.memory import BESIDE, IN_FLOAT64, function_space_bytes
 from bayesws.evidence.rows import DenseAccumulator, DiagonalAccumulator
 from bayesws.evidence.shapes import Shapes
 
 ELEMENTWISE = 3  # of all eigenvalues at once: themselves, in pieces, and a function of them
 
 
-def held_numbers(curvature: Curvature, layers: Layers, shapes: Shapes) -> int:
-    """How many numbers the sums over the data are: P² of "full", the blocks of "layer", the factors of "kron"."""
+def held_numbers(curvature: Curvature, layers: Layers, shapes: Shapes, rows: int) -> int:
+    """How many numbers the sums over the data are: rows or P² of "full", the blocks of "layer", the factors of "kron".
+
+    Args:
+        curvature, layers, shapes: what is summed, of what.
+        rows: as many as there are in function space, see `thinning.rows_for`.
+    """
+    if in_function_space(curvature, layers, rows):
+        return rows * sum(_sizes(layers))
     return sum(sum(a.numbers(shapes).values()) for a in accumulators_for(curvature, layers))
 
 
-def peak_bytes(curvature: Curvature, layers: Layers, shapes: Shapes, batch: int, number: int) -> int:
+def in_function_space(curvature: Curvature, layers: Layers, rows: int) -> bool:
+    """Whether H stays as its rows."""
+    return curvature.kind == "full" and 0 < rows < sum(_sizes(layers))
+
+
+def peak_bytes(curvature: Curvature, layers: Layers, shapes: Shapes, rows: int, batch: int, number: int) -> int:
     """Bytes at the peak of an evidence that keeps no graph, beside the network and the data.
 
     The sums stay; beside them there are first the signals of a batch, then what eigenvalues or determinants take.
 
     Args:
-        curvature, layers, shapes: what is summed, of what.
+        curvature, layers, shapes, rows: as for `held_numbers`.
         batch: how many data are in the network at once.
         number: bytes of a number.
     """
     accumulators = accumulators_for(curvature, layers)
-    sums = held_numbers(curvature, layers, shapes) * number
+    sums = held_numbers(curvature, layers, shapes, rows) * number
     passing = (_signals(shapes, batch) + max((_beside(a, shapes, batch) for a in accumulators), default=0)) * number
     eigenvalues = sum(
         p.numel for a in accumulators if not isinstance(a, DenseAccumulator) for _, p in a.pathways.values()
     )
+    if in_function_space(curvature, layers, rows):
+        return sums + max(passing, function_space_bytes(_sizes(layers), rows, number)[1])
     return sums + max(passing, ELEMENTWISE * eigenvalues * number + _factorising(accumulators, shapes, number))
+
+
+def _sizes(layers: Layers) -> list[int]:
+    """Numbers of parameters, pathway by pathway."""
+    return [p.numel for _, declaration in layers.values() for p in declaration.pathways]
 
 
 def _signals(shapes: Shapes, batch: int) -> int:

@@ -17,6 +17,7 @@ from bayesws.evidence.memory import SHARPEST_FIRST, in_bytes, memory_at_hand
 from bayesws.evidence.networks import check_network_kind, check_trained
 from bayesws.evidence.objective import batches_for
 from bayesws.evidence.shapes import shapes_of
+from bayesws.evidence.thinning import rows_for
 from bayesws.evidence.timing import seconds_by_part, seconds_of
 from bayesws.layers.cache import computed_once
 from bayesws.layers.contract import declarations, evaluating
@@ -70,10 +71,10 @@ def forecast(
 ) -> Forecast:
     """Memory and time of `log_evidence(net, data, likelihood, curvature)`, before they are spent.
 
-    Memory follows from what the layers declare and from the shapes of one datum: the P² numbers of "full", the blocks
-    of "layer", the factors of "kron", rows, signals. Time is measured on a part of one batch and two columns, and on
-    slices of large matrices: seconds = data · (signals + columns · way back) + factorisations. Where a structure is
-    learned and gradients are kept, both are more.
+    Memory follows from what the layers declare and from the shapes of one datum: the rows, or the P² numbers, of
+    "full", the blocks of "layer", the factors of "kron", signals. Time is measured on a part of one batch and two
+    columns, and on slices of large matrices: seconds = data · (signals + columns · way back) + factorisations. Where a
+    structure is learned and gradients are kept, both are more.
 
     Args:
         net, data, curvature, likelihood, batch_size: as for `log_evidence`; of a DataLoader one batch is drawn.
@@ -100,11 +101,14 @@ def forecast(
         chunks, copies = batch_plan(net, layers, batches)
         some = (x.chunk(chunks)[0], y.chunk(chunks)[0])
 
+        columns = model.hessian_root(outputs).shape[-1]
+
         def bytes_of(kind: Curvature) -> int:
-            return peak_bytes(kind, layers, shapes, len(some[0]), outputs.element_size())
+            rows = rows_for(kind, batches.length, columns)
+            return peak_bytes(kind, layers, shapes, rows, len(some[0]), outputs.element_size())
 
         memory, at_hand = bytes_of(asked), memory_at_hand(outputs.device)
-        held = held_numbers(asked, layers, shapes) * outputs.element_size()
+        held = held_numbers(asked, layers, shapes, rows_for(asked, batches.length, columns)) * outputs.element_size()
         milder = (Curvature(kind) for kind in SHARPEST_FIRST)
         fitting = next((kind for kind in (asked, *milder) if bytes_of(kind) <= at_hand), None)
         by_part = {}

@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from bayesws.evidence.memory import refuse_what_does_not_fit
 from bayesws.evidence.sampling import Draw, sampled_batches
 from bayesws.evidence.sentinel import Sentinel
 from bayesws.evidence.sums import Sums
+from bayesws.evidence.thinning import row_weights, rows_of
 from bayesws.layers.cache import computed_once
 from bayesws.layers.contract import declarations, evaluating
 
@@ -98,11 +100,20 @@ def gather(
     curvature: Curvature,
     graph: str = "none",
     check: bool = True,
+    function_space: bool = False,
 ) -> Gathered:
-    """Walk through the data once and sum what the curvature needs; `graph` as for `add_batch`."""
+    """Walk through the data once and sum what the curvature needs.
+
+    Where rows are drawn in function space, a look at all outputs goes before it (see `thinning.row_weights`).
+
+    Args:
+        graph: as for `add_batch`.
+        function_space: as for `accumulators_for`.
+    """
     layers = declarations(net)
-    refuse_what_does_not_fit(layers, curvature)
-    accumulators = accumulators_for(curvature, layers)
+    rows = partial(rows_of, net, data, likelihood, curvature) if function_space else None
+    refuse_what_does_not_fit(layers, curvature, rows)
+    accumulators = accumulators_for(curvature, layers, function_space)
     _warn_of_normalisation(net)
     data_fits, seen, width = [], 0, 0
     with evaluating(net), computed_once(net):
@@ -112,7 +123,8 @@ def gather(
         chunks, copies = batch_plan(net, layers, data)
         batches = chunks * max(1, math.floor(curvature.subset * data.length) // data.batch_size)
         sentinel = Sentinel(net, layers, curvature.seed, batches, thorough=check)
-        for x, y, draw in sampled_batches(data, curvature, chunks):
+        weights = row_weights(net, data, likelihood, curvature)
+        for x, y, draw in sampled_batches(data, curvature, chunks, weights):
             unchecked = spread(x, FEW) if check and few is None and not seen else None
             picked = sentinel.pick(x)
             forward = run_forward(net, layers, x, copies)
@@ -131,7 +143,7 @@ def gather(
     data_fit = sum_tensors(data_fits)
     if not torch.isfinite(data_fit):
         raise ValueError("the data fit is not finite: check the network's weights, its inputs and the targets")
-    sums = [tensor.detach().sum() for accumulator in accumulators for tensor in accumulator.sums.tensors.values()]
+    sums = [tensor.detach().sum() for accumulator in accumulators for tensor in accumulator.sums]
     if not torch.isfinite(sum_tensors(sums)):
         raise ValueError(
             "the curvature is not finite: expected outputs with a finite gradient for every datum; look for a square "
@@ -169,6 +181,9 @@ def add_batch(
     """
     through, keep = graph == "signals", graph != "none"
     calls = forward.calls if through else {name: heard.detached() for name, heard in forward.calls.items()}
+    if draw.kept is not None:
+        calls = {name: heard.some(draw.kept) for name, heard in calls.items()}
+        accumulators = accumulators if len(draw.kept) else []
     with torch.set_grad_enabled(keep):
         for accumulator in accumulators:
             accumulator.add_inputs(calls, draw)
@@ -176,6 +191,8 @@ def add_batch(
         if accumulators:
             root = root if through else root.detach()
             for gradients in output_gradients(forward, root, through, COLUMNS_AT_ONCE, keep):
+                if draw.kept is not None:
+                    gradients = {name: [g[:, draw.kept] for g in found] for name, found in gradients.items()}
                 for accumulator in accumulators:
                     accumulator.add_gradients(calls, gradients)
         return likelihood.log_prob(forward.outputs, y)

@@ -106,7 +106,7 @@ class DenseBlock:
 
     def occam(self, log_precisions: LogPrecisions) -> Tensor:
         """½ log det(I + Λ^-½ H Λ^-½), nats."""
-        return self._root(self._scaled(log_precisions)).diagonal().log().sum()
+        return cholesky(_plus_one(self._scaled(log_precisions)), self.sizes).diagonal().log().sum()
 
     def occam_by_pathway(self, log_precisions: LogPrecisions) -> dict[str, Tensor | None]:
         """The whole for a pathway alone; None for several: a coupled determinant has no shares."""
@@ -122,21 +122,10 @@ class DenseBlock:
     def effective(self, log_precisions: LogPrecisions) -> dict[str, Tensor]:
         """Σ_i [(I + M)⁻¹ M]_ii over each pathway's rows, M = Λ^-½ H Λ^-½."""
         scaled = self._scaled(log_precisions)
-        inverse = torch.cholesky_inverse(self._root(scaled))
+        inverse = torch.cholesky_inverse(cholesky(_plus_one(scaled), self.sizes))
         # not 1 - [(I + M)⁻¹]_ii, which has no digits left of a pathway that its precision closes
         shares = (inverse * scaled).sum(-1).split(list(self.sizes.values()))
         return {name: share.sum() for name, share in zip(self.sizes, shares, strict=True)}
-
-    def _root(self, scaled: Tensor) -> Tensor:
-        """The Cholesky factor of I + M."""
-        eye = torch.eye(len(scaled), dtype=scaled.dtype, device=scaled.device)
-        factor, failed = torch.linalg.cholesky_ex(eye + scaled)
-        if failed.any():
-            raise FloatingPointError(
-                f"I + Λ⁻¹ H of {', '.join(self.sizes)} is not positive definite in {scaled.dtype}: "
-                "use float64, or curvature='kron'"
-            )
-        return factor
 
 
 @dataclass(frozen=True)
@@ -193,3 +182,22 @@ def sum_tensors(values: Iterable[Tensor | None]) -> Tensor:
     """Sum of scalar tensors; zero where there are none."""
     found = [value for value in values if value is not None]
     return torch.stack(found).sum() if found else torch.zeros(())
+
+
+def cholesky(matrix: Tensor, pathways: Iterable[str]) -> Tensor:
+    """The lower triangular factor of I + Λ⁻¹ H, or of what has its determinant.
+
+    Raises:
+        FloatingPointError: a matrix that is not positive definite by its type's digits.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed.any():
+        raise FloatingPointError(
+            f"I + Λ⁻¹ H of {', '.join(pathways)} is not positive definite in {matrix.dtype}: "
+            "use float64, or curvature='kron'"
+        )
+    return factor
+
+
+def _plus_one(matrix: Tensor) -> Tensor:
+    return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device) + matrix

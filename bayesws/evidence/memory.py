@@ -1,6 +1,6 @@
 """How much memory is at hand, and what a curvature takes of it: known before anything is allocated."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import psutil
@@ -12,7 +12,8 @@ from bayesws.evidence.capture import Layers
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.rows import DenseAccumulator
 
-IN_FLOAT64 = 3 * 8  # bytes for every number of a factor while its eigenvalues are taken, in three copies
+IN_DOUBLE = 8  # bytes of a number of float64
+IN_FLOAT64 = 3 * IN_DOUBLE  # bytes for every number of a factor while its eigenvalues are taken, in three copies
 BESIDE = 3  # copies of a block P × P beside H while its determinant is taken: I + Λ^-½ H Λ^-½ and what it is made of
 SHARPEST_FIRST = ("full", "layer", "pathway", "kron", "diag")  # kinds of curvature
 # of a container's memory: the folder, its limit, what is used, and what of that the kernel gives back on demand
@@ -53,8 +54,14 @@ def left_by_containers(groups: Path = Path("/proc/self/cgroup"), root: Path = Pa
                     yield max(0, bound - taken + _entry(group / "memory.stat", given_back))
 
 
-def refuse_what_does_not_fit(layers: Layers, curvature: Curvature) -> None:
+def refuse_what_does_not_fit(
+    layers: Layers, curvature: Curvature, rows: Callable[[], int | None] | None = None
+) -> None:
     """Raise for dense blocks of H that the memory at hand cannot hold; nothing is allocated.
+
+    Args:
+        rows: how many there are in function space, or None where nobody knows, for "full" where that will do: asked
+            only where the whole block does not fit.
 
     Raises:
         ValueError: what they take, what is at hand, and what would fit.
@@ -66,6 +73,12 @@ def refuse_what_does_not_fit(layers: Layers, curvature: Curvature) -> None:
     if needed <= at_hand:
         return
     size = max(block_sizes(accumulators_for(curvature, layers)))
+    blocks = f"blocks of up to {size} × {size} numbers"
+    if curvature.kind == "full" and rows is not None and (count := rows()) is not None and count < size:
+        sizes = [p.numel for _, d in layers.values() for p in d.pathways]
+        needed, blocks = sum(function_space_bytes(sizes, count, some.element_size())), f"{count} rows of {size} numbers"
+        if needed <= at_hand:
+            return
     milder = SHARPEST_FIRST[SHARPEST_FIRST.index(curvature.kind) + 1 :] if curvature.kind != "kron" else ()
     fitting = [kind for kind in milder if _least_bytes(layers, kind, some) <= at_hand]
     instead = (
@@ -74,7 +87,7 @@ def refuse_what_does_not_fit(layers: Layers, curvature: Curvature) -> None:
     if curvature.exact_up_to:
         instead = "lower exact_up_to"
     raise ValueError(
-        f"curvature={curvature.kind!r} takes {in_bytes(needed)}, for blocks of up to {size} × {size} numbers, and "
+        f"curvature={curvature.kind!r} takes {in_bytes(needed)}, for {blocks}, and "
         f"{in_bytes(at_hand)} are at hand: {instead or 'train fewer parameters (requires_grad_(False) for the others)'}"
     )
 
@@ -88,6 +101,17 @@ def dense_bytes(layers: Layers, curvature: Curvature, like: Tensor) -> int:
     """Bytes of all dense blocks of H, and of what their evidence takes beside them, in a tensor's type."""
     sizes = block_sizes(accumulators_for(curvature, layers))
     return like.element_size() * (sum(p**2 for p in sizes) + BESIDE * max(sizes, default=0) ** 2)
+
+
+def function_space_bytes(sizes: Sequence[int], rows: int, number: int) -> tuple[int, int]:
+    """Bytes of the rows of H, and of what their evidence takes beside them.
+
+    Args:
+        sizes: number of parameters by pathway.
+        rows: R.
+        number: bytes of a number.
+    """
+    return number * rows * sum(sizes), IN_DOUBLE * rows**2 * (len(sizes) + BESIDE)
 
 
 def in_bytes(size: float) -> str:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bayesws.evidence.capture import CACHED, LayerIO, Layers, jacobian_rows
-from bayesws.evidence.hessian import DenseBlock, Spectra
+from bayesws.evidence.hessian import DenseBlock, Hessian, Spectra
 from bayesws.evidence.sampling import Draw
 from bayesws.evidence.shapes import Shapes
 from bayesws.evidence.sums import Key, Named, Summing, Sums
@@ -40,6 +40,12 @@ class DenseAccumulator(RowAccumulator):
     def __init__(self, layers: Layers, pathways: Named) -> None:
         super().__init__(layers, pathways)
         self.key = ("block", *pathways)
+        self.sizes = {name: pathway.numel for name, (_, pathway) in pathways.items()}
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return sum(self.sizes.values())
 
     def add_gradients(self, calls: dict[str, LayerIO], gradients: Gradients) -> None:
         """Add the Gram matrix of the rows."""
@@ -48,21 +54,22 @@ class DenseAccumulator(RowAccumulator):
             return
         some = next(iter(found.values()))
         rows = [
-            found[name] if name in found else some.new_zeros(*some.shape[:2], pathway.numel)
-            for name, (_, pathway) in self.pathways.items()
+            found[name] if name in found else some.new_zeros(*some.shape[:2], size) for name, size in self.sizes.items()
         ]
-        self.add_gram(self.key, torch.cat(rows, -1).flatten(0, 1))
+        self.add_rows(torch.cat(rows, -1).flatten(0, 1))
+
+    def add_rows(self, rows: Tensor) -> None:
+        """Take in Sᵀ J of some columns and data, (rows, P)."""
+        self.add_gram(self.key, rows)
 
     def numbers(self, shapes: Shapes) -> dict[Key, int]:
         """P² where any of its layers is called."""
         called = any(layer in shapes for layer, _ in self.pathways.values())
-        return {self.key: sum(p.numel for _, p in self.pathways.values()) ** 2} if called else {}
+        return {self.key: self.size**2} if called else {}
 
-    def hessian(self, sums: Sums) -> DenseBlock | None:
+    def hessian(self, sums: Sums) -> Hessian | None:
         """The dense block; None where no layer was called."""
-        if self.key not in sums.tensors:
-            return None
-        return DenseBlock(sums.tensors[self.key], {name: pathway.numel for name, (_, pathway) in self.pathways.items()})
+        return DenseBlock(sums.tensors[self.key], self.sizes) if self.key in sums.tensors else None
 
 
 class DiagonalAccumulator(RowAccumulator):

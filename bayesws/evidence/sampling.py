@@ -50,18 +50,21 @@ class Draw:
     Attributes:
         places: of its data in a walk through the whole, ascending.
         total: how many data such a walk goes through; -1 where that is not known.
+        kept: which of the batch's data count, where only some do.
     """
 
-    def __init__(self, places: Tensor, total: int, signs: Signs | None) -> None:
+    def __init__(self, places: Tensor, total: int, signs: Signs | None, weights: Tensor | None = None) -> None:
         self.places, self.total = places, total
-        self._signs = signs
+        self.kept = None if weights is None else weights.nonzero().flatten()
+        self._signs, self._weights = signs, weights
 
     def combine(self, root: Tensor) -> Tensor:
-        """The root S (batch, C, K) to send back: S itself, or S ε / √samples with random signs ε.
+        """The root S (batch, C, K) to send back: S itself, or S ε / √samples with random signs ε, times the weights.
 
         With independent signs (batch, K, samples), the expectation of (S ε)(S ε)ᵀ / samples is S Sᵀ.
         """
-        return root if self._signs is None else root @ self._signs.at(self.places, root)
+        root = root if self._signs is None else root @ self._signs.at(self.places, root)
+        return root if self._weights is None else root * self._weights.to(root)[:, None, None]
 
     def every(self, step: int, offset: int) -> slice | Tensor:
         """Which of the batch's data stand at places of offset, offset + step, ... in the whole."""
@@ -71,17 +74,28 @@ class Draw:
         return ((self.places - offset) % step == 0).nonzero().flatten()
 
 
-def sampled_batches(data: Batches, curvature: Curvature, chunks: int = 1) -> Iterator[tuple[Tensor, Tensor, Draw]]:
+def sampled_batches(
+    data: Batches, curvature: Curvature, chunks: int = 1, weights: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor, Draw]]:
     """Batches (x, y) of the data that a curvature looks at, and what is random about each.
 
     Args:
         data: all of it, or a part that knows its place; `curvature.subset` says how much to look at.
         curvature: its seed makes every walk through the same data draw the same.
         chunks: in how many to hand out a batch; the draws do not depend on it.
+        weights: of every datum's root, by place; zero where a datum does not count. None: all are one.
+
+    Raises:
+        ValueError: more data than weights.
     """
     if curvature.subset < 1:
         data = data.sample(curvature.subset, torch.Generator().manual_seed(curvature.seed))
     signs = None if curvature.samples is None else Signs(curvature.seed, curvature.samples)
     for x, y, places in data.placed():
+        if weights is not None and int(places[-1]) >= len(weights):
+            raise ValueError(
+                f"the loader gives more than the {len(weights)} data that it gave before: expected as many in every "
+                "walk; use a sampler of one length, or samples=None"
+            )
         for a, b, at in zip(x.chunk(chunks), y.chunk(chunks), places.chunk(chunks), strict=True):
-            yield a, b, Draw(at, data.total, signs)
+            yield a, b, Draw(at, data.total, signs, None if weights is None else weights[at])

@@ -1,6 +1,6 @@
 """What a walk through the data adds up: tensors and counts, a plain value, so that the sums of parts can be added."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -17,11 +17,12 @@ class Sums:
     """Sums over data by key. Those of two parts of the data add up to those of both; what only one part has stays.
 
     A mean is kept as its sum and its count, as means do not add up. Counts are numbers: nothing is differentiated in
-    them.
+    them. Rows of parts are not added: they come to stand below each other.
 
     Attributes:
         tensors: sums over the data, by key.
         counts: how many terms a sum has where their mean is wanted, and other numbers of data, by key.
+        rows: of matrices whose rows belong to data, by key; each tensor some of the rows.
 
     >>> import torch
     >>> few, more = Sums({("a",): torch.tensor(3.0)}, {("a",): 1}), Sums({("a",): torch.tensor(9.0)}, {("a",): 5})
@@ -32,17 +33,27 @@ class Sums:
 
     tensors: Mapping[Key, Tensor] = field(default_factory=dict)
     counts: Mapping[Key, int] = field(default_factory=dict)
+    rows: Mapping[Key, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def __add__(self, other: "Sums") -> "Sums":
-        tensors, counts = dict(self.tensors), dict(self.counts)
+        tensors, counts, rows = dict(self.tensors), dict(self.counts), dict(self.rows)
         for key, term in other.tensors.items():
             tensors[key] = tensors[key] + term if key in tensors else term
         for key, count in other.counts.items():
             counts[key] = counts.get(key, 0) + count
-        return Sums(tensors, counts)
+        for key, more in other.rows.items():
+            rows[key] = rows.get(key, ()) + more
+        return Sums(tensors, counts, rows)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Every tensor of sums and rows."""
+        yield from self.tensors.values()
+        for parts in self.rows.values():
+            yield from parts
 
     def leaves(self) -> "Sums":
-        """The same values, to be differentiated in."""
+        """The same values, to be differentiated in: sums alone."""
+        assert not self.rows, "a second pass adds up: it has no adjoints of rows"
         return Sums({key: value.detach().requires_grad_() for key, value in self.tensors.items()}, self.counts)
 
 

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from bayesws.evidence.accumulators import Accumulator, accumulators_for
 from bayesws.evidence.capture import LayerIO, Layers, output_gradients, run_forward
 from bayesws.evidence.curvature import Curvature
+from bayesws.evidence.footprint import in_function_space
+from bayesws.evidence.function_space import FunctionSpace
 from bayesws.evidence.gathering import COLUMNS_AT_ONCE
 from bayesws.evidence.hessian import DenseBlock, Spectra
 from bayesws.evidence.kronecker import KroneckerAccumulator, spectra_of
 from bayesws.evidence.likelihood import Likelihood
 from bayesws.evidence.rows import DenseAccumulator, Gradients, RowAccumulator
 from bayesws.evidence.sampling import Draw, Signs
+from bayesws.evidence.thinning import rows_for
 
 SLICE = 1536  # rows and columns of a large matrix that its time is measured on
 MANY = 2**20  # eigenvalues that the time of all is measured on
@@ -53,7 +56,7 @@ def seconds_by_part(
         net, layers, curvature, likelihood: what is asked for.
         some: data (x, y) as they go through the network at once.
         copies: see `run_forward`.
-        data: how many there are in all.
+        data: how many are looked at in all; where rows are drawn, all are taken to have some.
     """
     (x, y), device = some, some[0].device
     curvature = replace(curvature, seed=0)  # so that the first datum is among those that A is taken of
@@ -79,14 +82,14 @@ def seconds_by_part(
                 accumulator.add_gradients(calls, gradients)
         signals.append(between - start)
         back.append((_now(device) - between) / min(COLUMNS, columns))
-    dense = [a for a in accumulators if isinstance(a, _Rows)]
-    a_column = statistics.median(back) + sum(_seconds_of_gram(len(x), a.size, x) for a in dense)
-    times = data / len(x)
-    return {
-        SIGNALS: times * statistics.median(signals),
-        BACK: times * columns * a_column,
-        FACTORS: _seconds_of_factors(accumulators, x),
-    }
+    times, a_column = data / len(x), statistics.median(back)
+    rows = rows_for(replace(curvature, subset=1.0), data, columns)
+    if in_function_space(curvature, layers, rows):
+        factors = _seconds_of_function_space(rows, [p.numel for a in accumulators for _, p in a.pathways.values()], x)
+    else:
+        a_column += sum(_seconds_of_gram(len(x), a.size, x) for a in accumulators if isinstance(a, _Rows))
+        factors = _seconds_of_factors(accumulators, x)
+    return {SIGNALS: times * statistics.median(signals), BACK: times * columns * a_column, FACTORS: factors}
 
 
 class _Rows(RowAccumulator):
@@ -107,6 +110,16 @@ def _seconds_of_gram(rows: int, size: int, like: Tensor) -> float:
     part = min(size, SLICE)
     some, total = like.new_ones(rows, part), like.new_zeros(part, part)
     return seconds_of(lambda: total.addmm_(some.mT, some), like.device) * (size / part) ** 2
+
+
+def _seconds_of_function_space(rows: int, sizes: list[int], like: Tensor) -> float:
+    """Of the Gram matrices of all rows, and of their determinants: in the second and third power of the rows."""
+    part, columns = min(rows, SLICE), min(sum(sizes), SLICE)
+    some = like.new_ones(part, columns)
+    space = FunctionSpace.of([some], {"": columns})
+    of_gram = seconds_of(lambda: FunctionSpace.of([some], {"": columns}), like.device)
+    of_factors = seconds_of(lambda: _evaluate(space), like.device)
+    return of_gram * (rows / part) ** 2 * sum(sizes) / columns + of_factors * (rows / part) ** 3
 
 
 def _seconds_of_factors(accumulators: "list[Accumulator | _Rows]", like: Tensor) -> float:
@@ -144,9 +157,12 @@ def _seconds_of_block(size: int, pathways: int, like: Tensor) -> float:
     return seconds_of(lambda: _evaluate(block), like.device) * (size / part) ** 3
 
 
-def _evaluate(hessian: DenseBlock | Spectra) -> None:
+def _evaluate(hessian: DenseBlock | FunctionSpace | Spectra) -> None:
     """All that an evidence asks of H, at log precisions 0."""
-    tensors = hessian.eigenvalues if isinstance(hessian, Spectra) else dict.fromkeys(hessian.sizes, hessian.matrix)
+    if isinstance(hessian, DenseBlock):
+        tensors = dict.fromkeys(hessian.sizes, hessian.matrix)
+    else:
+        tensors = hessian.grams if isinstance(hessian, FunctionSpace) else hessian.eigenvalues
     logs = {name: tensor.new_zeros(()) for name, tensor in tensors.items()}
     hessian.occam_by_pathway(logs)
     hessian.effective(logs)

@@ -19,6 +19,7 @@ from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.evidence.memory import refuse_what_does_not_fit
 from bayesws.evidence.networks import check_network_kind, check_trained, outputs_of
+from bayesws.evidence.thinning import rows_of
 from bayesws.io.arguments import device_of, flag, path_of, seed_of, shown
 from bayesws.io.only_writer import only_writer
 from bayesws.io.progress import epoch_bar
@@ -76,7 +77,7 @@ def fit(
         curvature: a `Curvature`, or its name: "kron", "full", "layer", "pathway" or "diag". None is "kron", with one
             sampled column a datum where all columns × positions × weights are more than 2·10⁸; a note says so. Samples
             and subset are for the evidence's steps (unless the objective has a curvature of its own); the evidence at
-            the end is without them.
+            the end is without them, but for "full" where all columns are too many (see `outcome.final_curvature`).
         seed: of the order of the data, and of the held-out split.
         schedule: how long and how fast, and where stacks start; see `Schedule`.
         device: where to train; None is where the network is.
@@ -173,7 +174,8 @@ def _fitted(
 
 def _check(setting: Setting, objective: Objective) -> Tensor:
     """Everything that can be known before anything is spent; a few of the inputs."""
-    refuse_what_does_not_fit(declarations(setting.net), setting.curvature)
+    rows = partial(rows_of, setting.net, setting.data, setting.likelihood, setting.curvature)
+    refuse_what_does_not_fit(declarations(setting.net), setting.curvature, rows)
     with evaluating(setting.net), torch.no_grad():
         seen, few, first = 0, setting.data.few(FEW), None
         for x, y in setting.data:

@@ -6,27 +6,48 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from bayesws.evidence.by_default import WHOLE
+from bayesws.evidence.curvature import Curvature
+from bayesws.evidence.memory import refuse_what_does_not_fit
 from bayesws.evidence.objective import Evidence, assemble, laplace_pass
 from bayesws.evidence.surface import log_likelihood_gradient
+from bayesws.evidence.thinning import root_of
+from bayesws.layers.contract import declarations
 from bayesws.training.objectives.objective import Setting, Work
 
 
 @torch.no_grad()
 def final_evidence(setting: Setting, work: Work) -> Evidence:
-    """The evidence at the weights that the training ended with, with the whole curvature.
+    """The evidence at the weights that the training ended with, with the curvature of `final_curvature`.
 
     Its precisions are those that the objective trained with, or, where it has none, the best for these weights.
 
     Raises:
         FloatingPointError: an evidence that is not finite.
     """
-    exact = replace(setting.curvature, samples=None, subset=1.0)
-    done = laplace_pass(setting.net, setting.data, setting.likelihood, exact, check=False)
+    done = laplace_pass(setting.net, setting.data, setting.likelihood, final_curvature(setting), check=False)
     work.settle(done)
     evidence = assemble(setting.net, done, work.log_precisions)
     if not math.isfinite(float(evidence)):
         raise FloatingPointError("the evidence is not finite at the end of the fit: check the data's scale")
     return evidence
+
+
+@torch.no_grad()
+def final_curvature(setting: Setting) -> Curvature:
+    """All columns and all data of the fit's curvature, so that nothing is drawn.
+
+    But "full" with sampled columns keeps them, their seed and its rows where the exact determinant is of more than
+    `by_default.WHOLE` numbers a side: where both parameters P and rows N · C, of N data with C columns, are more.
+    """
+    curvature, net = setting.curvature, setting.net
+    parameters = sum(p.numel for _, declaration in declarations(net).values() for p in declaration.pathways)
+    if curvature.kind == "full" and curvature.samples is not None and parameters > WHOLE:
+        x = setting.data.example()
+        columns = 1 if x is None else root_of(net, x, setting.likelihood).shape[-1]
+        if len(setting.data) * columns > WHOLE:
+            return replace(curvature, subset=1.0)
+    return curvature.exact()
 
 
 @torch.no_grad()
@@ -40,6 +61,7 @@ def final_posterior(setting: Setting, work: Work) -> dict[str, Tensor]:
     from bayesws.evidence import laplace  # takes two seconds: `import bayesws` should not
 
     curvature = laplace.as_held(setting.curvature)
+    refuse_what_does_not_fit(declarations(setting.net), curvature)  # it holds H itself
     fitted = laplace.fitted_posterior(setting.net, setting.data, setting.likelihood, curvature, work.log_precisions)
     gradient = log_likelihood_gradient(setting.net, setting.data, setting.likelihood)
     return laplace.curvature_tensors(fitted) | {f"gradient.{name}": g for name, g in gradient.items()}

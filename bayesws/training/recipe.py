@@ -16,7 +16,7 @@ class Recipe:
         settings: the objective's, as JSON has them.
         chosen: what it chose on held-out data, such as "weight_decay" (per datum), "ratios" or "slack".
         schedule: the fields of its `Schedule`.
-        curvature: of the evidence that is reported.
+        curvature: that was asked for; the evidence that is reported knows its own.
         seed: of the order of the data, and of the held-out split.
     """
 

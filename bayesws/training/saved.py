@@ -20,7 +20,7 @@ from bayesws.sharing.groups import Group
 from bayesws.training.recipe import Provenance, Recipe
 from bayesws.training.summaries import EvidenceSummary, Proposal
 
-FORMAT = 4  # since 4 the record knows its own digest and that of the weights
+FORMAT = 5  # since 4 the record knows its own digest and that of the weights, since 5 the evidence its curvature
 FILES = {"fit.json", "weights.safetensors"}
 CURE = "copy the whole folder again, or fit again"
 LARGEST_SETTING = 64  # that a network may have whatever its tensors are

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.objective import Evidence
 from bayesws.io.json_files import Count, Finite, Fraction, Measured
 from bayesws.sharing.candidates import Candidates
@@ -28,6 +29,7 @@ class EvidenceSummary:
     occam: Finite
     by_pathway: dict[str, PathwaySummary]
     examples: Count
+    curvature: Curvature
 
     @classmethod
     def of(cls, evidence: Evidence) -> "EvidenceSummary":
@@ -49,6 +51,7 @@ class EvidenceSummary:
             float(evidence.occam.detach()),
             pathways,
             evidence.examples,
+            evidence.curvature,
         )
 
 

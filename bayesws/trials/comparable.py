@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from bayesws.training.result import FitResult
@@ -81,7 +81,8 @@ def doubt(results: Iterable[Comparable]) -> str | None:
 def log_bayes_factor(fit: FitResult, other: FitResult) -> float:
     """log p(D | fit) - log p(D | other), nats: above 0 the data prefer the first.
 
-    Fits of a DataLoader have no digest of their data; two such are compared with a warning.
+    Fits of a DataLoader have no digest of their data; two such are compared with a warning. Evidences on sampled
+    columns must be of the same signs, so curvatures are compared with their seeds.
 
     Args:
         fit, other: of the same training data, with evidences by the same curvature.
@@ -98,11 +99,11 @@ def log_bayes_factor(fit: FitResult, other: FitResult) -> float:
             f"a fit of data {_shown(first)} and one of data {_shown(second)}: evidences of different data are no Bayes "
             "factor; train both on the same data, given as tensors or a Dataset"
         )
-    mine, others = (replace(one.recipe.curvature, samples=None, subset=1.0) for one in (fit, other))
+    mine, others = fit.evidence.curvature, other.evidence.curvature
     if mine != others:
         raise ValueError(
-            f"evidences by curvature {mine.kind!r} ({mine.kfac}) and {others.kind!r} ({others.kfac}): expected the "
-            "same; use bayesws.log_evidence(fit.model, data, fit.likelihood, curvature, fit.prior) for both"
+            f"evidences by {mine} and {others}: expected the same; use bayesws.log_evidence(fit.model, data, "
+            "fit.likelihood, curvature, fit.prior) for both"
         )
     if first is None:
         warnings.warn("fits of a DataLoader: whether both saw the same data cannot be told", stacklevel=2)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accuracy import soft_network
-from timing import interleaved, ratio
+from timing import interleaved, largest_resident_size, ratio
 from torch import nn
 
 import bayesws as bws
@@ -114,12 +114,6 @@ def _measure_peak(kind: str, quick: bool, name: str) -> float:
     run((net, (x[:4], y[:4]), kind))()  # what a first call loads once for all
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # from here on the largest resident size counts anew
-    before = _largest_resident_size()
+    before = largest_resident_size()
     run(problem)()
-    return (_largest_resident_size() - before) / 2**10
-
-
-def _largest_resident_size() -> int:
-    """KiB, of this process since it was last reset (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return (largest_resident_size() - before) / 2**10

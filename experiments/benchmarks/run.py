@@ -18,6 +18,7 @@ import forecast
 import gradient
 import growth
 import hardened
+import judge
 import layers
 import torch
 from rich.console import Console
@@ -38,6 +39,7 @@ SUITES: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "hardened": hardened.table,
     "forecast": forecast.table,
     "diagonal": forecast.diagonal,
+    "judge": judge.table,
 }
 PACKAGES = ("bayesws", "torch", "laplace-torch", "curvlinops-for-pytorch", "asdfghjkl", "backpack-for-pytorch")
 

@@ -1,8 +1,9 @@
-"""Times of jobs that share a machine with others: taken in turns, compared turn by turn."""
+"""Times of jobs that share a machine with others, in turns and compared turn by turn; what memory was taken."""
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 
 def interleaved(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -25,3 +26,9 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
         return pairs[0], pairs[0], pairs[0]
     lower, median, upper = statistics.quantiles(pairs, n=4, method="inclusive")
     return median, lower, upper
+
+
+def largest_resident_size() -> int:
+    """KiB, of this process since it was last reset (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

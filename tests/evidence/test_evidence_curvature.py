@@ -7,7 +7,8 @@ import torch
 
 from bayesws import Categorical, Curvature, Gaussian, log_evidence
 from bayesws.evidence.batches import Batches
-from bayesws.evidence.objective import laplace_pass
+from bayesws.evidence.gathering import gather
+from bayesws.evidence.objective import finish, laplace_pass
 from bayesws.layers.contract import starting_log_precisions
 
 NOISE = 0.7
@@ -37,7 +38,7 @@ def test_full_is_the_dense_matrix(sharing, kind):
     names = oracles.weight_names(net)
     h, spans = oracles.dense_ggn(net, x, hessian, names), oracles.spans(net, names)
     assert set(spans) == set(prior)
-    done = laplace_pass(net, Batches((x, y)), likelihood, "full")
+    done = finish(gather(net, Batches((x, y)), likelihood, Curvature("full")))  # in the space of parameters
     order = torch.cat([torch.arange(spans[n].start, spans[n].stop) for n in done.hessian.sizes])
     # the same products summed in another order: relative to the largest entry
     scale = h.abs().max()
@@ -104,7 +105,9 @@ def test_kron_is_exact_for_one_position_one_output_and_one_datum(kind):
     x = torch.randn(1, 4, dtype=torch.float64)
     likelihood, _ = LIKELIHOODS[kind]
     y = networks.targets(kind, 1, 3)
-    kron, full = (laplace_pass(net, Batches((x, y)), likelihood(), c).hessian for c in ("kron", "full"))
+    kron, full = (
+        finish(gather(net, Batches((x, y)), likelihood(), Curvature(kind))).hessian for kind in ("kron", "full")
+    )
     h = full.matrix[:12, :12]
     torch.testing.assert_close(
         kron.eigenvalues["0.weight"].sort().values.detach(),

@@ -96,7 +96,7 @@ def test_a_bayes_factor_is_of_one_data_set_and_one_curvature():
     digests = (fit.provenance.data[:12], other.provenance.data[:12])
     with pytest.raises(ValueError, match=re.escape(digests[0]) + ".*" + re.escape(digests[1])):
         log_bayes_factor(fit, other)
-    with pytest.raises(ValueError, match=r"'kron' .* and 'diag'.*expected the same"):
+    with pytest.raises(ValueError, match=r"'kron'.* and .*'diag'.*expected the same"):
         log_bayes_factor(fit, fitted((X, Y), "diag"))
     sampled = fitted((X, Y), bws.Curvature("kron", samples=1))  # of the steps alone
     assert log_bayes_factor(fit, sampled) == fit.log_evidence - sampled.log_evidence

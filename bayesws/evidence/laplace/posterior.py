@@ -93,7 +93,7 @@ def fitted_posterior(
 def as_held(curvature: Curvature) -> Curvature:
     """The curvature that laplace-torch can hold in the place of another: all data, and no joint blocks of layers."""
     if curvature.kind in HELD:
-        return replace(curvature, samples=None, subset=1.0, exact_up_to=0)
+        return replace(curvature.exact(), exact_up_to=0)
     return Curvature("kron")
 
 

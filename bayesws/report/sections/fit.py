@@ -64,7 +64,7 @@ def fit_section(fit: FitResult, name: str, within: str = "") -> Section:
         "likelihood": fit.likelihood.name,
         "network": _network(fit),
         "curvature": {k: v for k, v in asdict(fit.recipe.curvature).items() if v is not None},
-        "the evidence is": fit.recipe.curvature.bound,
+        "the evidence is": fit.evidence.curvature.bound,
         "weight decay": fit.recipe.weight_decay,
         "seconds": round(fit.provenance.seconds, 1),
     }
