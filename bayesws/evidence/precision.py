@@ -22,6 +22,7 @@ def update_precisions(
     steps: int = 1,
     damping: float = 0.5,
     largest_step: float = 1.0,
+    hold_split: bool = False,
 ) -> None:
     """Move log precisions, in place, towards the stationary point δ = γ(δ) / ‖θ‖² of the evidence.
 
@@ -39,16 +40,20 @@ def update_precisions(
         steps: number of fixed-point steps.
         damping: in (0, 1].
         largest_step: of log δ, of nested pathways of log λ, in one step.
+        hold_split: whether the weights stay as they are: the split of a sum, too, where another loss has decided it.
 
     References: MacKay (1992), "Bayesian interpolation", section 4.
     """
-    pathways = dict(named_pathways(net))
+    pathways, zero = dict(named_pathways(net)), torch.zeros(())
+    within = {} if hold_split else nested(pathways)
     for _ in range(steps):
-        rebalance(pathways, log_precisions)
-        found, zero = hessian.effective(log_precisions), torch.zeros(())
+        if within:
+            rebalance(pathways, log_precisions)
+        found = hessian.effective(log_precisions)
         effective = {name: found.get(name, zero) for name in pathways}
-        _step(effective, _weights(pathways, log_precisions), log_precisions, nested(pathways), damping, largest_step)
-    rebalance(pathways, log_precisions)
+        _step(effective, _weights(pathways, log_precisions), log_precisions, within, damping, largest_step)
+    if within:
+        rebalance(pathways, log_precisions)
 
 
 @torch.no_grad()

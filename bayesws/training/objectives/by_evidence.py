@@ -236,10 +236,15 @@ class EvidenceAtWork:
 
 
 def set_precisions(
-    setting: Setting, done: LaplacePass, log_precisions: dict[str, Tensor], steps: int, damping: float
+    setting: Setting,
+    done: LaplacePass,
+    log_precisions: dict[str, Tensor],
+    steps: int,
+    damping: float,
+    hold_split: bool = False,
 ) -> None:
     """MacKay's fixed point on the precisions, in place, then the noise's, where the likelihood has one."""
-    update_precisions(setting.net, done.hessian, log_precisions, steps, damping)
+    update_precisions(setting.net, done.hessian, log_precisions, steps, damping, hold_split=hold_split)
     likelihood = setting.likelihood
     if likelihood.settles and likelihood.hyperparameters():
         effective = float(sum(done.hessian.effective(log_precisions).values()))

@@ -203,7 +203,7 @@ class PenalisedAtWork:
         """The precisions that are best for these weights; those that shape a kernel stay what they were in training."""
         self.settling.look()
         if not shaping_precisions(self.setting.net):
-            set_precisions(self.setting, done, self.log_precisions, FINAL_STEPS, FINAL_DAMPING)
+            set_precisions(self.setting, done, self.log_precisions, FINAL_STEPS, FINAL_DAMPING, hold_split=True)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The precisions."""
