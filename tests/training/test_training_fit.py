@@ -25,6 +25,17 @@ def small():
     return bws.models.WSCNN(hidden_channels=2)
 
 
+def test_a_shared_start_closes_what_breaks_sharing_and_nothing_else(digits):
+    """No step on the hyperparameters is due before the last epoch: the precisions are those of the start."""
+    net = bws.models.WSCNN(hidden_channels=2, bias="both", head="both")
+    with pytest.warns(UserWarning, match="only 0 steps"):
+        fit = bws.fit(net, digits.train, epochs=1, burn_in=0.9, shared_start=4.0, keep_posterior=False)
+    breaking = {name for name in fit.prior if name.endswith((".free", ".offset"))}
+    assert {name for name, log_delta in fit.prior.items() if float(log_delta) == 4.0} == breaking != set()
+    assert all(float(fit.prior[name]) == 0.0 for name in set(fit.prior) - breaking)
+    assert all(row.strength > 0.9 for row in fit.sharing if row.name != "head")
+
+
 @pytest.mark.parametrize("objective", bws.objectives.OBJECTIVES)
 def test_fit_is_reproducible_to_the_last_bit_and_leaves_the_network_alone(digits, objective):
     net = small()

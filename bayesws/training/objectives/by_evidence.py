@@ -12,7 +12,7 @@ from bayesws.evidence.gradient import WAYS, gradient_in
 from bayesws.evidence.nesting import nested, rebalance, variance_share
 from bayesws.evidence.objective import Evidence, LaplacePass, assemble, laplace_pass
 from bayesws.evidence.precision import ascend_precisions, update_precisions
-from bayesws.io.arguments import LARGEST_SEED, choice, positive, share, whole
+from bayesws.io.arguments import LARGEST_SEED, choice, positive, real, share, whole
 from bayesws.layers.contract import named_pathways, starting_log_precisions, structure, structures
 from bayesws.training.objectives.objective import HeldOut, LossTerm, Setting, check_terms
 from bayesws.training.optimiser import optimiser_state, restore_optimiser
@@ -40,6 +40,8 @@ class ByEvidence:
         structure_way: how their gradient is taken, "once", "twice" (constant memory) or "local"; see
             `evidence.gradient`.
         terms: further terms of the weights' loss (`LossTerm`), nats per datum.
+        shared_start: how far above its declared value every log precision starts whose pathway breaks sharing. A free
+            pathway that may grow from the start fits first and hides the symmetry; 4, with burn_in=0.4, starts shared.
 
     Raises:
         ValueError: settings out of range, an unknown way.
@@ -53,6 +55,7 @@ class ByEvidence:
     structure_rate: float = 0.1
     structure_way: str = "once"
     terms: tuple[LossTerm, ...] = ()
+    shared_start: float = 0.0
     name: ClassVar[str] = "evidence"
 
     def __post_init__(self) -> None:
@@ -61,6 +64,7 @@ class ByEvidence:
         whole("fixed_point_steps", self.fixed_point_steps)
         share("damping", self.damping, "a number in (0, 1]", one=True)
         positive("structure_rate", self.structure_rate)
+        real("shared_start", self.shared_start)
         check_terms(self.terms)
         choice("structure_way", self.structure_way, WAYS)
 
@@ -103,7 +107,13 @@ class EvidenceAtWork:
             self.hyper_optimiser = torch.optim.Adam([learned], lr=settings.structure_rate)
         else:
             self.log_precisions = {name: tensor.detach() for name, tensor in self.log_precisions.items()}
+        self._start_shared()
         self.deltas = self._deltas()
+
+    @torch.no_grad()
+    def _start_shared(self) -> None:
+        for tensor in {id(t): t for n, t in self.log_precisions.items() if self.pathways[n].breaks_sharing}.values():
+            tensor.add_(self.settings.shared_start)
 
     def further_groups(self) -> list[dict[str, Any]]:
         """None: only weights descend on the loss."""
