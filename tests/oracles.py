@@ -113,6 +113,8 @@ def pairs_of(net):
         both = module.shared is not None and "free" in module.pathway_names and module.stack.constraint == "doubly"
         if both and module.shared.requires_grad and module.free.requires_grad:
             found[f"{joined}shared"] = (f"{joined}free", module.group_size)
+        if module.offset is not None and module.bias.requires_grad and module.offset.requires_grad:
+            found[f"{joined}bias"] = (f"{joined}offset", module.group_size)
     return found
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
 
-from bayesws.io.arguments import choice, shown
+from bayesws.io.arguments import choice, flag, shown
 from bayesws.layers.sizes import check_sizes
 from bayesws.sharing.doubly_stochastic import CONSTRAINTS
 from bayesws.sharing.groups import Group
@@ -38,13 +38,16 @@ class Sharing:
         pathways: "shared" for the canonical weights w, "free" for each copy's own v_g, or both.
         constraint: what a soft stack's matrices (of a product, its factors) keep to: "doubly" (stochastic), or, as
             ablations, only "rows" that sum to one, or "none".
+        contains: whether biases, and the head of a network that offers it (`WSCNN`), have these pathways, too, and not
+            one number for all copies. With free pathways alone the network is then the plain one of as many channels,
+            with shared ones alone the group network.
 
     Raises:
         ValueError: an unknown stack, pathway or constraint, G below one; what does not go together, such as a known
             group or no shared pathway with a soft stack. Whether a group fits a kernel is seen where there is one.
 
     >>> Sharing(8, "fixed", pathways=("shared",))
-    Sharing(group_size=8, stack='fixed', group=None, pathways=('shared',), constraint='doubly')
+    Sharing(group_size=8, stack='fixed', group=None, pathways=('shared',), constraint='doubly', contains=False)
     """
 
     group_size: int = 4
@@ -52,6 +55,7 @@ class Sharing:
     group: GroupChoice = None
     pathways: tuple[str, ...] = PATHWAYS
     constraint: str = "doubly"
+    contains: bool = False
 
     def __post_init__(self) -> None:
         check_sizes(group_size=self.group_size)
@@ -63,6 +67,7 @@ class Sharing:
         if not names or not names <= set(PATHWAYS) or len(names) != len(self.pathways):
             raise ValueError(f"pathways={shown(self.pathways)}: expected 'shared', 'free' or both, in a tuple")
         choice("constraint", self.constraint, CONSTRAINTS)
+        flag("contains", self.contains)
         if self.stack == "fixed":
             self._check_fixed()
         else:
@@ -119,6 +124,7 @@ class StackKeywords(TypedDict, total=False):
     group: GroupChoice
     pathways: tuple[str, ...]
     constraint: str
+    contains: bool
 
 
 class SharingKeywords(StackKeywords, total=False):

@@ -36,8 +36,8 @@ class WeightSharing(Deriving):
     Within `computed_once` stack, roots L and kernel are computed once; otherwise anew whenever they are asked for.
 
     Subclasses say how the kernel is applied. Parameters: `shared` w (out, in, d), `free` v (out, G, in, d), `bias`
-    (out,), shared over the group, or with bias="free" (out·G,), or with bias="both" these and `offset` (out·G,), which
-    the copies do not share; and log precisions of each.
+    (out,), shared over the group, or with bias="free" (out·G,), or with bias="both" the first and `offset` (out·G,);
+    and log precisions of each. bias=True with `Sharing.contains` is what the pathways say of the three.
     """
 
     def __init__(
@@ -57,6 +57,8 @@ class WeightSharing(Deriving):
                 f"bias={bias!r}: expected True (one for all group elements), 'free' (one each), 'both' or False"
             )
         self.in_channels, self.out_channels, self.group_size = in_channels, out_channels, sharing.group_size
+        if bias is True and sharing.contains:
+            bias = "both" if len(sharing.pathways) == 2 else "free" if "free" in sharing.pathways else True
         self.has_free_bias = bias == "free"
         self.on_features, self.pathway_names = on_features, sharing.pathways
         self.stack = RepresentationStack(sharing, support, on_features, device, dtype)

@@ -7,7 +7,6 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from bayesws.io.arguments import choice
 from bayesws.layers.change_group import ChangeGroup
 from bayesws.layers.conv import WSConv2d, WSLiftConv2d
 from bayesws.layers.group_head import GroupHead
@@ -16,14 +15,13 @@ from bayesws.layers.sizes import check_sizes
 from bayesws.models.cnn import PUBLISHED, ConvolutionalNet
 from bayesws.sharing.groups import Group, generated, known_group
 
-HEADS = {"shared": ("shared",), "free": ("free",), "both": ("shared", "free")}  # pathways
-
 
 class WSCNN(ConvolutionalNet):
     """Lifting convolution, group convolutions, mean over positions and group, linear head.
 
-    With bias="both" and head="both" it contains its special cases: the plain network of hidden_channels · G channels
-    (`CNN`), which is it with free pathways alone, and the group network, which is it with shared pathways alone.
+    With contains=True (see `Sharing`) biases and head are pathways, too: the head's shared one acts on the mean over
+    positions and group, its free one on the mean over positions. Free alone it is then the plain network of
+    hidden_channels · G channels (`CNN`), shared alone the group network.
 
     Every sharing layer is followed by ReLU. Before a group convolution comes maximum pooling that halves the image, as
     long as what is left is at least as wide as the kernel. With full sharing over a known group the whole network is
@@ -44,8 +42,6 @@ class WSCNN(ConvolutionalNet):
             None. It makes the weights before it scale-invariant, and the evidence of their precisions meaningless
             (arXiv 2206.08900): for training on the task loss.
         pooling: whether there is maximum pooling.
-        bias: of the sharing layers: True (one for all group elements), "free", "both" or False.
-        head: "shared", on the mean over positions and group; "free", on the mean over positions alone; or "both".
         padding, padding_mode, device, dtype: as for `torch.nn.Conv2d`.
         keywords: the attributes of a `Sharing` in its place.
 
@@ -68,8 +64,6 @@ class WSCNN(ConvolutionalNet):
         sharing: Sharing | None = None,
         norm: str | None = None,
         pooling: bool = True,
-        bias: bool | str = True,
-        head: str = "shared",
         padding: int = 0,
         padding_mode: str = "zeros",
         device: torch.device | str | None = None,
@@ -79,26 +73,23 @@ class WSCNN(ConvolutionalNet):
         sharing = Sharing.of(sharing, Sharing(stack="fixed"), group_size=group_size, **keywords)
         geometry: dict[str, Any] = {"kernel_size": kernel_size, "padding": padding, "padding_mode": padding_mode}
         sizes = {"in_channels": in_channels, "num_classes": num_classes, "hidden_channels": hidden_channels}
-        others = {"layers": layers, "norm": norm, "pooling": pooling, "bias": bias, "head": head}
+        others = {"layers": layers, "norm": norm, "pooling": pooling}
         super().__init__({**sizes, **sharing.as_keywords(), **geometry, **others})
         check_sizes(in_channels=in_channels, hidden_channels=hidden_channels)
         new: dict[str, Any] = {"device": device, "dtype": dtype}
         groups = self._groups(sharing)
         self.group_changes = nn.ModuleList(_change(*pair, device) for pair in pairwise(groups))
         by_layer = [replace(sharing, group_size=g.size, group=g) for g in groups] or [sharing] * layers
-        choice("head", head, tuple(HEADS))
         channels = [hidden_channels * sharing.group_size // own.group_size for own in by_layer]
-        layer: dict[str, Any] = geometry | new | {"bias": bias}
-        self.lift = WSLiftConv2d(in_channels, channels[0], sharing=by_layer[0], **layer)
+        self.lift = WSLiftConv2d(in_channels, channels[0], sharing=by_layer[0], **geometry, **new)
         self.group_convs = nn.ModuleList(
-            WSConv2d(c, c, sharing=own, **layer) for c, own in zip(channels[1:], by_layer[1:], strict=True)
+            WSConv2d(c, c, sharing=own, **geometry, **new) for c, own in zip(channels[1:], by_layer[1:], strict=True)
         )
-        pathways, elements = HEADS[head], by_layer[-1].group_size
-        self.head = (
-            nn.Linear(channels[-1], num_classes, **new)
-            if pathways == ("shared",)
-            else GroupHead(channels[-1], num_classes, elements, pathways, **new)
-        )
+        if sharing.contains and "free" in sharing.pathways:
+            elements = by_layer[-1].group_size
+            self.head = GroupHead(channels[-1], num_classes, elements, sharing.pathways, **new)
+        else:
+            self.head = nn.Linear(channels[-1], num_classes, **new)
 
     def _groups(self, sharing: Sharing) -> list[Group]:
         """One group for every layer, each of which can read all feature maps; none where all layers are alike."""

@@ -131,9 +131,12 @@ def brute_force(net, x, y, prior, kinds, jacobian):
 
 
 def occam_in_blocks(net, h, precisions, spans, kind):
-    if kind == "diag":
-        return 0.5 * float(torch.log1p(h.diagonal() / precisions).sum())
-    block = {"full": lambda n: "", "pathway": lambda n: n}.get(kind, lambda n: layer_of(net, n))
+    if kind in ("diag", "pathway"):
+        own = {name: h[rows[:, None], rows] for name, rows in spans.items()}
+        values = {name: m.diagonal() if kind == "diag" else torch.linalg.eigvalsh(m) for name, m in own.items()}
+        deltas = {name: precisions[rows[0]] for name, rows in spans.items()}
+        return sum(float(share) for share, _ in oracles.coupled_shares(values, deltas, oracles.pairs_of(net)).values())
+    block = {"full": lambda n: ""}.get(kind, lambda n: layer_of(net, n))
     blocks = {}
     for name, rows in spans.items():
         blocks.setdefault(block(name), []).append(rows)

@@ -88,7 +88,10 @@ def test_while_modules_are_imported(number, tmp_path):
     start = f"import sys; sys.path[:] = {paths}; sys.argv[1:] = {FIT}; import bayesws_command as b; sys.exit(b.main())"
     command = [sys.executable, "-c", start]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as importing:
-        assert importing.stdout.readline() == "importing\n"
-        importing.send_signal(number)
-        told = importing.communicate(timeout=60)[1]
+        try:
+            assert importing.stdout.readline() == "importing\n"
+            importing.send_signal(number)
+            told = importing.communicate(timeout=60)[1]
+        finally:
+            importing.kill()  # it would last for ever
     assert importing.returncode == CODES[number] and told == "bayesws: interrupted, nothing was written\n"

@@ -8,7 +8,7 @@ from bayesws.layers import WeightSharing, layers_of
 from bayesws.models import CNN, WSCNN
 
 SIZES = {"in_channels": 2, "num_classes": 3, "layers": 3, "padding": 1, "dtype": torch.float64}
-CONTAINING = {"bias": "both", "head": "both"}
+CONTAINING = {"contains": True}
 
 
 def network(seed=0, **settings):
@@ -56,7 +56,7 @@ def test_shared_alone_it_is_the_group_network():
 
 def test_the_two_special_cases_are_networks_of_their_own():
     x = images()
-    free = network(pathways=("free",), bias="free", head="free")
+    free = network(pathways=("free",), contains=True)
     plain = CNN(hidden_channels=8, **SIZES)
     count = {True: 0, False: 0}
     for net in (free, plain):
@@ -83,7 +83,6 @@ def test_all_its_pathways_are_nested_and_its_evidence_is_a_number():
     assert float(found) < float(found.data_fit) and float(exact) < float(exact.data_fit)
 
 
-@pytest.mark.parametrize("setting, message", [({"head": "tied"}, "head"), ({"bias": "some"}, "bias='some'")])
-def test_unknown_settings_are_told(setting, message):
-    with pytest.raises(ValueError, match=message):
-        network(**setting)
+def test_what_it_is_is_yes_or_no():
+    with pytest.raises(ValueError, match="contains='both'"):
+        network(contains="both")

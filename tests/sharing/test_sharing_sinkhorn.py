@@ -160,7 +160,8 @@ def test_an_element_that_has_converged_stays_while_others_go_on():
     easy, hard = logits_of(4, 4, scale=0.1), logits_of(4, 4, scale=30)
     alone, together = sinkhorn(easy), sinkhorn(torch.stack([easy, hard]))
     assert together.iterations > alone.iterations
-    assert torch.equal(together.matrix[0], alone.matrix)
+    # but for the last bits, which some processors round by the batch's shape; going on would move it by 1e-10 and more
+    torch.testing.assert_close(together.matrix[0], alone.matrix, rtol=1e-14, atol=0)
 
 
 def test_nothing_is_read_back_outside_the_cpu():

@@ -27,7 +27,7 @@ def small():
 
 def test_a_shared_start_closes_what_breaks_sharing_and_nothing_else(digits):
     """No step on the hyperparameters is due before the last epoch: the precisions are those of the start."""
-    net = bws.models.WSCNN(hidden_channels=2, bias="both", head="both")
+    net = bws.models.WSCNN(hidden_channels=2, contains=True)
     with pytest.warns(UserWarning, match="only 0 steps"):
         fit = bws.fit(net, digits.train, epochs=1, burn_in=0.9, shared_start=4.0, keep_posterior=False)
     breaking = {name for name in fit.prior if name.endswith((".free", ".offset"))}

@@ -203,7 +203,10 @@ BAD = [
     ),
     (method(network={"pathways": "shared"}), "method 'x': network: pathways \"shared\": expected a list, each text"),
     (method(model="WSResNet", network={"constraint": 1}), "method 'x': network: constraint 1: expected text"),
-    (method(network={"sharing": {}}), "method 'x': network: unknown sharing; expected constraint, group, group_size"),
+    (
+        method(network={"sharing": {}}),
+        "method 'x': network: unknown sharing; expected constraint, contains, group, group_size",
+    ),
     (method(model="CNN", network={"stack": "dense"}), "method 'x': network: unknown stack; expected"),
     (method(fit=3), "method 'x': fit 3: expected an object"),
     (method(fit={"epoch": 3}), "method 'x': fit: unknown epoch; expected batch_size"),
