@@ -1,6 +1,5 @@
 """A network contains its special cases: free alone is the plain network, shared alone the group network."""
 
-import pytest
 import torch
 
 import bayesws as bws
@@ -81,8 +80,3 @@ def test_all_its_pathways_are_nested_and_its_evidence_is_a_number():
         if isinstance(module, WeightSharing):
             assert {f"{layer}.{p}" for p in ("shared", "free", "bias", "offset")} <= names
     assert float(found) < float(found.data_fit) and float(exact) < float(exact.data_fit)
-
-
-def test_what_it_is_is_yes_or_no():
-    with pytest.raises(ValueError, match="contains='both'"):
-        network(contains="both")

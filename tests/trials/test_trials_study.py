@@ -205,7 +205,7 @@ BAD = [
     (method(model="WSResNet", network={"constraint": 1}), "method 'x': network: constraint 1: expected text"),
     (
         method(network={"sharing": {}}),
-        "method 'x': network: unknown sharing; expected constraint, contains, group, group_size",
+        "method 'x': network: unknown sharing; expected constraint, contains, group",
     ),
     (method(model="CNN", network={"stack": "dense"}), "method 'x': network: unknown stack; expected"),
     (method(fit=3), "method 'x': fit 3: expected an object"),
