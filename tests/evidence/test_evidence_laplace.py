@@ -55,7 +55,7 @@ def loader(x, y, batch_size=N):
     return DataLoader(TensorDataset(x, y), batch_size)
 
 
-def close(found, expected, rtol):
+def assert_close(found, expected, rtol):
     """Relative to the largest entry: sums of products in another order."""
     scale = expected.abs().max()
     torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=rtol)
@@ -109,15 +109,15 @@ def test_functional_variance_is_the_dense_one(sharing, kind, curvature, tight_si
     jacobian = oracles.dense_jacobian(net, new, oracles.weight_names(net))
     expected = jacobian @ torch.linalg.solve(precision, jacobian.mT)
     mean, variance = la._glm_predictive_distribution(new)
-    close(mean, net(new).detach(), 1e-12)
-    close(variance, expected, 1e-10)
+    assert_close(mean, net(new).detach(), 1e-12)
+    assert_close(variance, expected, 1e-10)
     flat = jacobian.flatten(0, 1)
-    close(la.functional_covariance(jacobian).detach(), flat @ torch.linalg.solve(precision, flat.mT), 1e-10)
+    assert_close(la.functional_covariance(jacobian).detach(), flat @ torch.linalg.solve(precision, flat.mT), 1e-10)
     if kind == "classification":
         kappa = (1 + torch.pi / 8 * expected.diagonal(dim1=1, dim2=2)).rsqrt()
-        close(la(new), (kappa * net(new).detach()).softmax(-1), 1e-10)
+        assert_close(la(new), (kappa * net(new).detach()).softmax(-1), 1e-10)
     else:
-        close(la(new)[1], expected, 1e-10)
+        assert_close(la(new)[1], expected, 1e-10)
 
 
 @every_net
@@ -129,18 +129,18 @@ def test_jacobians_and_gradients(sharing, kind):
     expected = oracles.dense_jacobian(net, x, oracles.weight_names(net))
     jacobians, outputs = backend.jacobians(x)
     assert not jacobians.requires_grad and not outputs.requires_grad
-    close(jacobians, expected, 1e-12)
-    close(outputs, net(x).detach(), 1e-12)
+    assert_close(jacobians, expected, 1e-12)
+    assert_close(outputs, net(x).detach(), 1e-12)
     gradients, loss = backend.gradients(x, y)
     losses = [-(oracles.log_probability(net(x[i : i + 1]), y[i : i + 1], 1.0 if kind == "regression" else None))
               for i in range(N)]  # fmt: skip
     for found, one in zip(gradients, losses, strict=True):
         by_hand = torch.autograd.grad(one, backend.params, retain_graph=True)
-        close(found, torch.cat([g.flatten() for g in by_hand]), 1e-12)
+        assert_close(found, torch.cat([g.flatten() for g in by_hand]), 1e-12)
     constant = 0.5 * N * OUTPUTS * torch.log(torch.tensor(2 * torch.pi)) if kind == "regression" else 0.0
     assert loss.item() == pytest.approx((sum(losses) - constant).item(), rel=1e-6)
     chosen, _ = backend.selected_output_jacobians(x, torch.arange(N) % OUTPUTS)
-    close(chosen[:, 0], expected[torch.arange(N), torch.arange(N) % OUTPUTS], 1e-12)
+    assert_close(chosen[:, 0], expected[torch.arange(N), torch.arange(N) % OUTPUTS], 1e-12)
 
 
 @every_kind
@@ -191,7 +191,7 @@ def test_gradients_against_finite_differences(sharing, kind, curvature, tight_si
         gradients = torch.autograd.grad(la.log_marginal_likelihood(deltas, sigma), given)
     for tensor, gradient in zip(given, gradients, strict=True):
         expected = oracles.central_gradient(lambda: la.log_marginal_likelihood(deltas, sigma), tensor)
-        close(gradient, expected, 1e-6)
+        assert_close(gradient, expected, 1e-6)
 
 
 def test_what_is_frozen_keeps_no_graph():
@@ -233,18 +233,18 @@ def test_plain_nets_agree_with_laplace_torch(kind, curvature):
     for call in calls:
         found, expected = ours(new, **call), theirs(new, **call)
         for a, b in zip(found, expected, strict=True):
-            close(a, b, rtol)
+            assert_close(a, b, rtol)
     # the same numbers are drawn; weights only without Kronecker factors, whose eigenvectors may have another sign
     for la in (ours, theirs):
         torch.manual_seed(1)
         la.drawn = la.predictive_samples(new, n_samples=20)
-    close(ours.drawn, theirs.drawn, rtol)
+    assert_close(ours.drawn, theirs.drawn, rtol)
     if curvature != "kron":
         for la in (ours, theirs):
             torch.manual_seed(1)
             la.drawn = la(new, pred_type="nn", link_approx="mc", n_samples=20)
         for a, b in zip(ours.drawn, theirs.drawn, strict=True):
-            close(a, b, rtol)
+            assert_close(a, b, rtol)
 
 
 # Everything that laplace-torch offers runs, and samples have the covariance that they should
@@ -305,14 +305,14 @@ def test_stacked_blocks_are_the_matrix(sharing, tight_sinkhorn):
     expected = NOISE**2 * dense_curvature(net, x, hessian, "kron")  # laplace-torch keeps H at σ = 1
     kron, decomposed = la.H_facs, la.H + la.prior_precision
     weights = torch.randn(2, 1, len(expected), dtype=torch.float64)
-    close(kron.to_matrix(), expected, 1e-10)
-    close(kron.diag(), expected.diagonal(), 1e-10)
-    close(kron.bmm(weights), weights @ expected, 1e-10)
-    close((2 * kron).to_matrix(), 2 * expected, 1e-10)
+    assert_close(kron.to_matrix(), expected, 1e-10)
+    assert_close(kron.diag(), expected.diagonal(), 1e-10)
+    assert_close(kron.bmm(weights), weights @ expected, 1e-10)
+    assert_close((2 * kron).to_matrix(), 2 * expected, 1e-10)
     expected = expected + torch.diag(la.prior_precision_diag)
-    close(decomposed.to_matrix(), expected, 1e-10)
-    close(decomposed.diag(-1), torch.linalg.inv(expected).diagonal(), 1e-9)
-    close(decomposed.bmm(weights, -1), torch.linalg.solve(expected, weights.mT).mT, 1e-9)
+    assert_close(decomposed.to_matrix(), expected, 1e-10)
+    assert_close(decomposed.diag(-1), torch.linalg.inv(expected).diagonal(), 1e-9)
+    assert_close(decomposed.bmm(weights, -1), torch.linalg.solve(expected, weights.mT).mT, 1e-9)
     regular = PathwayKron([[f + torch.eye(f.shape[-1]) for f in factors] for factors in kron.kfacs])
     assert regular.logdet().item() == pytest.approx(regular.to_matrix().logdet().item(), rel=1e-10)
 
@@ -363,7 +363,7 @@ def test_a_subnetwork_is_a_part_of_the_matrix(curvature):
     la.fit(loader(x, y))
     h = dense_curvature(net, x, hessian, curvature)
     expected = h[chosen][:, chosen] if curvature == "full" else h.diagonal()[chosen]
-    close(la.H.detach(), expected, 1e-10)
+    assert_close(la.H.detach(), expected, 1e-10)
     assert la(networks.images(2)).shape == (2, OUTPUTS)
 
 

@@ -70,7 +70,7 @@ def built(net, likelihood, subset, kind, backend, **settings):
     return Laplace(net, likelihood, **(asked | noise | SUBSETS.get(subset, {}) | settings))
 
 
-def close(found, expected, rtol=RTOL):
+def assert_close(found, expected, rtol=RTOL):
     """Relative to the largest entry."""
     assert found.shape == expected.shape and found.dtype == expected.dtype
     scale = expected.abs().max().clamp(min=1e-30)
@@ -96,9 +96,9 @@ def predictions(la, x, likelihood):
 
 
 def agree(ours, theirs, x, likelihood, rtol=RTOL):
-    close(ours.log_marginal_likelihood().detach(), theirs.log_marginal_likelihood().detach(), rtol)
+    assert_close(ours.log_marginal_likelihood().detach(), theirs.log_marginal_likelihood().detach(), rtol)
     for found, expected in zip(predictions(ours, x, likelihood), predictions(theirs, x, likelihood), strict=True):
-        close(found.detach(), expected.detach(), rtol)
+        assert_close(found.detach(), expected.detach(), rtol)
 
 
 @precisions
@@ -118,7 +118,7 @@ def test_fit_predict_save_and_load(subset, kind, likelihood, dtype, tmp_path):
     agree(back, theirs, new, likelihood)
     for la in (ours, theirs):
         la.optimize_prior_precision(n_steps=5, init_prior_prec=1.0)
-    close(ours.prior_precision.detach(), theirs.prior_precision.detach())
+    assert_close(ours.prior_precision.detach(), theirs.prior_precision.detach())
     agree(ours, theirs, new, likelihood)
 
 
@@ -147,8 +147,8 @@ def test_marglik_training(kind, likelihood):
         record = [*evidences, *losses, *la.prior_precision.tolist(), *la.sigma_noise.flatten().tolist()]
         found.append((weights, torch.tensor(record, dtype=torch.float64), la))
     ours, theirs = found
-    close(ours[0], theirs[0])
-    close(ours[1], theirs[1])
+    assert_close(ours[0], theirs[0])
+    assert_close(ours[1], theirs[1])
     agree(ours[2], theirs[2], networks.images(4), likelihood)
 
 
@@ -162,8 +162,8 @@ def test_the_noise_has_its_gradient_with_kronecker_factors():
         la.fit(loader(x, y))
         gradients.append(torch.autograd.grad(la.log_marginal_likelihood(sigma_noise=sigma), sigma)[0])
         differences.append(oracles.central_gradient(lambda la=la: la.log_marginal_likelihood(sigma_noise=sigma), sigma))
-    close(differences[0], differences[1], 1e-8)
-    close(gradients[0], differences[0], 1e-6)  # a finite difference with step 1e-4
+    assert_close(differences[0], differences[1], 1e-8)
+    assert_close(gradients[0], differences[0], 1e-6)  # a finite difference with step 1e-4
     assert (gradients[1] / differences[1] - 1).abs() > 0.01
 
 
@@ -175,7 +175,7 @@ def test_kfac_reduce_by_its_name(likelihood):
         la = built(convolutions(), likelihood, "all", "kron", backend, asdl_fisher_kwargs={"kfac_approx": "reduce"})
         la.fit(loader(x, y, N))
         factors.append(la.H_facs.to_matrix())
-    close(*factors)
+    assert_close(*factors)
 
 
 # Drawn targets
@@ -255,7 +255,7 @@ def test_what_comes_after_the_last_layer_counts(kind):
     la = built(net, "classification", "last_layer", kind, PathwayGGN, last_layer_name="head")
     la.fit(loader(x, y))
     jacobian = oracles.dense_jacobian(net, x, ["head.weight", "head.bias"])
-    close(la.backend.last_layer_jacobians(x)[0], jacobian, 1e-12)
+    assert_close(la.backend.last_layer_jacobians(x)[0], jacobian, 1e-12)
     h = sum(j.mT @ s @ j for j, s in zip(jacobian, oracles.softmax_hessian(net(x).detach()), strict=True))
     if kind == "kron":
         b = sum(4 * oracles.softmax_hessian(net(x).detach()))
@@ -264,7 +264,7 @@ def test_what_comes_after_the_last_layer_counts(kind):
         weight = torch.kron(b, a)
         h = torch.block_diag(weight, bias)
     found = {"full": lambda: la.H, "kron": lambda: la.H_facs.to_matrix(), "diag": lambda: la.H}[kind]()
-    close(found, h.diagonal() if kind == "diag" else h, 1e-10)
+    assert_close(found, h.diagonal() if kind == "diag" else h, 1e-10)
 
 
 @every_kind
@@ -280,7 +280,7 @@ def test_backpropagation_through_a_last_layer(kind):
         new = x[:2].clone().requires_grad_()
         mean, variance = la(new)
         gradients.append(torch.autograd.grad(mean.sum() + variance.sum(), new)[0])
-    close(*gradients)
+    assert_close(*gradients)
 
 
 # Inputs that are not one tensor of examples
@@ -328,8 +328,8 @@ def test_mappings_are_their_tensor(kind):
         for la in (ours, theirs):
             la.fit(named_loader(x, y))
         new = UserDict({"pixels": x[:4]})
-        close(ours.log_marginal_likelihood().detach(), theirs.log_marginal_likelihood().detach())
-        close(ours(new), theirs(new))
+        assert_close(ours.log_marginal_likelihood().detach(), theirs.log_marginal_likelihood().detach())
+        assert_close(ours(new), theirs(new))
         if subset == "all":
             assert torch.equal(ours(new), plain(x[:4]))
 
@@ -374,19 +374,19 @@ def test_reward_models(kind):
     h = oracles.dense_ggn(net, x, oracles.softmax_hessian, oracles.weight_names(net))
     if kind == "kron":  # Curvlinops divides by the pairs, though twice as many rows went in
         blocks = oracles.kron_blocks(Apart(net.net), x, oracles.softmax_hessian)
-        close(ours.H_facs.to_matrix(), torch.block_diag(*blocks.values()), 1e-10)
+        assert_close(ours.H_facs.to_matrix(), torch.block_diag(*blocks.values()), 1e-10)
         for found, expected in zip(ours.H_facs.kfacs, theirs.H_facs.kfacs, strict=True):
-            close(*(f[0] if len(f) == 1 else torch.kron(*f) / share for f, share in ((found, 1), (expected, 2))))
+            assert_close(*(f[0] if len(f) == 1 else torch.kron(*f) / share for f, share in ((found, 1), (expected, 2))))
         return
-    close(ours.H, h if kind == "full" else h.diagonal(), 1e-10)
-    close(ours.log_marginal_likelihood().detach(), theirs.log_marginal_likelihood().detach())
+    assert_close(ours.H, h if kind == "full" else h.diagonal(), 1e-10)
+    assert_close(ours.log_marginal_likelihood().detach(), theirs.log_marginal_likelihood().detach())
     for call in ({}, {"pred_type": "nn", "link_approx": "mc", "n_samples": 20}):
         pairs = []
         for la in (ours, theirs):
             torch.manual_seed(1)
             pairs.append(la(torch.randn(4, 3, dtype=torch.float64), **call))
         for found, expected in zip(*pairs, strict=True):
-            close(found.detach(), expected.detach())
+            assert_close(found.detach(), expected.detach())
 
 
 def test_refused():
@@ -414,4 +414,4 @@ def test_decomposed_factors_are_copied_whole():
     assert isinstance(copy, PathwayKronDecomposed)
     for values in la.H.eigenvalues:
         values[0].zero_()
-    close(copy.to_matrix(), before, 1e-15)
+    assert_close(copy.to_matrix(), before, 1e-15)
