@@ -12,7 +12,7 @@ A module of your own becomes a layer by one registered function:
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, singledispatch
 from typing import Any
 
@@ -156,11 +156,9 @@ class Joint:
 
     Attributes:
         strength: as for `Declaration`, by the pathways' names within the container ("conv.weight").
-        within: the pathways that act within another one's directions; these names, too.
     """
 
     strength: Strength | None = None
-    within: Mapping[str, Within] = field(default_factory=dict)
 
 
 @singledispatch
@@ -179,7 +177,6 @@ def declarations(net: nn.Module) -> dict[str, tuple[nn.Module, Declaration]]:
             has no numbers.
     """
     found: dict[str, tuple[nn.Module, Declaration]] = {}
-    within: dict[str, Within] = {}
     joint: str | None = None
     for name, module in net.named_modules():  # what a container holds comes right after it
         inside = joint is not None and is_within(name, joint)
@@ -188,25 +185,20 @@ def declarations(net: nn.Module) -> dict[str, tuple[nn.Module, Declaration]]:
             found[name] = (module, replace(declared, part_of=joint) if inside else declared)
         elif isinstance(declared, Joint) and not inside:
             joint = name
-            within |= {_joined(name, n): replace(w, outer=_joined(name, w.outer)) for n, w in declared.within.items()}
     _check_declared(net, found)
-    return _placed(found, within)
+    return {name: (module, _placed(name, declaration)) for name, (module, declaration) in found.items()}
 
 
-def _placed(
-    found: dict[str, tuple[nn.Module, Declaration]], within: Mapping[str, Within]
-) -> dict[str, tuple[nn.Module, Declaration]]:
-    """The same declarations, their pathways within others by the others' full names; only within trained ones."""
-    trained = {_joined(name, p.name) for name, (_, d) in found.items() for p in d.pathways}
-    placed = {}
-    for layer, (module, declaration) in found.items():
-        pathways = []
-        for pathway in declaration.pathways:
-            own = pathway.within and replace(pathway.within, outer=_joined(layer, pathway.within.outer))
-            place = within.get(_joined(layer, pathway.name), own)
-            pathways.append(replace(pathway, within=place if place and place.outer in trained else None))
-        placed[layer] = (module, replace(declaration, pathways=tuple(pathways)))
-    return placed
+def _placed(layer: str, declaration: Declaration) -> Declaration:
+    """The same, its pathways within others by the others' full names; only within trained ones."""
+    if not any(pathway.within for pathway in declaration.pathways):
+        return declaration
+    trained = {pathway.name for pathway in declaration.pathways}
+    pathways = []
+    for pathway in declaration.pathways:
+        place = pathway.within if pathway.within and pathway.within.outer in trained else None
+        pathways.append(replace(pathway, within=place and replace(place, outer=_joined(layer, place.outer))))
+    return replace(declaration, pathways=tuple(pathways))
 
 
 def _check_declared(net: nn.Module, found: dict[str, tuple[nn.Module, Declaration]]) -> None:

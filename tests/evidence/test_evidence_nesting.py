@@ -14,7 +14,7 @@ from bayesws.evidence.hessian import Spectra
 from bayesws.evidence.nesting import Sum, nested, rebalance
 from bayesws.evidence.objective import laplace_pass
 from bayesws.evidence.precision import update_precisions
-from bayesws.layers.contract import named_pathways, starting_log_precisions
+from bayesws.layers.contract import Pathway, Within, named_pathways, starting_log_precisions
 
 PROBLEMS = 300
 CLOSED = 60.0  # log precision, in float64
@@ -210,6 +210,39 @@ def embedding_of(layer):
         layer.free.copy_(kept[0])
         layer.shared.copy_(kept[1])
     return torch.stack(columns, -1)
+
+
+def test_a_chain_is_rebalanced_to_the_least_scatter():
+    """Three pathways within one another, a layer's and a layer's of layers: K = θ_c + R₂₃ (θ_b + R₁₂ θ_a)."""
+    draw = torch.Generator().manual_seed(0)
+    inner, outer = torch.eye(3).repeat(2, 1)[torch.randperm(6, generator=draw)], torch.eye(6).repeat(3, 1)
+    places = {
+        "a": Within("b", 2.0, lambda t: inner @ t, lambda t: inner.mT @ t),
+        "b": Within("c", 3.0, lambda t: outer @ t, lambda t: outer.mT @ t),
+    }
+    sizes, logs = {"a": 3, "b": 6, "c": 18}, {"a": 0.4, "b": -0.7, "c": 1.3}
+    logs = {name: torch.tensor(value) for name, value in logs.items()}
+    pathways = {
+        name: Pathway(
+            name,
+            nn.Parameter(torch.randn(size, generator=draw)),
+            None,
+            lambda g: g,
+            lambda a, b: [(a, b)],
+            within=places.get(name),
+        )
+        for name, size in sizes.items()
+    }
+    lifts = {"a": outer @ inner, "b": outer, "c": torch.eye(18)}
+
+    def whole():
+        return sum(lifts[name] @ p.parameter.detach() for name, p in pathways.items())
+
+    kernel, variance = whole(), sum(lift @ lift.mT / logs[name].exp() for name, lift in lifts.items())
+    rebalance(pathways, logs)
+    torch.testing.assert_close(whole(), kernel)
+    scatter = sum(float(logs[n].exp() * p.parameter.square().sum()) for n, p in pathways.items())
+    assert scatter == pytest.approx(float(kernel @ torch.linalg.solve(variance, kernel)), rel=1e-10)
 
 
 def test_what_a_layer_declares_is_its_own_embedding():
