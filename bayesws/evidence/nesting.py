@@ -56,7 +56,7 @@ def log_lambdas(log_precisions: Logs, within: Nested) -> dict[str, Tensor]:
 
 
 def variance_share(name: str, deltas: Mapping[str, float], within: Nested) -> float:
-    """A pathway's share of the prior variance, 1/δ, of one entry of all that it is nested with; 1 where it is not."""
+    """A pathway's share of the prior variances 1/δ of all that it is nested with; 1 where it is not."""
     outermost = _outermost(name, within)
     together = [other for other in deltas if _outermost(other, within) == outermost]
     return 1 / deltas[name] / sum(1 / deltas[other] for other in together)

@@ -111,13 +111,17 @@ def _step(
         ratio = torch.log(gamma.clamp(min=TINY)) - torch.log(weight.clamp(min=TINY))
         return log_precision + (damping * ratio.to(log_precision)).clamp(-largest_step, largest_step)
 
-    own = {id(t): t for t in log_precisions.values()}
-    for key, log_delta in own.items():
-        names = [name for name, t in log_precisions.items() if id(t) == key]
-        if _alone(names, within):
+    members: dict[int, list[str]] = {}
+    for name, tensor in log_precisions.items():
+        members.setdefault(id(tensor), []).append(name)
+    single = {names[0] for names in members.values() if len(names) == 1}  # those with a precision of their own
+    within = {inner: place for inner, place in within.items() if {inner, place[0]} <= single}
+    nests = {name: log_precisions[name] for inner, (outer, _) in within.items() for name in (inner, outer)}
+    for names in members.values():
+        if names[0] not in nests:
+            log_delta = log_precisions[names[0]]
             gamma, weight = (sum_tensors([terms[name] for name in names]) for terms in (effective, weights))
             log_delta.copy_(moved(log_delta, gamma, weight).clamp(*LOG_BOUNDS))
-    nests = {name: t for name, t in log_precisions.items() if not _alone([name], within)}
     lambdas = log_lambdas(nests, within)
     gammas, squares = (_in_lambda(terms, nests, lambdas, within) for terms in (effective, weights))
     steps: dict[str, Tensor] = {}
@@ -149,9 +153,3 @@ def _in_lambda(
         outer = within[name][0]
         found[outer] = found[outer] - found[name] * (lambdas[name] - log_outside(name, lambdas, within)).exp()
     return found
-
-
-def _alone(names: Sequence[str], within: Nested) -> bool:
-    """Whether pathways of one precision are nested with none."""
-    nests = {name for inner, (outer, _) in within.items() for name in (inner, outer)}
-    return len(names) > 1 or not nests.intersection(names)

@@ -13,7 +13,7 @@ from bayesws.evidence.batches import Batches
 from bayesws.evidence.hessian import Spectra
 from bayesws.evidence.nesting import Sum, nested, rebalance
 from bayesws.evidence.objective import laplace_pass
-from bayesws.evidence.precision import update_precisions
+from bayesws.evidence.precision import ascend_precisions, update_precisions
 from bayesws.layers.contract import Pathway, Within, named_pathways, starting_log_precisions
 
 PROBLEMS = 300
@@ -210,6 +210,23 @@ def embedding_of(layer):
         layer.free.copy_(kept[0])
         layer.shared.copy_(kept[1])
     return torch.stack(columns, -1)
+
+
+def test_nested_pathways_of_one_precision_take_one_step_together():
+    """δ ← δ · (Σ γ / δ Σ ‖θ‖²)^damping, once; and a pathway whose outer one rests steps by itself."""
+    net, data = sharing_net("fixed")
+    done = laplace_pass(net, Batches(data), bws.Gaussian(0.3), bws.Curvature("pathway"))
+    pathways, one = dict(named_pathways(net)), torch.tensor(0.3)
+    prior = dict.fromkeys(pathways, one)
+    rebalance(pathways, prior)
+    gamma = sum(done.hessian.effective(prior).values())
+    weight = one.exp() * sum(p.parameter.detach().square().sum() for p in pathways.values())
+    expected = 0.3 + 0.2 * float(torch.log(gamma / weight))
+    update_precisions(net, done.hessian, prior, steps=1, damping=0.2, largest_step=9.0)
+    assert float(one) == pytest.approx(expected, rel=1e-9)
+    prior = {name: torch.tensor(0.3) for name in pathways}
+    ascend_precisions(net, prior, [prior["0.free"]], [torch.tensor(1.0)])
+    assert float(prior["0.shared"]) == pytest.approx(0.3) and float(prior["0.free"]) > 0.3
 
 
 def test_a_chain_is_rebalanced_to_the_least_scatter():
