@@ -12,7 +12,7 @@ from scipy.stats import multivariate_normal
 from torch import nn
 from torch.func import functional_call, jacrev
 
-from bayesws.layers import WeightSharing, WSLinear
+from bayesws.layers import GroupHead, WeightSharing, WSLinear
 from bayesws.layers.weight_sharing import RESIDUAL_JITTER
 
 # Outputs and their Hessians
@@ -115,6 +115,9 @@ def pairs_of(net):
             found[f"{joined}shared"] = (f"{joined}free", module.group_size)
         if module.offset is not None and module.bias.requires_grad and module.offset.requires_grad:
             found[f"{joined}bias"] = (f"{joined}offset", module.group_size)
+    for name, module in net.named_modules():
+        if isinstance(module, GroupHead) and module.shared is not None and module.free is not None:
+            found[f"{name}.shared"] = (f"{name}.free", 1 / module.group_size)
     return found
 
 
@@ -139,6 +142,8 @@ def coupled_shares(values, precisions, pairs):
 
 def patches_of(module, x):
     """For every datum the list of vectors that the kernel is applied to, by slicing."""
+    if isinstance(module, GroupHead):
+        return [[datum.flatten()] for datum in x]
     if isinstance(module, nn.Linear | WSLinear):
         return [list(datum.reshape(-1, datum.shape[-1])) for datum in x]
     spatial = len(module.kernel_size)
@@ -170,7 +175,7 @@ def patches_of(module, x):
 
 def responses_of(module, gradient):
     """For every datum the list of output gradients, (out,) or, for sharing layers, (out, G)."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear | GroupHead):
         return [list(g.reshape(-1, g.shape[-1])) for g in gradient]
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return [list(g.reshape(-1, module.weight.numel())) for g in gradient]
@@ -193,7 +198,7 @@ def kron_seconds(net, x, hessian, reduce=False):
     """
     heard, handles = {}, []
     for name, module in net.named_modules():
-        if isinstance(module, (WeightSharing, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *NORMS)):
+        if isinstance(module, (WeightSharing, GroupHead, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *NORMS)):
 
             def hear(_module, inputs, output, name=name):
                 output = output if output.requires_grad else output.detach().requires_grad_()  # frozen up to here
@@ -272,6 +277,12 @@ def kron_blocks(net, x, hessian, reduce=False):
             if getattr(module, "bias", None) is not None:
                 blocks[f"{name}.bias"] = b
             continue
+        if isinstance(module, GroupHead):
+            copies = torch.full((module.group_size, 1), 1 / module.group_size, dtype=a.dtype)
+            mean = torch.kron(torch.eye(module.in_features, dtype=a.dtype), copies)  # w to its copies w/G
+            blocks |= {f"{name}.shared": torch.kron(b, mean.T @ a @ mean), f"{name}.free": torch.kron(b, a)}
+            blocks[f"{name}.bias"] = b
+            continue
         if not isinstance(module, WeightSharing):
             blocks[f"{name}.weight"] = (
                 torch.kron(b, a) if getattr(module, "groups", 1) == 1 else grouped(b, a, module.groups)
@@ -300,6 +311,8 @@ def kron_blocks(net, x, hessian, reduce=False):
             blocks[pathway_of(net, f"{name}.free")] = dense
         if module.bias is not None:
             blocks[f"{name}.bias"] = b_sum if len(module.bias) == out else b.reshape(out * group, out * group)
+        if module.offset is not None:
+            blocks[f"{name}.offset"] = b.reshape(out * group, out * group)
     return blocks
 
 

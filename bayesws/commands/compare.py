@@ -30,7 +30,7 @@ from bayesws.trials import engine
 from bayesws.trials.compare import DEFAULT_OBJECTIVES
 from bayesws.trials.comparison import PATHWAYS, Comparison
 from bayesws.trials.records import Trial
-from bayesws.trials.spec import ONE_SAMPLE, TrialSpec
+from bayesws.trials.spec import TrialSpec
 from bayesws.trials.store import told_when_stopped
 
 DEMO_TASKS = ("turned", "orientation", "upright")
@@ -74,9 +74,9 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument(
         "--samples",
         type=count,
-        default=ONE_SAMPLE.samples,
         metavar="K",
-        help="sampled columns a datum in the curvature that sets the precisions (default 1; 0: all, exact and slower)",
+        help="set the precisions by Kronecker factors of K sampled columns a datum (0: all; default: by the exact\n"
+        "evidence wherever it can be afforded)",
     )
     parser.add_argument("--json", action="store_true", help="print comparison.json, not tables")
     add_network(parser, "runs/compare")
@@ -134,7 +134,7 @@ def _specs(options: argparse.Namespace) -> list[TrialSpec]:
     network = {"hidden_channels": options.hidden_channels, "layers": options.layers}
     same: dict[str, Any] = {
         "fit": {"epochs": options.epochs or (QUICK_EPOCHS if options.quick else Schedule().epochs)},
-        "curvature": Curvature("kron", samples=options.samples or None),
+        "curvature": None if options.samples is None else Curvature("kron", samples=options.samples or None),
         "device": options.device,
     }
     return [

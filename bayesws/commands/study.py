@@ -31,7 +31,7 @@ epochs: one number, or one for every train size: {"100": 60, "300": 30}.
 methods: each has a name and a model (WSCNN, WSResNet, CNN or ResNet); may have
   network    arguments of the model, but channels and classes
   fit        arguments of bayesws.fit and fields of its Schedule
-  curvature  fields of bayesws.Curvature; without, one sampled Kronecker column
+  curvature  fields of bayesws.Curvature; without, as bayesws.fit chooses
   seeds, train_sizes  of its own; train_sizes among those of the study
 
 example:

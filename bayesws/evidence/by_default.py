@@ -1,30 +1,82 @@
-"""The curvature where nobody asks for one: as exact as the network allows, and the same on every machine."""
+"""The curvature where nobody asks for one: as exact as it can be afforded, and the same on every machine."""
 
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from bayesws.evidence.curvature import Curvature
+from bayesws.evidence.curvature import ROWS, Curvature
 from bayesws.evidence.likelihood import Likelihood
 from bayesws.evidence.shapes import multiplications_back, shapes_of
+from bayesws.evidence.thinning import root_of
 from bayesws.layers.contract import declarations
 
-WHOLE = 10_000  # parameters up to which H is taken whole: 10⁸ numbers
+AT_THE_END = 10**11  # multiplications of an exact determinant, at the end of a fit
+IN_A_STEP = 10**9  # of one that is computed again and again
+ROW_NUMBERS = 25 * 10**7  # numbers in the rows of a determinant in function space: 1 GB
+STEP_ROWS = 500  # data in that of a step
+STEP_ROW_NUMBERS = 10**8
+UNKNOWN = 2000  # parameters up to which H is taken whole where nobody knows the number of data
 ALL_COLUMNS = 2 * 10**8  # multiplications a datum up to which all columns go back
 
 
-def sharpest_curvature(net: nn.Module, example: Callable[[], Tensor | None], likelihood: Likelihood) -> Curvature:
-    """ "full" for at most `WHOLE` parameters; else as `kronecker_curvature` says.
+def parameters_of(net: nn.Module) -> int:
+    """P, the trained parameters that H is of."""
+    return sum(p.numel for _, declaration in declarations(net).values() for p in declaration.pathways)
+
+
+def determinant_cost(parameters: int, rows: int) -> int:
+    """Multiplications of det(I + Λ⁻¹ H) in the smaller of the two spaces, min(P, R)² max(P, R)."""
+    return min(parameters, rows) ** 2 * max(parameters, rows)
+
+
+def sharpest_curvature(
+    net: nn.Module, count: int, example: Callable[[], Tensor | None], likelihood: Likelihood
+) -> Curvature:
+    """ "full", the whole exact H, where it can be afforded; else by one sampled column a datum; else "kron".
+
+    Of P parameters and N data with C columns, R = N · C: all columns where `determinant_cost` is at most `AT_THE_END`;
+    one sampled column of at most 2000 data where their rows have at most `ROW_NUMBERS` numbers; else as
+    `kronecker_curvature` says.
 
     Args:
         net: the network.
+        count: N; -1 where nobody knows.
         example: gives some inputs, or None where they cannot be looked at beforehand; called only if they are needed.
         likelihood: of the outputs.
     """
-    if sum(p.numel for _, d in declarations(net).values() for p in d.pathways) <= WHOLE:
+    parameters = parameters_of(net)
+    x = None if count < 0 and parameters <= UNKNOWN else example()
+    if x is None or count < 0:
+        if parameters <= UNKNOWN:
+            return Curvature("full")
+        return Curvature("kron", samples=1) if x is None else kronecker_curvature(net, x, likelihood)[0]
+    if determinant_cost(parameters, count * columns_of(net, x, likelihood)) <= AT_THE_END:
         return Curvature("full")
-    x = example()
-    return Curvature("kron", samples=1) if x is None else kronecker_curvature(net, x, likelihood)[0]
+    if min(count, ROWS) * parameters <= ROW_NUMBERS:
+        return Curvature("full", samples=1)
+    return kronecker_curvature(net, x, likelihood)[0]
+
+
+def step_curvature(
+    net: nn.Module, count: int, x: Tensor, likelihood: Likelihood, structured: bool
+) -> tuple[Curvature, str | None]:
+    """The same for the steps of a fit, which take it some thirty times; and what is to be told of it.
+
+    All columns where `determinant_cost` is at most `IN_A_STEP`; one sampled column of at most 500 data where their rows
+    have at most `STEP_ROW_NUMBERS` numbers. Else, and where a structure is learned, as `kronecker_curvature` says.
+    """
+    parameters = parameters_of(net)
+    if count >= 0 and not structured:
+        if determinant_cost(parameters, count * columns_of(net, x, likelihood)) <= IN_A_STEP:
+            return Curvature("full"), None
+        if min(count, STEP_ROWS) * parameters <= STEP_ROW_NUMBERS:
+            return Curvature("full", samples=1, rows=STEP_ROWS), None
+    return kronecker_curvature(net, x, likelihood)
+
+
+def columns_of(net: nn.Module, x: Tensor, likelihood: Likelihood) -> int:
+    """C, the columns of the likelihood's Hessian root for a datum."""
+    return root_of(net, x[:1], likelihood).shape[-1]
 
 
 def kronecker_curvature(net: nn.Module, x: Tensor, likelihood: Likelihood) -> tuple[Curvature, str | None]:

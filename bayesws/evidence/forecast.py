@@ -94,7 +94,9 @@ def forecast(
     x, y = next(iter(batches))
     if batches.length < 0:
         raise ValueError("a DataLoader that does not know how many data it gives: expected a Dataset with a length")
-    asked = sharpest_curvature(net, lambda: x, model) if curvature is None else curvature_named(curvature)
+    asked = (
+        sharpest_curvature(net, batches.total, lambda: x, model) if curvature is None else curvature_named(curvature)
+    )
     with torch.no_grad(), evaluating(net), computed_once(net):
         shapes, outputs = shapes_of(net, layers, x)
         model.check(outputs[:1].expand(len(y), *outputs.shape[1:]), y)  # its labels are in range

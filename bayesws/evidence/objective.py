@@ -205,7 +205,11 @@ def log_evidence(
     check_network_kind(net)
     model = likelihood_named(likelihood)
     log_precisions, batches = resolve_prior(net, prior), batches_for(net, data, batch_size)
-    asked = sharpest_curvature(net, batches.example, model) if curvature is None else curvature_named(curvature)
+    asked = (
+        sharpest_curvature(net, batches.total, batches.example, model)
+        if curvature is None
+        else curvature_named(curvature)
+    )
 
     def evidence(network: nn.Module) -> Evidence:
         return assemble(network, laplace_pass(network, batches, model, asked), log_precisions)

@@ -201,9 +201,9 @@ def _trial(layer: Plain, made: set[int], sharing: Sharing, largest_stack: int) -
 
 def _sharing_layer(layer: Plain, on_features: bool, device: torch.device | str, sharing: Sharing) -> WeightSharing:
     """A new sharing layer with a plain one's sizes."""
-    group_size = sharing.group_size
+    sharing, group_size = sharing.as_network, sharing.group_size
     new: dict[str, Any] = {"sharing": sharing, "device": device, "dtype": layer.weight.dtype}
-    new["bias"] = False if layer.bias is None else "free"
+    new["bias"] = False if layer.bias is None else "both" if sharing.contains else "free"
     if isinstance(layer, nn.Linear):
         return WSLinear(layer.in_features, layer.out_features // group_size, **new)
     lifting, between = CONVOLUTIONS[type(layer)]
@@ -218,6 +218,8 @@ def _take_over(new: WeightSharing, layer: Plain) -> None:
     new.set_kernel(layer.weight.reshape(new.free.shape))
     new.requires_grad_(layer.weight.requires_grad)
     if layer.bias is not None:
-        new.bias.copy_(layer.bias)
-        for parameter in (new.bias, new.log_precisions["bias"]):
-            parameter.requires_grad_(layer.bias.requires_grad)
+        new.set_bias(layer.bias)
+        for name, parameter in (("bias", new.bias), ("offset", new.offset)):
+            if parameter is not None:
+                parameter.requires_grad_(layer.bias.requires_grad)
+                new.log_precisions[name].requires_grad_(layer.bias.requires_grad)

@@ -40,14 +40,14 @@ class Sharing:
             ablations, only "rows" that sum to one, or "none".
         contains: whether biases, and the head of a network that offers it (`WSCNN`), have these pathways, too, and not
             one number for all copies. With free pathways alone the network is then the plain one of as many channels,
-            with shared ones alone the group network.
+            with shared ones alone the group network. None: in `WSCNN` and `share` they do, in a layer by itself not.
 
     Raises:
         ValueError: an unknown stack, pathway or constraint, G below one; what does not go together, such as a known
             group or no shared pathway with a soft stack. Whether a group fits a kernel is seen where there is one.
 
     >>> Sharing(8, "fixed", pathways=("shared",))
-    Sharing(group_size=8, stack='fixed', group=None, pathways=('shared',), constraint='doubly', contains=False)
+    Sharing(group_size=8, stack='fixed', group=None, pathways=('shared',), constraint='doubly', contains=None)
     """
 
     group_size: int = 4
@@ -55,7 +55,7 @@ class Sharing:
     group: GroupChoice = None
     pathways: tuple[str, ...] = PATHWAYS
     constraint: str = "doubly"
-    contains: bool = False
+    contains: bool | None = None
 
     def __post_init__(self) -> None:
         check_sizes(group_size=self.group_size)
@@ -67,7 +67,8 @@ class Sharing:
         if not names or not names <= set(PATHWAYS) or len(names) != len(self.pathways):
             raise ValueError(f"pathways={shown(self.pathways)}: expected 'shared', 'free' or both, in a tuple")
         choice("constraint", self.constraint, CONSTRAINTS)
-        flag("contains", self.contains)
+        if self.contains is not None:
+            flag("contains", self.contains)
         if self.stack == "fixed":
             self._check_fixed()
         else:
@@ -112,6 +113,11 @@ class Sharing:
             raise ValueError(f"{names} beside sharing: expected one or the other; dataclasses.replace changes a value")
         return given
 
+    @property
+    def as_network(self) -> "Sharing":
+        """For the layers of a network that offers to contain its special cases: it does, unless it is told not to."""
+        return replace(self, contains=self.contains is not False)
+
     def as_keywords(self) -> dict[str, Any]:
         """Its attributes by name: the keywords that it stands for."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -124,7 +130,7 @@ class StackKeywords(TypedDict, total=False):
     group: GroupChoice
     pathways: tuple[str, ...]
     constraint: str
-    contains: bool
+    contains: bool | None
 
 
 class SharingKeywords(StackKeywords, total=False):

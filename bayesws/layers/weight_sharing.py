@@ -170,6 +170,15 @@ class WeightSharing(Deriving):
         one_for_all = self.bias.repeat_interleave(self.group_size)
         return one_for_all if self.offset is None else one_for_all + self.offset
 
+    def set_bias(self, bias: Float[Tensor, " out_group"]) -> None:
+        """Choose the bias of every copy; with an offset, their means are the shared one, and the rest is its own."""
+        with torch.no_grad():
+            if self.offset is None:
+                self.bias.copy_(bias)
+                return
+            self.bias.copy_(bias.unflatten(0, (-1, self.group_size)).mean(1))
+            self.offset.copy_(bias - self.bias.repeat_interleave(self.group_size))
+
     def sharing_strength(self) -> Tensor:
         """ρ = β / (α + β) in [0, 1]: the correlation of corresponding kernel entries of two copies under the prior.
 

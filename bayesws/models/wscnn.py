@@ -19,8 +19,8 @@ from bayesws.sharing.groups import Group, generated, known_group
 class WSCNN(ConvolutionalNet):
     """Lifting convolution, group convolutions, mean over positions and group, linear head.
 
-    With contains=True (see `Sharing`) biases and head are pathways, too: the head's shared one acts on the mean over
-    positions and group, its free one on the mean over positions. Free alone it is then the plain network of
+    Unless contains=False (see `Sharing`) biases and head are pathways, too: the head's shared one acts on the mean over
+    positions and group, its free one on the mean over positions. Free alone it is the plain network of
     hidden_channels · G channels (`CNN`), shared alone the group network.
 
     Every sharing layer is followed by ReLU. Before a group convolution comes maximum pooling that halves the image, as
@@ -76,6 +76,7 @@ class WSCNN(ConvolutionalNet):
         others = {"layers": layers, "norm": norm, "pooling": pooling}
         super().__init__({**sizes, **sharing.as_keywords(), **geometry, **others})
         check_sizes(in_channels=in_channels, hidden_channels=hidden_channels)
+        sharing = sharing.as_network
         new: dict[str, Any] = {"device": device, "dtype": dtype}
         groups = self._groups(sharing)
         self.group_changes = nn.ModuleList(_change(*pair, device) for pair in pairwise(groups))

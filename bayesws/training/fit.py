@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.batches import Batches, digest_of, spread
-from bayesws.evidence.by_default import kronecker_curvature
+from bayesws.evidence.by_default import sharpest_curvature, step_curvature
 from bayesws.evidence.checks import FEW, check_network, check_whole_batch
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
@@ -24,7 +24,7 @@ from bayesws.io.arguments import device_of, flag, path_of, seed_of, shown
 from bayesws.io.only_writer import only_writer
 from bayesws.io.progress import epoch_bar
 from bayesws.io.provenance import versions
-from bayesws.layers.contract import declarations, evaluating, structure
+from bayesws.layers.contract import declarations, evaluating, structure, structures
 from bayesws.layers.start import start_at_moments, start_at_random
 from bayesws.training.checkpoint import Checkpoint
 from bayesws.training.held_out import Split
@@ -74,17 +74,19 @@ def fit(
             (x, y, ...), see `log_evidence`.
         likelihood: "classification", "regression", or a likelihood.
         objective: a short name, or a value with settings of its own, such as `objectives.FixedRatio(ratio=30.0)`.
-        curvature: a `Curvature`, or its name: "kron", "full", "layer", "pathway" or "diag". None is "kron", with one
-            sampled column a datum where all columns × positions × weights are more than 2·10⁸; a note says so. Samples
-            and subset are for the evidence's steps (unless the objective has a curvature of its own); the evidence at
-            the end is without them, but for "full" where all columns are too many (see `outcome.final_curvature`).
+        curvature: a `Curvature`, or its name: "kron", "full", "layer", "pathway" or "diag". None is "full", the exact
+            evidence, wherever it can be afforded: by all columns, else by one sampled column a datum (see
+            `by_default.sharpest_curvature`, and `step_curvature` for the steps, which take fewer data), else "kron".
+            Samples and subset are for the evidence's steps (unless the objective has a curvature of its own); the
+            evidence at the end is without them, but for "full" where all columns are too many (see
+            `outcome.final_curvature`).
         seed: of the order of the data, and of the held-out split.
         schedule: how long and how fast, and where stacks start; see `Schedule`.
         device: where to train; None is where the network is.
         progress: whether to show a bar; None shows it on a terminal. Or a function that is called with every new record
             of the history, beside the bar; not while settings are chosen.
         keep_posterior: whether to keep what the posterior predictive needs, as laplace-torch can hold it: the curvature
-            "full" (P² numbers), "diag", and Kronecker factors for all else.
+            "full" (P² numbers) or "diag" that is asked for, and Kronecker factors for all else.
         checkpoint: a folder for what the fit leaves, every ten seconds and at its end. The same call goes on from
             there, to the same numbers to the last bit; a finished fit it hands back.
         settings: fields of the schedule or the objective, such as `epochs=100` or `weight_decays=(0.0, 1e-3)`.
@@ -112,10 +114,15 @@ def fit(
     data = Batches(train, plan.batch_size, place, net=model)
     setting = Setting(model, data, noise, plan, asked, seed)
     few, sampled = _check(setting, chooser), None
-    if curvature is None and isinstance(chooser, ByEvidence) and chooser.curvature is None:
-        by_default, sampled = kronecker_curvature(model, few, setting.likelihood)
-        setting = replace(setting, curvature=by_default)
-    fitted = partial(_fitted, setting, chooser, progress, keep_posterior, [sampled] if sampled else [], started)
+    if curvature is None:
+        sharpest = sharpest_curvature(model, data.total, lambda: few, setting.likelihood)
+        setting = replace(setting, curvature=sharpest)
+        if isinstance(chooser, ByEvidence) and chooser.curvature is None:
+            learned = bool(structures(model))
+            steps, sampled = step_curvature(model, data.total, few, setting.likelihood, learned)
+            chooser = replace(chooser, curvature=steps)
+    held = asked if keep_posterior else None
+    fitted = partial(_fitted, setting, chooser, progress, held, [sampled] if sampled else [], started)
     if folder is None:
         return fitted(None)
     kept = Checkpoint(folder, _digest(setting, chooser, keep_posterior))
@@ -128,7 +135,7 @@ def _fitted(
     setting: Setting,
     chooser: Objective,
     progress: bool | Watch | None,
-    keep_posterior: bool,
+    held: Curvature | None,
     told: list[str],
     started: float,
     kept: Checkpoint | None,
@@ -136,6 +143,7 @@ def _fitted(
     """Train, and look at what came out.
 
     Args:
+        held: the curvature of the posterior that is kept; None keeps none.
         told: notes beforehand.
         started: when, on `time.perf_counter`.
     """
@@ -150,7 +158,7 @@ def _fitted(
     evidence = EvidenceSummary.of(final_evidence(setting, work))
     ended = time.perf_counter()
     place = next(model.parameters()).device
-    posterior, notes = _posterior(setting, work) if keep_posterior else ({}, [])
+    posterior, notes = ({}, []) if held is None else _posterior(setting, work, held)
     if plan.start is not None and not structure(model):
         notes = [f"start={plan.start!r} had nothing to start: no layer has a soft stack", *notes]
     result = FitResult(
@@ -215,10 +223,10 @@ def _start(setting: Setting) -> list[Proposal]:
     return []
 
 
-def _posterior(setting: Setting, work: Work) -> tuple[dict[str, Tensor], list[str]]:
+def _posterior(setting: Setting, work: Work, held: Curvature) -> tuple[dict[str, Tensor], list[str]]:
     """What a posterior predictive needs; or nothing, and a note that says why."""
     try:
-        return final_posterior(setting, work), []
+        return final_posterior(setting, work, held), []
     except ValueError as error:
         return {}, [f"no posterior was kept, predict(kind='map') is what there is: {error}"]
 

@@ -6,12 +6,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bayesws.evidence.by_default import WHOLE
+from bayesws.evidence.by_default import AT_THE_END, columns_of, determinant_cost, parameters_of
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.memory import refuse_what_does_not_fit
 from bayesws.evidence.objective import Evidence, assemble, laplace_pass
 from bayesws.evidence.surface import log_likelihood_gradient
-from bayesws.evidence.thinning import root_of
 from bayesws.layers.contract import declarations
 from bayesws.training.objectives.objective import Setting, Work
 
@@ -37,31 +36,34 @@ def final_evidence(setting: Setting, work: Work) -> Evidence:
 def final_curvature(setting: Setting) -> Curvature:
     """All columns and all data of the fit's curvature, so that nothing is drawn.
 
-    But "full" with sampled columns keeps them, their seed and its rows where the exact determinant is of more than
-    `by_default.WHOLE` numbers a side: where both parameters P and rows N · C, of N data with C columns, are more.
+    But "full" with sampled columns keeps them, their seed and its rows where the exact determinant costs too much: see
+    `by_default.determinant_cost`.
     """
     curvature, net = setting.curvature, setting.net
-    parameters = sum(p.numel for _, declaration in declarations(net).values() for p in declaration.pathways)
-    if curvature.kind == "full" and curvature.samples is not None and parameters > WHOLE:
+    if curvature.kind == "full" and curvature.samples is not None:
         x = setting.data.example()
-        columns = 1 if x is None else root_of(net, x, setting.likelihood).shape[-1]
-        if len(setting.data) * columns > WHOLE:
+        columns = 1 if x is None else columns_of(net, x, setting.likelihood)
+        if determinant_cost(parameters_of(net), len(setting.data) * columns) > AT_THE_END:
             return replace(curvature, subset=1.0)
     return curvature.exact()
 
 
 @torch.no_grad()
-def final_posterior(setting: Setting, work: Work) -> dict[str, Tensor]:
+def final_posterior(setting: Setting, work: Work, curvature: Curvature) -> dict[str, Tensor]:
     """Curvature and gradient at these weights: what the posterior predictive and the evidence at other precisions
     follow from.
+
+    Args:
+        setting, work: of the fit.
+        curvature: as near to it as laplace-torch can hold one.
 
     Raises:
         ValueError: a network whose curvature laplace-torch cannot hold.
     """
     from bayesws.evidence import laplace  # takes two seconds: `import bayesws` should not
 
-    curvature = laplace.as_held(setting.curvature)
-    refuse_what_does_not_fit(declarations(setting.net), curvature)  # it holds H itself
-    fitted = laplace.fitted_posterior(setting.net, setting.data, setting.likelihood, curvature, work.log_precisions)
+    held = laplace.as_held(curvature)
+    refuse_what_does_not_fit(declarations(setting.net), held)  # it holds H itself
+    fitted = laplace.fitted_posterior(setting.net, setting.data, setting.likelihood, held, work.log_precisions)
     gradient = log_likelihood_gradient(setting.net, setting.data, setting.likelihood)
     return laplace.curvature_tensors(fitted) | {f"gradient.{name}": g for name, g in gradient.items()}

@@ -141,10 +141,9 @@ class FitResult:
         self.model.eval()
         outputs_of(self.model, x[:1].to(device))  # says in its own words if they do not fit
         if device not in self._restored:
-            curvature = laplace.as_held(self.recipe.curvature)
             self._restored.clear()  # of the device that the network has left
             self._restored[device] = laplace.restored_posterior(
-                self.model, self.posterior, self.likelihood, curvature, self.prior
+                self.model, self.posterior, self.likelihood, laplace.kind_of(self.posterior), self.prior
             )
         for part in x.split(batch_size):
             yield laplace.output_moments(self._restored[device], part.to(device))

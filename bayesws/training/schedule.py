@@ -18,7 +18,7 @@ class Schedule:
         learning_rate: of Adam, in the weights.
         warm_up: steps of its linear warm-up.
         steady: share of the steps at the full rate, the warm-up included; after it the rate goes down a cosine.
-        burn_in: share of the epochs before the first step on the hyperparameters.
+        burn_in: share of the epochs before the first step on the hyperparameters; None lets the run decide (`BurnIn`).
         every: epochs between steps on the hyperparameters where no structure is learned.
         structure_steps: steps on structure, precisions and noise in every epoch, where the evidence learns a structure.
         start: of the soft stacks: "moments", at the groups that the moments of each layer's input propose, from the
@@ -33,7 +33,7 @@ class Schedule:
     learning_rate: float = 0.03
     warm_up: int = 100
     steady: float = 0.7
-    burn_in: float = 0.1
+    burn_in: float | None = None
     every: int = 10
     structure_steps: int = 1
     start: str | None = None
@@ -43,8 +43,8 @@ class Schedule:
             object.__setattr__(self, name, whole(name, getattr(self, name), least))
         object.__setattr__(self, "learning_rate", positive("learning_rate", self.learning_rate))
         for name in ("burn_in", "steady"):
-            given = share(name, getattr(self, name), "a share of the run, in [0, 1)", zero=True)
-            object.__setattr__(self, name, given)
+            if (given := getattr(self, name)) is not None or name != "burn_in":
+                object.__setattr__(self, name, share(name, given, "a share of the run, in [0, 1)", zero=True))
         if not isinstance(self.start, str | None) or self.start not in STARTS:
             raise ValueError(f"start={shown(self.start)}: expected 'moments', 'random' or None")
 

@@ -14,7 +14,7 @@ from bayesws.models import WSCNN
 from bayesws.training.objectives.names import objective_named, settings_for
 from bayesws.training.objectives.objective import Objective
 from bayesws.trials.comparison import PATHWAYS, Comparison
-from bayesws.trials.spec import ONE_SAMPLE, train_and_score
+from bayesws.trials.spec import train_and_score
 from bayesws.trials.starts import made
 
 DEFAULT_OBJECTIVES = ("evidence", "task")
@@ -27,7 +27,7 @@ def compare(
     seeds: int = 5,
     objectives: tuple[str | Objective, ...] = DEFAULT_OBJECTIVES,
     likelihood: str = "classification",
-    curvature: str | Curvature = ONE_SAMPLE,
+    curvature: str | Curvature | None = None,
     elsewhere: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     **settings: Any,
 ) -> Comparison:
@@ -39,7 +39,7 @@ def compare(
         seeds: how many, 0 to seeds - 1.
         objectives: as `fit` knows them.
         likelihood: as for `fit`.
-        curvature: as for `fit`; steps on one sampled column a datum cost little and end at the same strengths.
+        curvature: as for `fit`.
         elsewhere: test data of other tasks with the same labels, by name: how does each objective do out of its
             training distribution?
         settings: further arguments of `fit`, such as `epochs`.
@@ -78,7 +78,8 @@ def compare(
             )
             trials.append(trial)
     same = {k: v for k, v in settings.items() if k != "progress"}
-    return Comparison(trials, {"seeds": seeds, "curvature": asdict(curvature_named(curvature)), **same})
+    asked = None if curvature is None else asdict(curvature_named(curvature))
+    return Comparison(trials, {"seeds": seeds, "curvature": asked, **same})
 
 
 def network_for(images: ImageData, pathways: str, **network: Any) -> WSCNN:

@@ -58,7 +58,7 @@ class TrialSpec:
     network: dict[str, Any] = field(default_factory=dict)
     objective: str = "evidence"
     fit: dict[str, Any] = field(default_factory=dict)
-    curvature: Curvature = ONE_SAMPLE
+    curvature: Curvature | None = None
     labels: dict[str, str | int] = field(default_factory=dict)
     elsewhere: tuple[str, ...] = ()
     device: str = "cpu"

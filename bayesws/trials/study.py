@@ -10,7 +10,7 @@ from bayesws.evidence.curvature import Curvature
 from bayesws.trials import engine
 from bayesws.trials.comparable import Origin, check_same_data
 from bayesws.trials.plan import read_plan
-from bayesws.trials.spec import ONE_SAMPLE, TrialSpec
+from bayesws.trials.spec import TrialSpec
 
 RECORD_FIELDS = {"accuracy", "nll", "log_evidence", "seconds", "stack_parameters", "groups"}
 LONGEST_NAME = 200  # bytes of a trial's name: with what a draft adds it must fit into a file's, 255
@@ -69,7 +69,7 @@ class Study:
                             method.get("network", {}),
                             objective,
                             settings,
-                            Curvature(**method["curvature"]) if method.get("curvature") is not None else ONE_SAMPLE,
+                            Curvature(**method["curvature"]) if method.get("curvature") is not None else None,
                             {"train_size": size, "method": name},
                             device=device,
                         )

@@ -105,6 +105,11 @@ def curvature_tensors(la: ParametricLaplace) -> dict[str, Tensor]:
     return {"H": la.H.detach()}
 
 
+def kind_of(tensors: Mapping[str, Tensor]) -> str:
+    """The kind of curvature that tensors of `curvature_tensors` are of."""
+    return "kron" if "H" not in tensors else "full" if tensors["H"].ndim == 2 else "diag"
+
+
 def restored_posterior(
     net: nn.Module,
     tensors: Mapping[str, Tensor],

@@ -14,6 +14,7 @@ from bayesws.evidence.objective import Evidence, LaplacePass, assemble, laplace_
 from bayesws.evidence.precision import ascend_precisions, update_precisions
 from bayesws.io.arguments import LARGEST_SEED, choice, positive, real, share, whole
 from bayesws.layers.contract import named_pathways, starting_log_precisions, structure, structures
+from bayesws.training.burn_in import BurnIn
 from bayesws.training.objectives.objective import HeldOut, LossTerm, Setting, check_terms
 from bayesws.training.optimiser import optimiser_state, restore_optimiser
 from bayesws.training.schedule import steps_due
@@ -21,6 +22,8 @@ from bayesws.training.structure import Settling
 
 PRIOR_STEP = 10.0  # a step may be at most this many prior standard deviations per unit of the learning rate
 FEW_STEPS = 3  # on the hyperparameters: with fewer nothing can be said of their convergence
+SMALL_GAIN = 1e-3  # nats per datum: the next step on the precisions may wait twice as long
+LONGEST_WAIT = 4  # times `every`
 UNSETTLED = 0.05  # relative change of the log evidence in the last hyperparameter step that is worth a note
 
 
@@ -40,8 +43,9 @@ class ByEvidence:
         structure_way: how their gradient is taken, "once", "twice" (constant memory) or "local"; see
             `evidence.gradient`.
         terms: further terms of the weights' loss (`LossTerm`), nats per datum.
-        shared_start: how far above its declared value every log precision starts whose pathway breaks sharing. A free
-            pathway that may grow from the start fits first and hides the symmetry; 4, with burn_in=0.4, starts shared.
+        shared_start: a free pathway that may grow from the start fits first and hides the symmetry. So of a sum W =
+            R w + v the prior variance of an entry of v starts at most at exp(-shared_start) times that of R w, ρ ≥ 0.98
+            at 4; None starts at the declared precisions.
 
     Raises:
         ValueError: settings out of range, an unknown way.
@@ -50,12 +54,12 @@ class ByEvidence:
     """
 
     curvature: Curvature | str | None = None
-    fixed_point_steps: int = 10
-    damping: float = 0.2
+    fixed_point_steps: int = 4
+    damping: float = 0.5
     structure_rate: float = 0.1
     structure_way: str = "once"
     terms: tuple[LossTerm, ...] = ()
-    shared_start: float = 0.0
+    shared_start: float | None = 4.0
     name: ClassVar[str] = "evidence"
 
     def __post_init__(self) -> None:
@@ -64,7 +68,8 @@ class ByEvidence:
         whole("fixed_point_steps", self.fixed_point_steps)
         share("damping", self.damping, "a number in (0, 1]", one=True)
         positive("structure_rate", self.structure_rate)
-        real("shared_start", self.shared_start)
+        if self.shared_start is not None:
+            real("shared_start", self.shared_start)
         check_terms(self.terms)
         choice("structure_way", self.structure_way, WAYS)
 
@@ -92,7 +97,6 @@ class EvidenceAtWork:
         self.curvature = setting.curvature if own is None else curvature_named(own)
         net, likelihood, plan = setting.net, setting.likelihood, setting.schedule
         self.pathways = dict(named_pathways(net))
-        self.burn_in = round(plan.burn_in * plan.epochs)
         self.due = steps_due(plan, len(setting.data))
         self.draws = 0  # of curvatures so far
         self.settling = Settling(structures(net))
@@ -107,13 +111,24 @@ class EvidenceAtWork:
             self.hyper_optimiser = torch.optim.Adam([learned], lr=settings.structure_rate)
         else:
             self.log_precisions = {name: tensor.detach() for name, tensor in self.log_precisions.items()}
+        self.burn_in = BurnIn(plan, structured=self.hyper_optimiser is not None)
+        self.wait, self.next_step = (
+            plan.every,
+            0,
+        )  # epochs to the next step on the precisions, and the first it may be in
+        self.descended: list[Tensor] = []  # what the weights descended on, by step of this epoch
         self._start_shared()
         self.deltas = self._deltas()
 
     @torch.no_grad()
     def _start_shared(self) -> None:
-        for tensor in {id(t): t for n, t in self.log_precisions.items() if self.pathways[n].breaks_sharing}.values():
-            tensor.add_(self.settings.shared_start)
+        if self.settings.shared_start is None:
+            return
+        for inner, (outer, kappa) in nested(self.pathways).items():
+            # (R Rᵀ)_ii = tr RᵀR / dim v = κ dim w / dim v, in the mean over the entries of the sum
+            per_entry = kappa * self.pathways[inner].numel / self.pathways[outer].numel
+            least = self.log_precisions[inner] - math.log(per_entry) + self.settings.shared_start
+            self.log_precisions[outer].clamp_(min=least)
 
     def further_groups(self) -> list[dict[str, Any]]:
         """None: only weights descend on the loss."""
@@ -133,7 +148,7 @@ class EvidenceAtWork:
 
     def before_epoch(self) -> None:
         """The precisions of this epoch's first steps."""
-        self.deltas, self.record = self._deltas(), {}
+        self.deltas, self.record, self.descended = self._deltas(), {}, []
 
     def loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(-log p(y | f(x)) / batch + ½ θᵀ Λ θ / N, -log p(y | f(x)))."""
@@ -145,20 +160,22 @@ class EvidenceAtWork:
         loss = loss + squares * (0.5 / len(data))
         for term in self.settings.terms:
             loss = loss + term(net, x, y, outputs)
+        self.descended.append(loss.detach())
         return loss, nll
 
     def after_step(self, epoch: int, step: int) -> None:
         """A step on the structure, where one is due."""
-        if self.hyper_optimiser is not None and epoch > self.burn_in and step in self.due:
+        if self.hyper_optimiser is not None and self.burn_in.over(epoch) and step in self.due:
             self.record = self._structure_step(self.hyper_optimiser)
             self.deltas = self._deltas()
 
     def after_epoch(self, epoch: int) -> dict[str, float]:
         """A step on the precisions, where one is due and no structure is learned; never after the last epoch."""
-        since, plan = epoch - self.burn_in, self.setting.schedule
-        due = since > 0 and (since - 1) % plan.every == 0 and epoch != plan.epochs
-        if self.hyper_optimiser is None and due:
+        self.burn_in.look(epoch, float(torch.stack(self.descended).mean()))
+        due = self.hyper_optimiser is None and self.burn_in.over(epoch) and epoch >= self.next_step
+        if due and epoch != self.setting.schedule.epochs:
             self.record = self._precision_step()
+            self.next_step = epoch + self.wait
         return self.record
 
     def finish(self) -> None:
@@ -174,7 +191,12 @@ class EvidenceAtWork:
         tensors = {f"prior.{name}": tensor for name, tensor in self.log_precisions.items()}
         if self.hyper_optimiser is not None:
             tensors |= optimiser_state("hyper", self.hyper_optimiser)
-        return tensors, {"draws": self.draws, "settling": self.settling.state()}
+        return tensors, {
+            "draws": self.draws,
+            "settling": self.settling.state(),
+            "burn_in": self.burn_in.state(),
+            "steps": [self.wait, self.next_step],
+        }
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -185,6 +207,8 @@ class EvidenceAtWork:
             restore_optimiser("hyper", self.hyper_optimiser, tensors)
         self.draws = values["draws"]
         self.settling.restore(values["settling"])
+        self.burn_in.restore(values["burn_in"])
+        self.wait, self.next_step = values["steps"]
 
     def notes(self, history: list[dict[str, float]]) -> list[str]:
         """Stacks that did not converge, structure and evidence that still moved."""
@@ -211,12 +235,18 @@ class EvidenceAtWork:
         return replace(self.curvature, seed=(self.curvature.seed + self.draws) % LARGEST_SEED)
 
     def _precision_step(self) -> dict[str, float]:
+        """MacKay's steps on one pass; where they gain little, the next pass waits longer."""
+        rebalance(self.pathways, self.log_precisions)
         with torch.no_grad():
             done = laplace_pass(
                 self.setting.net, self.setting.data, self.setting.likelihood, self._drawn(), check=False
             )
+            before = float(assemble(self.setting.net, done, self.log_precisions))
         set_precisions(self.setting, done, self.log_precisions, self.settings.fixed_point_steps, self.settings.damping)
-        return terms_of(assemble(self.setting.net, done, self.log_precisions))
+        after = terms_of(assemble(self.setting.net, done, self.log_precisions))
+        every, settled = self.setting.schedule.every, after["log_evidence"] - before < SMALL_GAIN * done.examples
+        self.wait = min(2 * self.wait, LONGEST_WAIT * every) if settled else every
+        return after
 
     def _structure_step(self, optimiser: torch.optim.Optimizer) -> dict[str, float]:
         """One step on all hyperparameters with the whole gradient of the log evidence; MacKay's on the precisions.

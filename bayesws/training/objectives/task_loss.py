@@ -16,6 +16,7 @@ from bayesws.layers.contract import (
     structure,
     structures,
 )
+from bayesws.training.burn_in import BurnIn
 from bayesws.training.objectives.by_evidence import set_precisions
 from bayesws.training.objectives.objective import HeldOut, LossTerm, Setting, check_terms
 from bayesws.training.structure import Settling, check_regularisers, regularised
@@ -135,7 +136,7 @@ class PenalisedAtWork:
         self.log_precisions = {name: tensor.detach() for name, tensor in starting_log_precisions(net).items()}
         self.structure = structure(net)
         self.settling = Settling(structures(net))
-        self.burn_in = round(plan.burn_in * plan.epochs)
+        self.burn_in = BurnIn(plan, structured=True)
         # without the evidence there is no prior that a residual would serve
         self.unneeded = [p.parameter for p in self.pathways.values() if p.of_prior_only]
 
@@ -155,7 +156,7 @@ class PenalisedAtWork:
 
     def at_rest(self, epoch: int) -> list[nn.Parameter]:
         """Residuals of soft stacks; the structure in the burn-in, where it is to rest there."""
-        rests = self.settings.rest_structure and epoch <= self.burn_in
+        rests = self.settings.rest_structure and not self.burn_in.over(epoch)
         return [*self.unneeded, *(self.structure if rests else [])]
 
     def before_epoch(self) -> None:

@@ -1,0 +1,50 @@
+"""The curvature where nobody asks for one follows from the numbers of data, columns and parameters alone."""
+
+import pytest
+import torch
+from torch import nn
+
+from bayesws import Curvature
+from bayesws.evidence import by_default
+from bayesws.evidence.likelihood import Categorical
+
+ONE_COLUMN, STEP = Curvature("full", samples=1), Curvature("full", samples=1, rows=by_default.STEP_ROWS)
+
+
+def at_the_end(net, count, x=None):
+    x = torch.zeros(1, net.in_features) if x is None else x
+    return by_default.sharpest_curvature(net, count, lambda: x, Categorical())
+
+
+def in_a_step(net, count, structured=False):
+    x = torch.zeros(1, net.in_features)
+    return by_default.step_curvature(net, count, x, Categorical(), structured)[0]
+
+
+def wide(parameters):
+    """Two outputs, one column each for a datum, and so many weights."""
+    return nn.Linear(parameters // 2, 2, bias=False)
+
+
+def test_all_columns_where_the_determinant_is_cheap():
+    assert by_default.determinant_cost(10, 3) == by_default.determinant_cost(3, 10) == 90
+    # R = 2 N rows: P² R = 10⁸ is cheap in a step, 10¹⁰ at the end of a fit
+    assert in_a_step(wide(100), 5000) == at_the_end(wide(100), 500_000) == Curvature("full")
+    assert in_a_step(wide(100), 500_000) == STEP
+    assert at_the_end(wide(10_000), 5000) == ONE_COLUMN
+    assert at_the_end(wide(10_000), 100) == Curvature("full")  # few rows are as good as few parameters
+
+
+def test_kronecker_factors_where_not_even_the_rows_are():
+    assert at_the_end(wide(120_000), 5000) == ONE_COLUMN and at_the_end(wide(130_000), 5000).kind == "kron"
+    assert in_a_step(wide(190_000), 5000) == STEP and in_a_step(wide(210_000), 5000).kind == "kron"
+    assert in_a_step(wide(100), 5000, structured=True).kind == "kron"
+
+
+@pytest.mark.parametrize("parameters, kind", [(2000, "full"), (2002, "kron")])
+def test_an_unknown_number_of_data(parameters, kind):
+    assert at_the_end(wide(parameters), -1).kind == kind
+
+
+def test_inputs_that_cannot_be_looked_at():
+    assert by_default.sharpest_curvature(wide(5000), 10, lambda: None, Categorical()) == Curvature("kron", samples=1)
