@@ -2,16 +2,17 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from bayesws.evidence.by_default import WHOLE
-from bayesws.evidence.curvature import Curvature
+from bayesws.evidence.curvature import ROWS, Curvature
 from bayesws.evidence.memory import refuse_what_does_not_fit
 from bayesws.evidence.objective import Evidence, assemble, laplace_pass
 from bayesws.evidence.surface import log_likelihood_gradient
-from bayesws.evidence.thinning import root_of
+from bayesws.evidence.thinning import root_of, rows_of
 from bayesws.layers.contract import declarations
 from bayesws.training.objectives.objective import Setting, Work
 
@@ -65,3 +66,44 @@ def final_posterior(setting: Setting, work: Work) -> dict[str, Tensor]:
     fitted = laplace.fitted_posterior(setting.net, setting.data, setting.likelihood, curvature, work.log_precisions)
     gradient = log_likelihood_gradient(setting.net, setting.data, setting.likelihood)
     return laplace.curvature_tensors(fitted) | {f"gradient.{name}": g for name, g in gradient.items()}
+
+
+@torch.no_grad()
+def judging_curvature(setting: Setting) -> Curvature:
+    """The curvature by which the starts of a fit are compared: "full", or what memory holds.
+
+    All columns where their determinant is of at most `ROWS` numbers a side; else one sampled column a datum, whose
+    determinant has no more rows, with the seed of the fit's curvature: the same signs for every start. Where no memory
+    holds it, the curvature that the fit ends with.
+    """
+    sampled = Curvature("full", samples=1, seed=setting.curvature.seed)
+    asked = sampled.exact() if _is_small(setting) else sampled
+    try:
+        rows = partial(rows_of, setting.net, setting.data, setting.likelihood, asked)
+        refuse_what_does_not_fit(declarations(setting.net), asked, rows)
+    except ValueError:
+        return final_curvature(setting)
+    return asked
+
+
+@torch.no_grad()
+def judge(setting: Setting, work: Work, curvature: Curvature) -> float:
+    """The log evidence of a start at its own final weights and precisions, nats: after `final_evidence`.
+
+    Raises:
+        FloatingPointError: an evidence that is not finite.
+    """
+    done = laplace_pass(setting.net, setting.data, setting.likelihood, curvature, check=False)
+    found = float(assemble(setting.net, done, work.log_precisions))
+    if not math.isfinite(found):
+        raise FloatingPointError("the evidence that compares the starts is not finite: check the data's scale")
+    return found
+
+
+def _is_small(setting: Setting) -> bool:
+    """Whether the parameters P, or the rows N · C of N data with C columns, are at most `ROWS`."""
+    net, data = setting.net, setting.data
+    if sum(p.numel for _, declaration in declarations(net).values() for p in declaration.pathways) <= ROWS:
+        return True
+    x = data.example()
+    return x is not None and len(data) * root_of(net, x, setting.likelihood).shape[-1] <= ROWS
