@@ -197,9 +197,10 @@ class EvidenceAtWork:
             )
         elif abs(records[-1] - records[-2]) > UNSETTLED * abs(records[-1]):
             more, in_all = epochs_to_settle(history)
+            longer = f"about {more} more epochs ({in_all} in all)" if more else "more epochs, or take more samples"
             notes.append(
                 f"the log evidence still moved from {records[-2]:.1f} to {records[-1]:.1f} nats in the last step on "
-                f"the hyperparameters: train for about {more} more epochs ({in_all} in all)"
+                f"the hyperparameters: train for {longer}"
             )
         return notes
 
