@@ -50,10 +50,11 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def add_network(parser: argparse.ArgumentParser, out: str) -> None:
-    """A network's size, how long it is trained, and `add_place`."""
+    """A network's size, how long and from how many starts it is trained, and `add_place`."""
     parser.add_argument("--hidden-channels", type=width, default=8, help="for each group element (default 8)")
     parser.add_argument("--layers", type=depth, default=2, help="weight-sharing layers (default 2)")
     parser.add_argument("--epochs", type=positive, help=f"default {Schedule().epochs}")
+    parser.add_argument("--starts", type=positive, default=1, metavar="K", help="trained, of which the best is kept")
     add_place(parser, out)
 
 

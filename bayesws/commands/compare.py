@@ -133,7 +133,8 @@ def _specs(options: argparse.Namespace) -> list[TrialSpec]:
         classes[task] = data_sets.load(**data, task=task, seed=options.seed).num_classes
     network = {"hidden_channels": options.hidden_channels, "layers": options.layers}
     same: dict[str, Any] = {
-        "fit": {"epochs": options.epochs or (QUICK_EPOCHS if options.quick else Schedule().epochs)},
+        "fit": {"epochs": options.epochs or (QUICK_EPOCHS if options.quick else Schedule().epochs)}
+        | ({"starts": options.starts} if options.starts > 1 else {}),
         "curvature": None if options.samples is None else Curvature("kron", samples=options.samples or None),
         "device": options.device,
     }

@@ -47,7 +47,8 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         "What an interrupted fit has done is kept in OUT.unfinished, and the same command\n"
         "goes on from there.",
         epilog="examples:\n  bayesws fit --task orientation --out runs/orientation\n"
-        "  bayesws fit --data mine.npz --objective task --epochs 100",
+        "  bayesws fit --data mine.npz --objective task --epochs 100\n"
+        "  bayesws fit --task turned --starts 3",
     )
     add_data(parser)
     parser.add_argument("--task", default="upright", metavar="TASK", help=f"{known_tasks()} (default upright)")
@@ -88,6 +89,9 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps(without_nan({"test": asdict(scores)} | _numbers(result)), indent=1, allow_nan=False))
         return
     console = wide_console()
+    for start in result.starts:
+        chosen = ", kept" if start.kept else ""
+        console.print(f"start {start.number + 1}, {start.what}: {start.score}{chosen}")
     console.print(f"test accuracy {100 * scores.accuracy:.1f} %, test NLL {scores.nll:.3f} nats per datum")
     console.print(f"log evidence {result.log_evidence:.1f} nats, summed over {result.evidence.examples} images")
     for row in result.sharing:
@@ -109,6 +113,7 @@ def _trained(options: argparse.Namespace, unfinished: Path) -> tuple[FitResult, 
             seed=options.seed,
             device=options.device,
             epochs=options.epochs or Schedule().epochs,
+            starts=options.starts,
             checkpoint=unfinished,
             progress=watch,
         )
@@ -142,9 +147,10 @@ def _tensorboard(folder: Path | None) -> Iterator[Callable[[dict[str, float]], o
     with SummaryWriter(folder) as writer:
 
         def watch(record: dict[str, float]) -> None:
+            start = f"start {int(record['start']) + 1}/" if "start" in record else ""
             for name, value in record.items():
-                if name != "epoch":
-                    writer.add_scalar(name, value, int(record["epoch"]))
+                if name not in ("epoch", "start"):
+                    writer.add_scalar(f"{start}{name}", value, int(record["epoch"]))
 
         yield watch
 
@@ -154,6 +160,7 @@ def _numbers(fit: FitResult) -> dict[str, Any]:
         "log_evidence": fit.log_evidence,
         "evidence": asdict(fit.evidence),
         "sharing": [asdict(row) for row in fit.sharing],
+        "starts": [asdict(start) for start in fit.starts],
         "weight_decay": fit.recipe.weight_decay,
         "seconds": fit.provenance.seconds,
         "notes": fit.notes,

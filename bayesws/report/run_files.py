@@ -7,7 +7,7 @@ from bayesws.analysis.decomposition import OrbitDecomposition
 from bayesws.analysis.equivariance import EquivarianceError
 from bayesws.analysis.strength import LayerStrength
 from bayesws.io.json_files import Count, Measured
-from bayesws.training.result import Proposal
+from bayesws.training.result import Proposal, Start
 from bayesws.trials.records import Trial
 
 
@@ -77,6 +77,7 @@ class StudyTrial(Trial):
     test_data: str = ""
     parameters: Count = 0
     start: list[Proposal] = field(default_factory=list)
+    starts: list[Start] = field(default_factory=list)
     history: list[dict[str, Measured]] = field(default_factory=list)
 
 

@@ -43,12 +43,7 @@ class CandidateGroup:
     @property
     def is_cyclic(self) -> bool:
         """Whether the elements are the powers of the second."""
-        generator, power = self.permutations[min(1, len(self.permutations) - 1)], self.permutations[0]
-        for permutation in self.permutations:
-            if not torch.equal(power, permutation):
-                return False
-            power = power[generator]
-        return True
+        return are_powers(self.permutations)
 
 
 @dataclass(frozen=True)
@@ -90,8 +85,12 @@ class Candidates:
             group_size: G.
             cyclic: whether only the powers of one generator will do.
         """
+        return next(iter(self.all_of_size(group_size, cyclic)), None)
+
+    def all_of_size(self, group_size: int, cyclic: bool = False) -> list[CandidateGroup]:
+        """Every group of G elements, in the order in which a stack should try them; see `of_size`."""
         sized = [g for g in self.groups if len(g.permutations) == group_size and (g.is_cyclic or not cyclic)]
-        return max(sized, key=lambda g: (g.fits, g.p_value if g.fits else -g.misfit), default=None)
+        return sorted(sized, key=lambda g: (g.fits, g.p_value if g.fits else -g.misfit), reverse=True)
 
     def __str__(self) -> str:
         """The permutations by their misfit, to the gap and a little beyond, and all of the group that fits."""
@@ -203,6 +202,16 @@ def candidates_of(
     )
     count = len(blocks) if examples is None else examples
     return Candidates(support, axis, permutations, _rms(by_order), by_order, found.complete_below, groups, count, level)
+
+
+def are_powers(permutations: Int64[Tensor, "group d"]) -> bool:
+    """Whether permutations are the powers of the second, the identity first."""
+    generator, power = permutations[min(1, len(permutations) - 1)], permutations[0]
+    for permutation in permutations:
+        if not torch.equal(power, permutation):
+            return False
+        power = power[generator]
+    return True
 
 
 def split_product(permutation: Int64[Tensor, " d"], axis: int) -> tuple[Int64[Tensor, " axis"], Int64[Tensor, " s"]]:

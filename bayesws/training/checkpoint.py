@@ -1,13 +1,16 @@
 """What a fit leaves on its way: enough for the same fit to go on to the same numbers, to the last bit.
 
 A checkpoint is a folder: losses.json has the held-out losses of the settings that were tried, state.safetensors the run
-that is under way, fit/ the finished fit, with finished.json beside it. All say which fit they are of, by a digest of
+that is under way, starts.json what the finished ones of several starts have come to, start-N.safetensors the state of
+the best of them, fit/ the finished fit, with finished.json beside it. All say which fit they are of, by a digest of
 everything that its numbers depend on.
 """
 
 import json
+import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -19,8 +22,10 @@ from bayesws.io.files import save_tensors, write_whole
 from bayesws.io.json_files import Count, parsed, read_json, sealed
 from bayesws.io.tensor_files import Digest, digest_of_file, read_tensors
 from bayesws.training.result import FitResult
+from bayesws.training.summaries import Start, best_of
 
 SECONDS = 10.0  # between two states that are written
+PASSING = ("state.safetensors", "losses.json", "starts.json")  # files that nobody needs once the fit is finished
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,14 @@ class Losses:
 
     digest: Digest
     losses: dict[str, float]
+
+
+@dataclass(frozen=True)
+class FinishedStarts:
+    """What starts.json holds: the digest of the fit, and what its finished starts have come to."""
+
+    digest: Digest
+    starts: tuple[Start, ...]
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,7 @@ class Progress:
     state: dict[str, Any]
 
 
-Left = TypeVar("Left", Losses, Finished)
+Left = TypeVar("Left", Losses, FinishedStarts, Finished)
 
 
 class Resumable(Protocol):
@@ -91,17 +104,45 @@ class Checkpoint:
         self._write("losses.json", {"losses": losses})
         (self.folder / "state.safetensors").unlink(missing_ok=True)
 
-    def resume(self, run: Resumable, what: str) -> int:
+    def starts(self) -> tuple[Start, ...]:
+        """What the finished ones of several starts have come to.
+
+        Raises:
+            ValueError: a file that is damaged or of another fit.
+        """
+        return () if (found := self._read("starts.json", FinishedStarts)) is None else found.starts
+
+    def keep_starts(self, starts: Sequence[Start]) -> None:
+        """Write what all starts so far have come to, and keep the state of the best: that of the last was just kept."""
+        state, best = self.folder / "state.safetensors", self.folder / _file_of(best_of(starts))
+        if best.name == _file_of(starts[-1]):
+            write_whole(best, lambda draft: shutil.copyfile(state, draft))
+        self._write("starts.json", {"starts": [asdict(start) for start in starts]})
+        for path in (state, *self._of_starts()):
+            if path != best:
+                path.unlink(missing_ok=True)
+
+    def restore_start(self, run: Resumable, start: Start, what: str) -> None:
+        """Put `run`, newly made, at the last epoch of the best start.
+
+        Raises:
+            ValueError: a file that is missing, damaged or of another fit.
+        """
+        if not self.resume(run, what, _file_of(start)):
+            raise ValueError(f"{self.folder / _file_of(start)} is missing or of another start; {self._cure}")
+
+    def resume(self, run: Resumable, what: str, name: str = "state.safetensors") -> int:
         """Put `run`, newly made, where its state was kept; returns the epochs that it has done, 0 where none was kept.
 
         Args:
             run: a run of the fit.
             what: which one, such as its penalties.
+            name: of the file.
 
         Raises:
             ValueError: a file that is damaged or of another fit.
         """
-        path = self.folder / "state.safetensors"
+        path = self.folder / name
         if not path.exists():
             return 0
         tensors, beside = read_tensors(path, self._cure)
@@ -117,8 +158,11 @@ class Checkpoint:
 
     def after_epoch(self, run: Resumable, what: str, epochs: int) -> None:
         """Write the run's state, where the last is old enough."""
-        if time.monotonic() - self._written < self.seconds:
-            return
+        if time.monotonic() - self._written >= self.seconds:
+            self.keep(run, what, epochs)
+
+    def keep(self, run: Resumable, what: str, epochs: int) -> None:
+        """Write the run's state."""
         tensors, state = run.state()
         record = json.dumps({"digest": self.digest, "what": what, "epochs": epochs, "state": state})
         owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
@@ -147,8 +191,11 @@ class Checkpoint:
         self._leave_only_the_fit()
 
     def _leave_only_the_fit(self) -> None:
-        for name in ("state.safetensors", "losses.json"):
-            (self.folder / name).unlink(missing_ok=True)
+        for path in (*(self.folder / name for name in PASSING), *self._of_starts()):
+            path.unlink(missing_ok=True)
+
+    def _of_starts(self) -> list[Path]:
+        return list(self.folder.glob("start-*.safetensors"))
 
     def _read(self, name: str, kind: type[Left]) -> Left | None:
         path = self.folder / name
@@ -167,6 +214,11 @@ class Checkpoint:
             raise ValueError(
                 f"{self.folder} was left by a fit with other data or settings: remove it, or choose another place"
             )
+
+
+def _file_of(start: Start) -> str:
+    """With the state of a finished start."""
+    return f"start-{start.number}.safetensors"
 
 
 def _digest_of(record: str, tensors: dict[str, Tensor]) -> str:

@@ -25,18 +25,17 @@ from bayesws.io.only_writer import only_writer
 from bayesws.io.progress import epoch_bar
 from bayesws.io.provenance import versions
 from bayesws.layers.contract import declarations, evaluating, structure, structures
-from bayesws.layers.start import start_at_moments, start_at_random
+from bayesws.training.best_start import Trainer, best_start
 from bayesws.training.checkpoint import Checkpoint
 from bayesws.training.held_out import Split
-from bayesws.training.loop import Loop
 from bayesws.training.objectives.by_evidence import ByEvidence
 from bayesws.training.objectives.names import objective_named, with_settings
 from bayesws.training.objectives.objective import Objective, Setting, Work
-from bayesws.training.outcome import final_evidence, final_posterior
+from bayesws.training.outcome import final_posterior
 from bayesws.training.recipe import Provenance, Recipe
 from bayesws.training.result import FitResult
 from bayesws.training.schedule import Schedule
-from bayesws.training.summaries import EvidenceSummary, Proposal
+from bayesws.training.starts import Starts
 
 Watch = Callable[[dict[str, float]], object]
 
@@ -68,6 +67,10 @@ def fit(
     All objectives share loop, optimiser, schedule, initial weights and the order of the data. Runs are reproducible to
     the last bit on one thread (torch.set_num_threads(1)).
 
+    starts=k trains k starts: the network as given, and others with weights (and soft stacks) of their own. The highest
+    exact evidence is kept; under the task loss and its relatives it is the smallest held-out loss. All are told in
+    `FitResult.starts`; see `training.starts` and `training.best_start`.
+
     Args:
         net: the network at its initial weights; it is left as it is.
         train: a pair of tensors or numpy arrays (x, y), a Dataset or a DataLoader; also of mappings or of tuples
@@ -80,11 +83,11 @@ def fit(
             Samples and subset are for the evidence's steps (unless the objective has a curvature of its own); the
             evidence at the end is without them, but for "full" where all columns are too many (see
             `outcome.final_curvature`).
-        seed: of the order of the data, and of the held-out split.
+        seed: of the order of the data, of the held-out split, and of the starts.
         schedule: how long and how fast, and where stacks start; see `Schedule`.
         device: where to train; None is where the network is.
         progress: whether to show a bar; None shows it on a terminal. Or a function that is called with every new record
-            of the history, beside the bar; not while settings are chosen.
+            of the history, beside the bar; not while settings are chosen. With several starts a record has its "start".
         keep_posterior: whether to keep what the posterior predictive needs, as laplace-torch can hold it: the curvature
             "full" (P² numbers) or "diag" that is asked for, and Kronecker factors for all else.
         checkpoint: a folder for what the fit leaves, every ten seconds and at its end. The same call goes on from
@@ -122,7 +125,7 @@ def fit(
             steps, sampled = step_curvature(model, data.total, few, setting.likelihood, learned)
             chooser = replace(chooser, curvature=steps)
     held = asked if keep_posterior else None
-    fitted = partial(_fitted, setting, chooser, progress, held, [sampled] if sampled else [], started)
+    fitted = partial(_fitted, Starts(setting), chooser, progress, held, [sampled] if sampled else [], started)
     if folder is None:
         return fitted(None)
     kept = Checkpoint(folder, _digest(setting, chooser, keep_posterior))
@@ -132,7 +135,7 @@ def fit(
 
 
 def _fitted(
-    setting: Setting,
+    starts: Starts,
     chooser: Objective,
     progress: bool | Watch | None,
     held: Curvature | None,
@@ -143,34 +146,35 @@ def _fitted(
     """Train, and look at what came out.
 
     Args:
+        starts: of the network.
         held: the curvature of the posterior that is kept; None keeps none.
         told: notes beforehand.
         started: when, on `time.perf_counter`.
     """
-    proposals, model, plan = _start(setting), setting.net, setting.schedule
+    first, plan = starts.begun(0), starts.setting.schedule
     show, watch = (None, progress) if callable(progress) else (progress, _unwatched)
     watching = partial(_watching, show, plan.epochs, chooser.name)
-    chosen = chooser.choose(setting, Split(setting, watching, kept))
+    split = Split(first.setting, watching, kept)
+    chosen = chooser.choose(first.setting, split)
     training = time.perf_counter()
-    work = chooser.begin(setting, chosen)
-    loop = Loop(setting, work)
-    loop.train(watching(""), kept, watch=watch)
-    evidence = EvidenceSummary.of(final_evidence(setting, work))
+    best, told_starts, doubts = best_start(Trainer(starts, chooser, chosen, watching, kept, watch), first, split)
     ended = time.perf_counter()
-    place = next(model.parameters()).device
+    setting, work, history = best.begun.setting, best.work, best.loop.history
+    place = next(setting.net.parameters()).device
     posterior, notes = ({}, []) if held is None else _posterior(setting, work, held)
-    if plan.start is not None and not structure(model):
+    if plan.start is not None and not structure(setting.net):
         notes = [f"start={plan.start!r} had nothing to start: no layer has a soft stack", *notes]
     result = FitResult(
-        model=model.eval(),
+        model=setting.net.eval(),
         prior=work.log_precisions,
         likelihood=setting.likelihood,
-        evidence=evidence,
-        history=loop.history,
+        evidence=best.evidence,
+        history=history,
         recipe=_recipe(setting, chooser, chosen),
         provenance=Provenance(versions(), setting.data.digest(), str(place), ended - started, ended - training),
-        start=tuple(proposals),
-        notes=(*work.notes(loop.history), *told, *notes),
+        start=best.begun.proposals,
+        starts=told_starts,
+        notes=(*work.notes(history), *told, *doubts, *notes),
         posterior=posterior,
     )
     if kept is not None:
@@ -211,16 +215,6 @@ def _digest(setting: Setting, objective: Objective, keep_posterior: bool) -> str
     told = (objective.name, _as_record(objective) or repr(objective))
     values = (told, setting.curvature, setting.seed, setting.schedule, keep_posterior, likelihood.name)
     return digest_of(values, tensors)
-
-
-def _start(setting: Setting) -> list[Proposal]:
-    """Start the soft stacks as the schedule says; what the layers' inputs proposed."""
-    if setting.schedule.start == "moments":
-        found = start_at_moments(setting.net, setting.data.inputs())
-        return [Proposal.of(name, candidates) for name, candidates in found.items()]
-    if setting.schedule.start == "random":
-        start_at_random(setting.net, setting.seed)
-    return []
 
 
 def _posterior(setting: Setting, work: Work, held: Curvature) -> tuple[dict[str, Tensor], list[str]]:

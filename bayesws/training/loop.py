@@ -64,6 +64,8 @@ class Loop:
                 if checkpoint is not None:
                     checkpoint.after_epoch(self, what, epoch)
                 advance()
+        if checkpoint is not None and plan.starts > 1 and done < plan.epochs:
+            checkpoint.keep(self, what, plan.epochs)  # of several starts the best is taken up again from here
         self.work.finish()
 
     def _epoch(self, epoch: int) -> Record:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.memory import refuse_what_does_not_fit
 from bayesws.evidence.objective import Evidence, assemble, laplace_pass
 from bayesws.evidence.surface import log_likelihood_gradient
+from bayesws.evidence.thinning import rows_of
 from bayesws.layers.contract import declarations
 from bayesws.training.objectives.objective import Setting, Work
 
@@ -39,12 +41,9 @@ def final_curvature(setting: Setting) -> Curvature:
     But "full" with sampled columns keeps them, their seed and its rows where the exact determinant costs too much: see
     `by_default.determinant_cost`.
     """
-    curvature, net = setting.curvature, setting.net
-    if curvature.kind == "full" and curvature.samples is not None:
-        x = setting.data.example()
-        columns = 1 if x is None else columns_of(net, x, setting.likelihood)
-        if determinant_cost(parameters_of(net), len(setting.data) * columns) > AT_THE_END:
-            return replace(curvature, subset=1.0)
+    curvature = setting.curvature
+    if curvature.kind == "full" and curvature.samples is not None and not _takes_whole(setting):
+        return replace(curvature, subset=1.0)
     return curvature.exact()
 
 
@@ -67,3 +66,41 @@ def final_posterior(setting: Setting, work: Work, curvature: Curvature) -> dict[
     fitted = laplace.fitted_posterior(setting.net, setting.data, setting.likelihood, held, work.log_precisions)
     gradient = log_likelihood_gradient(setting.net, setting.data, setting.likelihood)
     return laplace.curvature_tensors(fitted) | {f"gradient.{name}": g for name, g in gradient.items()}
+
+
+@torch.no_grad()
+def judging_curvature(setting: Setting) -> Curvature:
+    """The curvature by which the starts of a fit are compared: "full", or what memory holds.
+
+    All columns where their determinant costs at most `by_default.AT_THE_END`; else one sampled column a datum, with the
+    seed of the fit's curvature: the same signs for every start. Where no memory holds it, that which the fit ends with.
+    """
+    sampled = Curvature("full", samples=1, seed=setting.curvature.seed)
+    asked = sampled.exact() if _takes_whole(setting) else sampled
+    try:
+        rows = partial(rows_of, setting.net, setting.data, setting.likelihood, asked)
+        refuse_what_does_not_fit(declarations(setting.net), asked, rows)
+    except ValueError:
+        return final_curvature(setting)
+    return asked
+
+
+@torch.no_grad()
+def judge(setting: Setting, work: Work, curvature: Curvature) -> float:
+    """The log evidence of a start at its own final weights and precisions, nats: after `final_evidence`.
+
+    Raises:
+        FloatingPointError: an evidence that is not finite.
+    """
+    done = laplace_pass(setting.net, setting.data, setting.likelihood, curvature, check=False)
+    found = float(assemble(setting.net, done, work.log_precisions))
+    if not math.isfinite(found):
+        raise FloatingPointError("the evidence that compares the starts is not finite: check the data's scale")
+    return found
+
+
+def _takes_whole(setting: Setting) -> bool:
+    """Whether the exact determinant costs at most `AT_THE_END`; a stream counts as one column a datum."""
+    x = setting.data.example()
+    columns = 1 if x is None else columns_of(setting.net, x, setting.likelihood)
+    return determinant_cost(parameters_of(setting.net), len(setting.data) * columns) <= AT_THE_END

@@ -42,7 +42,7 @@ class Provenance:
         data: SHA-256 of the training data; None for a DataLoader, which draws its order where nobody else can.
         device: where it was trained.
         seconds: wall time of the fit.
-        training_seconds: that of its last training alone, without the choice of settings.
+        training_seconds: that of its last training alone, or of all starts, without the choice of settings.
         more: what the caller knows, such as "command", "task" or "test" scores; JSON values.
     """
 

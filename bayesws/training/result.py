@@ -16,7 +16,7 @@ from bayesws.io.arguments import choice, path_of, whole
 from bayesws.layers.contract import layers_of
 from bayesws.training.recipe import Provenance, Recipe
 from bayesws.training.saved import load, save
-from bayesws.training.summaries import EvidenceSummary, Proposal, SharingRow
+from bayesws.training.summaries import EvidenceSummary, Proposal, SharingRow, Start
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class FitResult:
             on the hyperparameters, "log_evidence", "data_fit", "scatter", "occam" (nats, summed).
         recipe: how it was fitted.
         provenance: versions, a digest of the data, device, times, and whatever `with_provenance` added.
-        start: what the layers' input moments proposed, for start="moments".
+        start: what the layers' input moments proposed, where the soft stacks started there.
+        starts: what all starts have come to, where there were several.
         notes: whatever did not converge or hit a bound, one line each; empty where all is well.
         posterior: the curvature at the end of the fit, from which `predict` takes the weights' posterior (see
             `evidence.laplace.restored`), and the log likelihood's gradient, "gradient." by pathway; empty where it was
@@ -47,6 +48,7 @@ class FitResult:
     recipe: Recipe
     provenance: Provenance
     start: tuple[Proposal, ...] = ()
+    starts: tuple[Start, ...] = ()
     notes: tuple[str, ...] = ()
     posterior: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _restored: dict[torch.device, Any] = field(default_factory=dict, init=False, repr=False, compare=False)

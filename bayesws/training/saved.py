@@ -18,11 +18,13 @@ from bayesws.layers.contract import named_pathways
 from bayesws.models import known_models
 from bayesws.sharing.groups import Group
 from bayesws.training.recipe import Provenance, Recipe
-from bayesws.training.summaries import EvidenceSummary, Proposal
+from bayesws.training.summaries import EvidenceSummary, Proposal, Start
 
-FORMAT = 5  # since 4 the record knows its own digest and that of the weights, since 5 the evidence its curvature
+FORMAT = 6  # since 4 the record knows its digest and that of the weights, since 5 the evidence its curvature, 6 starts
+READ = (5, FORMAT)
 FILES = {"fit.json", "weights.safetensors"}
 CURE = "copy the whole folder again, or fit again"
+PLAIN = ("evidence", "history", "recipe", "provenance", "start", "starts", "notes")  # fields of both records
 LARGEST_SETTING = 64  # that a network may have whatever its tensors are
 
 
@@ -39,7 +41,7 @@ class SavedFit:
     """What fit.json holds: see `FitResult` for what the fields are.
 
     Attributes:
-        format: `FORMAT`.
+        format: one of `READ`.
         network: None for one that is not of `bayesws.models`.
         likelihood: its name.
         learns: whether the likelihood has hyperparameters that were learned.
@@ -57,6 +59,7 @@ class SavedFit:
     evidence: EvidenceSummary
     history: list[dict[str, float]]
     tensors: dict[str, Digest]
+    starts: tuple[Start, ...] = ()
 
 
 def save(
@@ -70,6 +73,7 @@ def save(
     recipe: Recipe,
     provenance: Provenance,
     start: tuple[Proposal, ...],
+    starts: tuple[Start, ...],
     notes: tuple[str, ...],
     posterior: Mapping[str, Tensor],
 ) -> None:
@@ -83,6 +87,7 @@ def save(
         "recipe": asdict(recipe),
         "provenance": asdict(provenance),
         "start": [asdict(proposal) for proposal in start],
+        "starts": [asdict(each) for each in starts],
         "notes": list(notes),
         "evidence": asdict(evidence),
         "history": history,
@@ -119,7 +124,7 @@ def load(source: Path, model: nn.Module | None, likelihood: Likelihood | None) -
         "prior": prior,
         "likelihood": _likelihood_from(record, likelihood, _under("likelihood.", tensors), source),
         "posterior": _under("posterior.", tensors),
-    } | {name: getattr(record, name) for name in ("evidence", "history", "recipe", "provenance", "start", "notes")}
+    } | {name: getattr(record, name) for name in PLAIN}
 
 
 def check_free_for(folder: Path) -> None:
@@ -138,7 +143,7 @@ def _read(source: Path) -> tuple[SavedFit, dict[str, Tensor]]:
             raise ValueError(f"{source} is not a saved fit: no {name} in it; choose a folder that FitResult.save wrote")
     path = source / "fit.json"
     found = read_json(path, dict[str, Any], CURE, sealed=False, nonfinite=True).get("format")
-    if found != FORMAT:
+    if found not in READ:
         raise ValueError(
             f"{path} has format {in_json(found)}: expected {FORMAT}; fit again with this version of bayesws"
         )

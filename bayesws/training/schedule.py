@@ -23,6 +23,7 @@ class Schedule:
         structure_steps: steps on structure, precisions and noise in every epoch, where the evidence learns a structure.
         start: of the soft stacks: "moments", at the groups that the moments of each layer's input propose, from the
             input up (`layers.start`); "random", drawn anew from the seed; None leaves them as they are.
+        starts: how many starts are trained; the best is kept, and all are told (`training.starts`, `best_start`).
 
     Raises:
         ValueError: values out of range.
@@ -37,9 +38,11 @@ class Schedule:
     every: int = 10
     structure_steps: int = 1
     start: str | None = None
+    starts: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("every", 1), ("structure_steps", 1), ("warm_up", 0)):
+        counts = ("epochs", "batch_size", "every", "structure_steps", "starts")
+        for name, least in [*((name, 1) for name in counts), ("warm_up", 0)]:
             object.__setattr__(self, name, whole(name, getattr(self, name), least))
         object.__setattr__(self, "learning_rate", positive("learning_rate", self.learning_rate))
         for name in ("burn_in", "steady"):

@@ -1,10 +1,11 @@
-"""Plain numbers of a fit: its evidence, what its layers share, what their inputs proposed."""
+"""Plain numbers of a fit: its evidence, what its layers share, what their inputs proposed, its starts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.objective import Evidence
-from bayesws.io.json_files import Count, Finite, Fraction, Measured
+from bayesws.io.json_files import Count, Finite, Fraction, Measured, Seconds
 from bayesws.sharing.candidates import Candidates
 
 
@@ -99,3 +100,38 @@ class Proposal:
         """The plain numbers of what was found."""
         group = candidates.group
         return cls(name, group.name, len(group.permutations), group.misfit, group.p_value)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one start of a fit has come to: see `training.starts`, and `training.best_start` for what chooses.
+
+    Attributes:
+        number: from 0, the network as given.
+        what: what it is, in words.
+        log_evidence: that chooses, nats summed over the training data; None where held-out data choose.
+        held_out_nll: negative log likelihood of the held-out data, nats per datum; None where the evidence chooses.
+        curvature: of that evidence, one for all starts.
+        seconds: wall time of its training and its score; None where an earlier call took it and did not tell.
+        kept: whether the fit is this one.
+    """
+
+    number: Count
+    what: str
+    log_evidence: Finite | None
+    held_out_nll: float | None
+    curvature: Curvature | None
+    seconds: Seconds | None
+    kept: bool = False
+
+    @property
+    def score(self) -> str:
+        """What chooses, in words."""
+        if self.log_evidence is not None:
+            return f"log evidence {self.log_evidence:.1f} nats"
+        return f"held-out NLL {self.held_out_nll:.3f} nats per datum"
+
+
+def best_of(starts: Sequence[Start]) -> Start:
+    """The start with the highest log evidence, or the smallest held-out loss; the first of several that are equal."""
+    return max(starts, key=lambda s: -(s.held_out_nll or 0.0) if s.log_evidence is None else s.log_evidence)

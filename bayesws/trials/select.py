@@ -52,7 +52,7 @@ def select(
             as such start every time from the weights they have.
         data: a pair of tensors (x, y), a Dataset or a DataLoader; all of it is trained on.
         likelihood: as for `fit`, the same for all.
-        seeds: starts for each network, 0 to seeds - 1.
+        seeds: starts for each network, 0 to seeds - 1; with starts=k among the settings each is the best of k.
         test: held-out data, as `data`, for a column beside the evidence and for `Ranking.disagreement`; it chooses
             nothing.
         curvature: of the steps on the hyperparameters, as for `fit`.

@@ -78,10 +78,11 @@ class TrialSpec:
 
     @property
     def cost(self) -> float:
-        """Roughly how long it takes: images seen, the choice of an objective's settings included."""
+        """Roughly how long it takes: images seen, the choice of an objective's settings and all starts included."""
         trainings = TRAININGS.get(self.objective, 1 + WEIGHT_DECAYS)
         if self.objective == "task" and "weight_decays" in self.fit:
             trainings = 1 + len(self.fit["weight_decays"])
+        trainings += self.fit.get("starts", 1) - 1
         epochs = self.fit.get("epochs", Schedule().epochs)
         started = math.sqrt(1 + ("start" in self.fit))
         return float((self.data.get("train_size") or 1) * epochs * trainings * started)
@@ -101,7 +102,7 @@ class TrialSpec:
 
         Returns: the fields of a `Trial`, and beside them the "version" of bayesws, the digest of the "test_data",
             "parameters", "stack_parameters", the "groups" of the layers, what their
-            "start" was, and the "history".
+            "start" was, what all "starts" have come to, and the "history".
 
         Raises:
             ValueError, FloatingPointError: what went wrong, and in which trial.
@@ -195,6 +196,7 @@ def _network_record(result: FitResult) -> dict[str, Any]:
         "parameters": sum(p.numel for _, p in named_pathways(result.model) if not p.of_prior_only),
         "stack_parameters": sum(p.numel() for p in structure(result.model)),
         "start": [asdict(row) for row in result.start],
+        "starts": [asdict(row) for row in result.starts],
         "groups": {
             name: {"name": g.name, "reason": g.reason, "closure_error": g.closure_error, "entropy": g.entropy}
             for name, g in groups.items()

@@ -239,9 +239,11 @@ def test_fits_with_other_stacks(settings, said):
 def test_fit_of_a_plain_network(tmp_path):
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
     data = (torch.rand(6, 1, 8, 8), torch.arange(6) % 3)
-    fit = bws.fit(net, data, epochs=4, every=1, keep_posterior=False, progress=False)
+    fit = bws.fit(net, data, epochs=4, every=1, keep_posterior=False, progress=False, starts=2)
     (path,) = write_report(fit, tmp_path / "report.html")
-    assert "Sequential trained by the evidence on 6 data" in Page(path.read_text()).text
+    text = Page(path.read_text()).text
+    assert "Sequential trained by the evidence on 6 data" in text
+    assert "Starts: the highest evidence is kept" in text and text.count(" kept ") == 2
 
 
 def test_large_stacks_are_shown_in_part():

@@ -68,6 +68,8 @@ def test_the_dearest_spec_is_the_one_that_trains_most():
     assert cheap.cost < replace(SPEC, objective="task").cost < SPEC.cost < dear.cost
     assert replace(SPEC, objective="task").cost == 2 * cheap.cost  # one weight decay, and the last training
     assert replace(cheap, fit={"epochs": 4}).cost == 2 * cheap.cost
+    assert replace(cheap, fit=cheap.fit | {"starts": 3}).cost == 3 * cheap.cost
+    assert replace(SPEC, objective="task", fit=SPEC.fit | {"starts": 3}).cost == 4 * cheap.cost  # two more held out
 
 
 @dataclass(frozen=True)

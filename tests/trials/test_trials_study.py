@@ -16,6 +16,8 @@ from rich.console import Console
 
 from bayesws.cli import main
 from bayesws.data import load, moving
+from bayesws.io.json_files import of_kind
+from bayesws.report.run_files import StudyTrial
 from bayesws.trials.study import Study
 from bayesws.trials.study_table import layer_groups, rows, study_groups_table, study_table
 
@@ -31,7 +33,7 @@ PLAN = {
         "plain": {
             "model": "CNN",
             "network": {"hidden_channels": 4, "kernel_size": 3, "layers": 1},
-            "fit": {"objective": "task", "weight_decays": [1e-4]},
+            "fit": {"objective": "task", "weight_decays": [1e-4], "starts": 2},
             "train_sizes": [60],
             "seeds": 1,
         },
@@ -74,6 +76,9 @@ def test_records_say_how_each_trial_did(finished):
     assert records[0]["stack_parameters"] == 3 * (1 + 81)
     assert set(records[0]["groups"]) == {"lift"}
     assert records[4]["groups"] == {} and records[4]["stack_parameters"] == 0
+    starts = of_kind(records[4], StudyTrial, "a record", "").starts  # as the report reads it
+    assert [start.number for start in starts] == [0, 1] and records[0]["starts"] == []
+    assert [start.kept for start in starts] == [s.held_out_nll == min(t.held_out_nll for t in starts) for s in starts]
 
 
 def test_what_is_finished_is_not_run_again(finished, monkeypatch):

@@ -56,6 +56,8 @@ def fit_section(fit: FitResult, name: str, within: str = "") -> Section:
     blocks = [_layers_block(fit, posterior, start)] if rows else []
     blocks += [layer_block(name, layer, start) for name, layer in sharing_layers(fit)]
     blocks.append(_training_block(fit, start))
+    if fit.starts:
+        blocks.append(Block("Starts", grids=[_starts_table(fit)]))
     if fit.notes or (posterior is not None and posterior.notes):
         blocks.append(Block("To be known", notes=[*fit.notes, *(posterior.notes if posterior is not None else [])]))
     made = {
@@ -200,6 +202,23 @@ def _training_block(fit: FitResult, start: str) -> Block:
         f"{signed(e.scatter, 1)} − Occam factor {signed(e.occam, 1)} nats, summed over {e.examples} data."
     )
     return Block("Training", words=[words], drawings=drawings)
+
+
+def _starts_table(fit: FitResult) -> Grid:
+    """What every start has come to, and by what they were compared."""
+    by_evidence = fit.starts[0].curvature is not None
+    lines = []
+    for each in fit.starts:
+        score = signed(each.log_evidence, 1) if each.log_evidence is not None else f"{each.held_out_nll:.3f}"
+        seconds = "–" if each.seconds is None else f"{each.seconds:.1f}"
+        lines.append([str(each.number + 1), each.what, score, seconds, "kept" if each.kept else ""])
+    score = "log evidence, nats" if by_evidence else "held-out NLL, nats per datum"
+    columns = [("start", True), ("what it is", False), (score, True), ("seconds", True), ("", False)]
+    curvature = fit.starts[0].curvature
+    caption = "" if curvature is None else f"The evidence that compares them: {curvature.kind!r}, {curvature.bound}."
+    return Grid(
+        f"Starts: the {'highest evidence' if by_evidence else 'smallest loss'} is kept", columns, lines, caption
+    )
 
 
 def _sentence(row: SharingRow, sure: LayerStrength | None, group: str, chosen: bool) -> str:

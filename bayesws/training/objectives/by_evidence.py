@@ -18,6 +18,7 @@ from bayesws.training.burn_in import BurnIn
 from bayesws.training.objectives.objective import HeldOut, LossTerm, Setting, check_terms
 from bayesws.training.optimiser import optimiser_state, restore_optimiser
 from bayesws.training.schedule import steps_due
+from bayesws.training.settled import epochs_to_settle
 from bayesws.training.structure import Settling
 
 PRIOR_STEP = 10.0  # a step may be at most this many prior standard deviations per unit of the learning rate
@@ -219,9 +220,11 @@ class EvidenceAtWork:
                 f"only {len(records)} steps on the hyperparameters were taken: train for more epochs, or lower every="
             )
         elif abs(records[-1] - records[-2]) > UNSETTLED * abs(records[-1]):
+            more, in_all = epochs_to_settle(history)
+            longer = f"about {more} more epochs ({in_all} in all)" if more else "more epochs, or take more samples"
             notes.append(
                 f"the log evidence still moved from {records[-2]:.1f} to {records[-1]:.1f} nats in the last step on "
-                "the hyperparameters: train for more epochs"
+                f"the hyperparameters: train for {longer}"
             )
         return notes
 
