@@ -79,6 +79,19 @@ def dense_ggn(net, x, hessian, names):
     return sum(j.mT @ h @ j for j, h in zip(jacobian, outputs_hessian, strict=True))
 
 
+def output_covariance(net, x, new, hessian, log_precisions):
+    """J (H + Λ)⁻¹ Jᵀ at new inputs, (batch, C, C), with H of the data x and J dense.
+
+    Args:
+        log_precisions: log δ by pathway.
+    """
+    names = weight_names(net)
+    prior = torch.cat([log_precisions[n].exp().expand(net.get_parameter(n).numel()) for n in names]).double()
+    jacobian = dense_jacobian(net, new, names)
+    h = dense_ggn(net, x, hessian, names)
+    return jacobian @ torch.linalg.solve(h + torch.diag(prior), jacobian.mT)
+
+
 def spans(net, names):
     """By pathway name: its rows in the matrices above."""
     found, start = {}, 0

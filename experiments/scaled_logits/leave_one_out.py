@@ -15,6 +15,7 @@ so that all data follow from one inverse, which is exact: the whole Gauss-Newton
 import math
 
 import torch
+from scipy.linalg import get_blas_funcs
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
@@ -26,7 +27,7 @@ GRID = [math.exp(0.01 * step) for step in range(-150, 151)]  # scales from 0.22 
 
 @torch.no_grad()
 def whitened_rows(fit: bws.FitResult, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) and S_nᵀ J_n Λ^(-1/2), (N, C, P)."""
+    """Logits (N, C) and S_nᵀ J_n Λ^(-1/2), (N, C - 1, P)."""
     weights = {name: p.detach() for name, p in fit.model.named_parameters() if name in fit.prior}
 
     def outputs(values: dict[str, Tensor], datum: Tensor) -> Tensor:
@@ -43,9 +44,17 @@ def whitened_rows(fit: bws.FitResult, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def root_of(logits: Tensor) -> Tensor:
-    """S = diag(√p) - p √pᵀ (N, C, C): S Sᵀ = diag(p) - p pᵀ, and S √p = 0."""
-    p = logits.softmax(-1)
-    return torch.diag_embed(p.sqrt()) - p.unsqueeze(-1) * p.sqrt().unsqueeze(-2)
+    """S = (diag(√p) - p √pᵀ) Q without its last column, which is zero, (N, C, C - 1): S Sᵀ = diag(p) - p pᵀ."""
+    root = logits.softmax(-1).sqrt()
+    whole = torch.diag_embed(root) - root.square().unsqueeze(-1) * root.unsqueeze(-2)
+    return reflected(whole, root)[..., :-1]
+
+
+def reflected(rows: Tensor, root: Tensor) -> Tensor:
+    """rows (N, ..., C) times Q = I - 2 v vᵀ / vᵀv with v = √p + e_C, which takes √p to -e_C and back."""
+    v = root + nn.functional.one_hot(torch.tensor(root.shape[1] - 1), root.shape[1])
+    v = (v / v.norm(dim=-1, keepdim=True)).reshape(len(v), *[1] * (rows.ndim - 2), -1)
+    return rows - 2 * (rows * v).sum(-1, keepdim=True) * v
 
 
 def left_out(logits: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
@@ -54,25 +63,24 @@ def left_out(logits: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
     Args:
         logits: f (N, C), in float64.
         labels: (N,).
-        rows: Ĵ Λ^(-1/2), (N, C, P).
+        rows: Ĵ Λ^(-1/2), (N, C - 1, P).
     """
-    n, c = logits.shape
+    c = logits.shape[1]
     b = gram(rows.flatten(0, 1))
     b.diagonal().add_(1.0)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(b))
-    own = torch.stack([inverse[i * c : (i + 1) * c, i * c : (i + 1) * c] for i in range(n)])  # Q_n
+    own = torch.stack([part[:, i * (c - 1) : (i + 1) * (c - 1)] for i, part in enumerate(inverse.split(c - 1))])  # Q_n
     root = logits.softmax(-1).sqrt()
-    residual = root - nn.functional.one_hot(labels, c) / root  # t: S t = p - y, as √pᵀ t = 0
+    residual = reflected(root - nn.functional.one_hot(labels, c) / root, root)[:, :-1]  # t: S t = p - y
     moved = torch.linalg.solve(own, residual.unsqueeze(-1)).squeeze(-1) - residual
-    return logits + moved / root  # Sᵀ d = √p (d - pᵀ d)
+    return logits + reflected(nn.functional.pad(moved, (0, 1)), root) / root  # Qᵀ Sᵀ d = √p (d - pᵀ d)
 
 
 def gram(rows: Tensor) -> Tensor:
-    """rows rowsᵀ in float64, some columns at a time."""
-    found = rows.new_zeros(len(rows), len(rows), dtype=torch.float64)
-    for part in rows.split(2000, 1):
-        found += (part @ part.mT).double()
-    return found
+    """rows rowsᵀ in float64, of which what is made is the lower half."""
+    syrk = get_blas_funcs("syrk", (rows.numpy(),))
+    half = torch.from_numpy(syrk(1.0, rows.numpy().T, trans=1, lower=1)).double()
+    return half.tril() + half.tril(-1).mT
 
 
 def losses(logits: Tensor, labels: Tensor, scale: float) -> Tensor:
