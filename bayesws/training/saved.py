@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
@@ -20,7 +21,9 @@ from bayesws.sharing.groups import Group
 from bayesws.training.recipe import Provenance, Recipe
 from bayesws.training.summaries import EvidenceSummary, Proposal
 
-FORMAT = 5  # since 4 the record knows its own digest and that of the weights, since 5 the evidence its curvature
+FORMAT = 6  # since 4 the record knows its own digest and that of the weights, since 5 the evidence its curvature
+READ = (5, FORMAT)  # since 6 a fit may have a scale of its logits
+TAKEN_OVER = ("evidence", "history", "recipe", "provenance", "start", "notes", "scale")  # from the record as they are
 FILES = {"fit.json", "weights.safetensors"}
 CURE = "copy the whole folder again, or fit again"
 LARGEST_SETTING = 64  # that a network may have whatever its tensors are
@@ -44,6 +47,7 @@ class SavedFit:
         likelihood: its name.
         learns: whether the likelihood has hyperparameters that were learned.
         tensors: SHA-256 of the files with tensors, by name.
+        scale: of the logits, since format 6.
     """
 
     format: int
@@ -57,6 +61,7 @@ class SavedFit:
     evidence: EvidenceSummary
     history: list[dict[str, float]]
     tensors: dict[str, Digest]
+    scale: Annotated[float, Gt(0)] | None = None
 
 
 def save(
@@ -72,6 +77,7 @@ def save(
     start: tuple[Proposal, ...],
     notes: tuple[str, ...],
     posterior: Mapping[str, Tensor],
+    scale: float | None,
 ) -> None:
     """Write a fit's fields: see `FitResult.save`, and `FitResult` for what they are."""
     check_free_for(target)
@@ -86,6 +92,7 @@ def save(
         "notes": list(notes),
         "evidence": asdict(evidence),
         "history": history,
+        "scale": scale,
     }
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"prior.{k}": v for k, v in prior.items()}
@@ -119,7 +126,7 @@ def load(source: Path, model: nn.Module | None, likelihood: Likelihood | None) -
         "prior": prior,
         "likelihood": _likelihood_from(record, likelihood, _under("likelihood.", tensors), source),
         "posterior": _under("posterior.", tensors),
-    } | {name: getattr(record, name) for name in ("evidence", "history", "recipe", "provenance", "start", "notes")}
+    } | {name: getattr(record, name) for name in TAKEN_OVER}
 
 
 def check_free_for(folder: Path) -> None:
@@ -138,7 +145,7 @@ def _read(source: Path) -> tuple[SavedFit, dict[str, Tensor]]:
             raise ValueError(f"{source} is not a saved fit: no {name} in it; choose a folder that FitResult.save wrote")
     path = source / "fit.json"
     found = read_json(path, dict[str, Any], CURE, sealed=False, nonfinite=True).get("format")
-    if found != FORMAT:
+    if found not in READ:
         raise ValueError(
             f"{path} has format {in_json(found)}: expected {FORMAT}; fit again with this version of bayesws"
         )
