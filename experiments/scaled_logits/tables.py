@@ -44,6 +44,22 @@ def by_fit(records: Records) -> list[str]:
     return lines
 
 
+def regression(records: Records) -> list[str]:
+    """Test NLL of both densities by number of examples and curvature, and how often their 95 % intervals hold y."""
+    lines = [
+        "| examples | curvature | NLL, MAP | NLL, posterior | difference | lower in | MAP covers | posterior covers |",
+        "|---" * 8 + "|",
+    ]
+    for place in dict.fromkeys((r["examples"], r["curvature"]) for r in records):
+        mine = [r for r in records if (r["examples"], r["curvature"]) == place]
+        less = [r["posterior"] - r["map"] for r in mine]
+        nlls = f"{_spread([r['map'] for r in mine])} | {_spread([r['posterior'] for r in mine])} | {_spread(less)}"
+        wins = f"{sum(value < 0 for value in less)} of {len(less)}"
+        covers = [f"{100 * mean(r[name] for r in mine):.1f} %" for name in ("map_covers", "posterior_covers")]
+        lines.append(f"| {place[0]} | {place[1]} | {nlls} | {wins} | {' | '.join(covers)} |")
+    return lines
+
+
 def report(summary: dict[str, Any]) -> str:
     """Both tables, and how long it took."""
     records = bws.trials.records_in(summary["cells"])
@@ -59,8 +75,11 @@ def _spread(values: list[float]) -> str:
 def main() -> None:
     """Print them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", nargs="?", type=Path, default=Path(__file__).with_name("summary.json"))
-    print(report(bws.trials.load_summary(parser.parse_args().file)))
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent)
+    folder = parser.parse_args().folder
+    print(report(bws.trials.load_summary(folder / "summary.json")))
+    cells = bws.trials.load_summary(folder / "regression" / "summary.json")["cells"]
+    print("\n" + "\n".join(regression(bws.trials.records_in(cells))))
 
 
 if __name__ == "__main__":
