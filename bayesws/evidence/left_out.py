@@ -5,7 +5,7 @@ the loss without datum n leads from the logits f_n to
 
     f₋ₙ = f_n + J_n (A - J_nᵀ W_n J_n)⁻¹ J_nᵀ (p_n - y_n) = f_n + V_n (I - W_n V_n)⁻¹ (p_n - y_n)
 
-exact for the whole Gauss-Newton matrix. With W_n = S_n S_nᵀ, rows Ĵ_n = S_nᵀ J_n and S_n t_n = p_n - y_n
+with V_n of the whole Gauss-Newton matrix. With W_n = S_n S_nᵀ, rows Ĵ_n = S_nᵀ J_n and S_n t_n = p_n - y_n
 
     S_nᵀ (f₋ₙ - f_n) = (Q_n⁻¹ - I) t_n        Q_n = I - Ĵ_n A⁻¹ Ĵ_nᵀ = [(I + Ĵ Λ⁻¹ Ĵᵀ)⁻¹]_nn
 
