@@ -79,6 +79,29 @@ def dense_ggn(net, x, hessian, names):
     return sum(j.mT @ h @ j for j, h in zip(jacobian, outputs_hessian, strict=True))
 
 
+def output_covariance(net, x, new, hessian, log_precisions):
+    """J (H + Λ)⁻¹ Jᵀ at new inputs, (batch, C, C), with H of the data x and J dense.
+
+    Args:
+        log_precisions: log δ by pathway.
+    """
+    names = weight_names(net)
+    prior = torch.cat([log_precisions[n].exp().expand(net.get_parameter(n).numel()) for n in names]).double()
+    jacobian = dense_jacobian(net, new, names)
+    h = dense_ggn(net, x, hessian, names)
+    return jacobian @ torch.linalg.solve(h + torch.diag(prior), jacobian.mT)
+
+
+def left_out_logits(net, x, y, log_precisions):
+    """f_n + V_n (I - W_n V_n)⁻¹ (p_n - y_n) for every training datum, (N, C), centred; V_n = J_n (H + Λ)⁻¹ J_nᵀ."""
+    logits = net(x).detach()
+    p, classes = logits.softmax(-1), logits.shape[1]
+    v, w = output_covariance(net, x, x, softmax_hessian, log_precisions), softmax_hessian(logits)
+    moved = v @ torch.linalg.solve(torch.eye(classes) - w @ v, (p - F.one_hot(y, classes)).unsqueeze(-1))
+    found = logits + moved.squeeze(-1)
+    return found - found.mean(-1, keepdim=True)
+
+
 def spans(net, names):
     """By pathway name: its rows in the matrices above."""
     found, start = {}, 0

@@ -40,7 +40,7 @@ class FunctionSpace:
         """
         grams, start = {}, 0
         for name, size in sizes.items():
-            grams[name] = _gram(rows, start, start + size)
+            grams[name] = gram(rows, start, start + size)
             start += size
         return cls(grams)
 
@@ -72,7 +72,7 @@ class FunctionSpace:
         }
 
 
-def _gram(rows: Sequence[Tensor], start: int, stop: int) -> Tensor:
+def gram(rows: Sequence[Tensor], start: int, stop: int) -> Tensor:
     """Ĵ_p Ĵ_pᵀ of some columns, about as many at a time as rows: nothing beside it is larger than itself."""
     count = sum(map(len, rows))
     at_once, found = max(count, CACHED // count), rows[0].new_zeros(count, count, dtype=torch.float64)

@@ -99,6 +99,14 @@ class Likelihood(Protocol):
         """E[y] under outputs f ~ N(mean (batch, C), covariance (batch, C, C)); by default over quasi-random draws."""
         return average_over_outputs(self.mean, mean, covariance)
 
+    def predictive_variance(self, mean: Tensor, covariance: Tensor, noise: bool) -> Tensor:
+        """Var[y] (batch, C) under f ~ N(mean, covariance), or without noise that of E[y | f]; of a regression.
+
+        Raises:
+            ValueError: by default: a likelihood whose variance nobody has told.
+        """
+        raise ValueError(f"likelihood {self.name!r} has no predictive_variance: write it beside its mean")
+
     def predictive_log_prob(self, mean: Tensor, covariance: Tensor, targets: Tensor) -> Tensor:
         """log E[p(y | f)] under f ~ N(mean, covariance), summed over the batch, nats; by default over the draws."""
         of_each = torch.func.vmap(lambda f, y: self.log_prob(f.unsqueeze(0), y.unsqueeze(0)))
@@ -226,6 +234,11 @@ class Gaussian(Likelihood):
     def expected_mean(self, mean: Tensor, covariance: Tensor) -> Tensor:
         """The mean of the outputs: E[y | f] is linear in f."""
         return mean
+
+    def predictive_variance(self, mean: Tensor, covariance: Tensor, noise: bool) -> Tensor:
+        """The diagonal of the covariance, (batch, C), plus σ² with noise."""
+        variance = covariance.diagonal(dim1=1, dim2=2)
+        return variance + (2 * self.log_noise.to(mean)).exp() if noise else variance
 
     def predictive_log_prob(self, mean: Tensor, covariance: Tensor, targets: Tensor) -> Tensor:
         """Summed log N(y; mean, covariance + σ² I), nats."""

@@ -88,8 +88,9 @@ def fit(
         device: where to train; None is where the network is.
         progress: whether to show a bar; None shows it on a terminal. Or a function that is called with every new record
             of the history, beside the bar; not while settings are chosen. With several starts a record has its "start".
-        keep_posterior: whether to keep what the posterior predictive needs, as laplace-torch can hold it: the curvature
-            "full" (P² numbers) or "diag" that is asked for, and Kronecker factors for all else.
+        keep_posterior: whether to keep what predictions by the posterior need (`FitResult.predict_moments`, and
+            kind="posterior"), as laplace-torch can hold it: the curvature "full" (P² numbers) or "diag" that is asked
+            for, and Kronecker factors for all else.
         checkpoint: a folder for what the fit leaves, every ten seconds and at its end. The same call goes on from
             there, to the same numbers to the last bit; a finished fit it hands back.
         settings: fields of the schedule or the objective, such as `epochs=100` or `weight_decays=(0.0, 1e-3)`.
@@ -222,7 +223,7 @@ def _posterior(setting: Setting, work: Work, held: Curvature) -> tuple[dict[str,
     try:
         return final_posterior(setting, work, held), []
     except ValueError as error:
-        return {}, [f"no posterior was kept, predict(kind='map') is what there is: {error}"]
+        return {}, [f"no posterior was kept, predictions are the MAP weights' (kind='map'): {error}"]
 
 
 def _recipe(setting: Setting, objective: Objective, chosen: Any) -> Recipe:

@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
@@ -20,11 +21,11 @@ from bayesws.sharing.groups import Group
 from bayesws.training.recipe import Provenance, Recipe
 from bayesws.training.summaries import EvidenceSummary, Proposal, Start
 
-FORMAT = 6  # since 4 the record knows its digest and that of the weights, since 5 the evidence its curvature, 6 starts
-READ = (5, FORMAT)
+FORMAT = 6  # since 4 the record knows its own digest and that of the weights, since 5 the evidence its curvature
+READ = (5, FORMAT)  # since 6 there may be several starts, and a scale of the logits
+TAKEN_OVER = ("evidence", "history", "recipe", "provenance", "start", "starts", "notes", "scale")  # as they are
 FILES = {"fit.json", "weights.safetensors"}
 CURE = "copy the whole folder again, or fit again"
-PLAIN = ("evidence", "history", "recipe", "provenance", "start", "starts", "notes")  # fields of both records
 LARGEST_SETTING = 64  # that a network may have whatever its tensors are
 
 
@@ -46,6 +47,7 @@ class SavedFit:
         likelihood: its name.
         learns: whether the likelihood has hyperparameters that were learned.
         tensors: SHA-256 of the files with tensors, by name.
+        scale: of the logits, since format 6.
     """
 
     format: int
@@ -60,6 +62,7 @@ class SavedFit:
     history: list[dict[str, float]]
     tensors: dict[str, Digest]
     starts: tuple[Start, ...] = ()
+    scale: Annotated[float, Gt(0)] | None = None
 
 
 def save(
@@ -76,6 +79,7 @@ def save(
     starts: tuple[Start, ...],
     notes: tuple[str, ...],
     posterior: Mapping[str, Tensor],
+    scale: float | None,
 ) -> None:
     """Write a fit's fields: see `FitResult.save`, and `FitResult` for what they are."""
     check_free_for(target)
@@ -91,6 +95,7 @@ def save(
         "notes": list(notes),
         "evidence": asdict(evidence),
         "history": history,
+        "scale": scale,
     }
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"prior.{k}": v for k, v in prior.items()}
@@ -124,7 +129,7 @@ def load(source: Path, model: nn.Module | None, likelihood: Likelihood | None) -
         "prior": prior,
         "likelihood": _likelihood_from(record, likelihood, _under("likelihood.", tensors), source),
         "posterior": _under("posterior.", tensors),
-    } | {name: getattr(record, name) for name in PLAIN}
+    } | {name: getattr(record, name) for name in TAKEN_OVER}
 
 
 def check_free_for(folder: Path) -> None:

@@ -200,6 +200,11 @@ CALLS = {
         lambda x, kind, batch_size: fitted().predict(x, kind, batch_size),
         lambda: {"x": images()[0], "kind": "map", "batch_size": 4},
     ),
+    "FitResult.predict_moments": (
+        lambda x, noise, batch_size: replace(fitted(), likelihood=bws.Gaussian()).predict_moments(x, noise, batch_size),
+        lambda: {"x": images()[0], "noise": True, "batch_size": 4},
+    ),
+    "FitResult.with_scale": (lambda train: fitted().with_scale(train), lambda: {"train": images()}),
     "FitResult.nll": (
         lambda x, y, kind, batch_size: fitted().nll(x, y, kind, batch_size),
         lambda: {"x": images()[0], "y": images()[1], "kind": "posterior", "batch_size": 4},

@@ -20,7 +20,8 @@ def test_fit_command_saves_a_fit(tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["fit"]
     fit = bws.FitResult.load(out)
     data = bws.data.load("digits", seed=0, train_size=100)
-    assert fit.predict(data.test[0]).sum(-1).allclose(torch.ones(len(data.test[0])))
+    for kind in ("map", "posterior"):
+        assert fit.predict(data.test[0], kind).sum(-1).allclose(torch.ones(len(data.test[0])))
 
 
 @pytest.mark.parametrize("objective", ["evidence", "constrained"])

@@ -132,7 +132,7 @@ def test_predictions_say_what_they_cannot_take():
         (lambda: fit.predict([[0.0] * 4]), "inputs of type list"),
         (lambda: fit.predict(x, batch_size=1.5), "batch_size=1.5: expected at least 1, a whole number"),
         (lambda: fit.predict(torch.rand(2, 5)), r"does not take inputs of shape \(\d, 5\)"),
-        (lambda: fit.predict(torch.rand(2, 5), "map"), r"does not take inputs of shape \(\d, 5\)"),
+        (lambda: fit.predict(torch.rand(2, 5), "posterior"), r"does not take inputs of shape \(\d, 5\)"),
     ):
         assert_refused(call, message)
     with torch.inference_mode():

@@ -73,12 +73,12 @@ def test_fit_predicts_better_than_the_mean_and_its_posterior_integrates():
     fit = fitted(every=2, curvature="full")
     x, y = counts(200, seed=1)
     constant = -float(Poisson().log_prob(counts()[1].mean(0).log().expand(200, 2), y)) / 200
-    assert fit.nll(x, y, "map") < constant and fit.nll(x, y) < constant
+    assert fit.nll(x, y) < constant and fit.nll(x, y, "posterior") < constant
     # E[exp(f)] for f ~ N(m, s²) is exp(m + s²/2): the draws' error is below 1 % at these variances
-    assert torch.allclose(fit.predict(x, "map"), fit.model(x).exp())
+    assert torch.allclose(fit.predict(x), fit.model(x).exp())
     moments = [torch.cat(part) for part in zip(*fit._output_moments(x, 50), strict=True)]
     expected = (moments[0] + 0.5 * moments[1].diagonal(dim1=1, dim2=2)).exp()
-    torch.testing.assert_close(fit.predict(x), expected, rtol=0.01, atol=0)
+    torch.testing.assert_close(fit.predict(x, "posterior"), expected, rtol=0.01, atol=0)
 
 
 def test_it_is_saved_and_asked_for_when_loaded(tmp_path):
@@ -90,7 +90,7 @@ def test_it_is_saved_and_asked_for_when_loaded(tmp_path):
         bws.FitResult.load(tmp_path / "fit", network(), bws.Gaussian())
     back = bws.FitResult.load(tmp_path / "fit", network(), Poisson())
     x = counts()[0]
-    assert torch.equal(back.predict(x), fit.predict(x)) and back.evidence == fit.evidence
+    assert torch.equal(back.predict(x, "posterior"), fit.predict(x, "posterior")) and back.evidence == fit.evidence
 
 
 class Blind(nn.Module):

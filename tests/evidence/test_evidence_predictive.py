@@ -75,24 +75,44 @@ def folded():
 
 
 def test_regression_is_exact_for_a_linear_network(tmp_path):
-    """log N(y; f, φ (H + Λ)⁻¹ φᵀ + σ² I) for every datum, whatever the shape of its outputs."""
+    """log N(y; f, φ (H + Λ)⁻¹ φᵀ + σ² I) for every datum, and its moments, whatever the shape of its outputs.
+
+    In float64 throughout; 1e-8 is what two routes to one inverse leave.
+    """
     x, y = linear_problem()
     new, new_y = linear_problem()
-    fit = bws.fit(folded(), (x, y), "regression", curvature="full", epochs=30, progress=False)
-    assert torch.equal(fit.predict(new), fit.predict(new, "map"))
-    names, noise = oracles.weight_names(fit.model), fit.likelihood.log_noise.exp().item()
-    prior = torch.cat([fit.prior[n].exp().expand(fit.model.get_parameter(n).numel()) for n in names]).double()
-    h = oracles.dense_ggn(fit.model, x, oracles.gaussian_hessian(noise), names)
-    phi = oracles.dense_jacobian(fit.model, new, names)
-    covariance = phi @ torch.linalg.solve(h + torch.diag(prior), phi.mT) + noise**2 * torch.eye(4)
-    mean = fit.model(new).flatten(1).detach()
-    expected = -torch.distributions.MultivariateNormal(mean, covariance).log_prob(new_y.flatten(1)).mean().item()
-    # the noise is a float32 number
-    assert fit.nll(new, new_y) == pytest.approx(expected, rel=1e-6)
+    likelihood = bws.Gaussian(dtype=torch.float64)
+    fit = bws.fit(folded(), (x, y), likelihood, curvature="full", epochs=30, progress=False)
+    assert torch.equal(fit.predict(new), fit.predict(new, "posterior"))
+    noise = fit.likelihood.log_noise.exp().item()
+    covariance = oracles.output_covariance(fit.model, x, new, oracles.gaussian_hessian(noise), fit.prior)
+    mean = fit.model(new).detach()
+    for counted in (True, False):
+        total = covariance + counted * noise**2 * torch.eye(4)
+        found = fit.predict_moments(new, noise=counted, batch_size=7)
+        torch.testing.assert_close(found[0], mean, rtol=1e-12, atol=0)
+        torch.testing.assert_close(found[1], total.diagonal(dim1=1, dim2=2).reshape(30, 2, 2), rtol=1e-8, atol=0)
+    assert 0 < noise and not torch.equal(*(fit.predict_moments(new, noise=counted)[1] for counted in (True, False)))
+    normal = torch.distributions.MultivariateNormal(mean.flatten(1), covariance + noise**2 * torch.eye(4))
+    expected = -normal.log_prob(new_y.flatten(1)).mean().item()
+    assert fit.nll(new, new_y) == fit.nll(new, new_y, "posterior") == pytest.approx(expected, rel=1e-8)
     assert fit.nll(new, new_y, batch_size=7) == pytest.approx(fit.nll(new, new_y), rel=1e-10)
     fit.save(tmp_path / "fit")
-    back = bws.FitResult.load(tmp_path / "fit", model=folded())
+    back = bws.FitResult.load(tmp_path / "fit", model=folded(), likelihood=bws.Gaussian(dtype=torch.float64))
     assert back.nll(new, new_y) == pytest.approx(fit.nll(new, new_y), rel=1e-12)
+    torch.testing.assert_close(back.predict_moments(new), fit.predict_moments(new), rtol=1e-12, atol=0)
+
+
+def test_variance_of_a_network_that_is_not_linear_grows_away_from_the_data():
+    x, y = linear_problem()
+    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    fit = bws.fit(net, (x, y.flatten(1)[:, :2]), bws.Gaussian(dtype=torch.float64), curvature="full", epochs=60)
+    noise = fit.likelihood.log_noise.exp().item()
+    new = torch.cat([x, 3 * x])
+    mean, variance = fit.predict_moments(new, noise=False)
+    expected = oracles.output_covariance(fit.model, x, new, oracles.gaussian_hessian(noise), fit.prior)
+    torch.testing.assert_close(variance, expected.diagonal(dim1=1, dim2=2), rtol=1e-8, atol=0)
+    assert mean.shape == variance.shape == (60, 2) and variance[30:].mean() > 1.5 * variance[:30].mean()
 
 
 @pytest.mark.parametrize("curvature", ["kron", "full", "diag"])
@@ -104,11 +124,13 @@ def test_classification_is_the_average_over_the_linearised_network(stack, curvat
     )
     fit = bws.fit(net, data.train, curvature=curvature, epochs=2, progress=False, burn_in=0.5)
     x, y = data.test
-    p = fit.predict(x)
+    p = fit.predict(x, "posterior")
     torch.testing.assert_close(p.sum(-1), torch.ones(20))
-    torch.testing.assert_close(fit.predict(x, batch_size=6), p, rtol=1e-4, atol=1e-5)  # float32
-    assert fit.nll(x, y) == pytest.approx(-p[torch.arange(20), y].log().mean().item(), rel=1e-4)
-    assert not torch.equal(p, fit.predict(x, "map"))
+    torch.testing.assert_close(fit.predict(x, "posterior", batch_size=6), p, rtol=1e-4, atol=1e-5)  # float32
+    assert fit.nll(x, y, "posterior") == pytest.approx(-p[torch.arange(20), y].log().mean().item(), rel=1e-4)
+    assert not torch.equal(p, fit.predict(x))
+    with pytest.raises(ValueError, match=r"likelihood 'classification': expected a regression; use predict\(x\), or"):
+        fit.predict_moments(x)
     again = fitted_posterior(fit.model, data.train, "classification", curvature, fit.prior)
     moments = again._glm_predictive_distribution(x)
     # float32, and for "full" another route to the inverse
@@ -118,10 +140,22 @@ def test_classification_is_the_average_over_the_linearised_network(stack, curvat
 def test_errors():
     x, y = linear_problem()
     fit = bws.fit(folded(), (x, y), "regression", epochs=1, progress=False)
-    with pytest.raises(ValueError, match="kind='mean': expected one of posterior, map"):
+    with pytest.raises(ValueError, match="kind='mean': expected one of map, posterior"):
         fit.predict(x, "mean")
     with pytest.raises(ValueError, match="inputs hold 1 NaN or infinite values"):
         fit.nll(torch.where(x == x[0, 0], torch.nan, x), y)
     fit = replace(fit, posterior={})
-    with pytest.raises(ValueError, match="saved without a posterior: fit again, or use kind='map'"):
-        fit.nll(x, y)
+    for ask in (lambda: fit.nll(x, y), lambda: fit.predict_moments(x)):
+        with pytest.raises(ValueError, match="saved without a posterior: fit again with keep_posterior=True, or use"):
+            ask()
+    assert fit.predict(x).shape == y.shape and fit.nll(x, y, "map") > 0
+
+
+def test_a_classification_needs_no_posterior_to_predict():
+    x, y = torch.randn(30, 3), torch.arange(30) % 3
+    fit = bws.fit(nn.Linear(3, 3), (x, y), epochs=1, keep_posterior=False, progress=False)
+    p = fit.model(x).softmax(-1).detach()
+    assert torch.equal(fit.predict(x), p) and torch.equal(fit.predict(x, "map"), p)
+    assert fit.nll(x, y) == fit.nll(x, y, "map") == pytest.approx(-p[torch.arange(30), y].log().mean().item())
+    with pytest.raises(ValueError, match="saved without a posterior"):
+        fit.predict(x, "posterior")

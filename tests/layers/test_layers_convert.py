@@ -216,4 +216,4 @@ def test_a_shared_network_can_be_fitted_saved_and_loaded(objective, stack, tmp_p
     assert plain == ({"1", "9"} if stack == "dense" else {"1", "7", "9"})  # a normalisation, and what stays plain
     fit.save(tmp_path / "fit")
     again = bws.FitResult.load(tmp_path / "fit", model=bws.share(net, stack=stack))
-    assert torch.equal(again.predict(x), fit.predict(x))
+    assert torch.equal(again.predict(x, "posterior"), fit.predict(x, "posterior"))

@@ -46,7 +46,7 @@ def test_fit_is_reproducible_to_the_last_bit_and_leaves_the_network_alone(digits
     second = bws.fit(net, digits.train, objective=objective, epochs=12, burn_in=0.2, every=3)
     assert first.log_evidence == second.log_evidence
     assert first.history == second.history
-    assert torch.equal(first.predict(digits.test[0]), second.predict(digits.test[0]))
+    assert torch.equal(first.predict(digits.test[0], "posterior"), second.predict(digits.test[0], "posterior"))
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
 
 
@@ -86,7 +86,7 @@ def test_save_and_load_give_the_same_result(digits, tmp_path):
     fit.save(tmp_path / "fit")  # over itself
     back = bws.FitResult.load(tmp_path / "fit")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["fit", "fit.json", "weights.safetensors"]
-    assert torch.equal(back.predict(digits.test[0]), fit.predict(digits.test[0]))
+    assert torch.equal(back.predict(digits.test[0], "posterior"), fit.predict(digits.test[0], "posterior"))
     assert back.evidence == fit.evidence and back.sharing == fit.sharing and back.history == fit.history
     assert back.prior.keys() == fit.prior.keys()
     assert all(torch.equal(back.prior[k], fit.prior[k]) for k in fit.prior)
@@ -187,9 +187,9 @@ def test_a_fit_whose_posterior_cannot_be_held_says_so():
     x, y = torch.randn(8, 1, 3, 3, 3), torch.arange(8) % 2
     with pytest.warns(UserWarning, match="no posterior was kept"):
         fit = bws.fit(net, (x, y), epochs=12, every=2, progress=False)
-    assert fit.predict(x, kind="map").shape == (8, 2)
+    assert fit.predict(x).shape == (8, 2)
     with pytest.raises(ValueError, match="without a posterior"):
-        fit.predict(x)
+        fit.predict(x, kind="posterior")
 
 
 def planted(examples=16):
