@@ -145,11 +145,11 @@ def _error_marks(found: Mapping[str, EquivarianceError]) -> list[Mark]:
 
 def _posterior_block(record: Posterior, name: str) -> Block:
     posterior = SharingStrength(record.layers, record.method, record.settings, record.notes, {})
-    marks = strength_marks([(row.name, row.mean, row.interval) for row in record.layers])
+    marks = strength_marks([(row.name, row.median, row.interval) for row in record.layers])
     drawing = Drawing(
         f"{name}-strength",
         "Sharing strength of each layer",
-        f"Posterior mean and 95 % credible interval of ρ ({posterior.method}).",
+        f"Posterior median and 95 % credible interval of ρ ({posterior.method}).",
         lambda: dot_chart(marks, "sharing strength ρ", (0, 1)),
     )
     return Block("What its layers share", drawings=[drawing], grids=[grid_of(posterior.table())], notes=posterior.notes)
