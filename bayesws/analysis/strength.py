@@ -52,6 +52,19 @@ class LayerStrength:
     r_hat: float | None
     effective_samples: float | None
 
+    def __post_init__(self) -> None:
+        """Refuse a point outside of its interval.
+
+        Raises:
+            ValueError: a median that is not of the same posterior as the interval.
+        """
+        low, high = self.interval
+        if self.median < low or self.median > high:
+            raise ValueError(
+                f"layer {self.name!r}: a median of {self.median:.3f} beside an interval of {low:.3f} to {high:.3f}: "
+                "expected both of one posterior"
+            )
+
 
 @dataclass(frozen=True)
 class SharingStrength:

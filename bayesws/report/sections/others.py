@@ -13,7 +13,7 @@ from bayesws.report.figures.dots import Mark, dot_chart
 from bayesws.report.figures.drawing import Drawing
 from bayesws.report.grid import grid_of
 from bayesws.report.run_files import Explained, Posterior, StrengthFile, StudyFile
-from bayesws.report.sections.fit import strength_marks
+from bayesws.report.sections.fit import strength_mark
 from bayesws.report.sections.section import Block, Origin, Section, signed
 from bayesws.trials.comparison import Summary
 from bayesws.trials.ranking import LayerRanking, Ranking
@@ -145,7 +145,7 @@ def _error_marks(found: Mapping[str, EquivarianceError]) -> list[Mark]:
 
 def _posterior_block(record: Posterior, name: str) -> Block:
     posterior = SharingStrength(record.layers, record.method, record.settings, record.notes, {})
-    marks = strength_marks([(row.name, row.median, row.interval) for row in record.layers])
+    marks = [strength_mark(row) for row in record.layers]
     drawing = Drawing(
         f"{name}-strength",
         "Sharing strength of each layer",
