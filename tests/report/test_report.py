@@ -18,6 +18,7 @@ from bayesws.report.figures.drawing import Drawing
 from bayesws.report.figures.matrices import MOST, stack_figure
 from bayesws.report.grid import Products, grid_of
 from bayesws.report.sections import fit as fit_section
+from bayesws.report.sections import others
 from bayesws.report.sections.section import of_rho, signed
 from bayesws.training.result import SharingRow
 from bayesws.trials import Trial
@@ -149,8 +150,8 @@ def test_report_of_every_kind_of_run(runs, tmp_path):
         "not recorded",
         "bayesws compare 'a file.npz'",  # the exact command
         "Fit of compare",
-        "The data want quarter-turns",
-        "held-out data flips",
+        "quarter-turns is favoured by 10.0 nats over flips under this bound (lower bound); one start of each",
+        "By evidence",
         "lower bound",
         "Equivariance error up to layer 'lift': flip 0.25.",
         "0.800 to 0.950",
@@ -191,6 +192,8 @@ def test_names_of_figures_are_names_of_files():
 
 
 def test_results_themselves_are_runs(tmp_path):
+    first, second = others.ranking_section(ranking(), "a").summary
+    assert first.startswith("Held-out data disagree with the evidence: they prefer flips") and "favoured" in second
     path, *_ = write_report([ranking(), ranking()], tmp_path / "report.html")
     assert "Report: Ranking-1 and Ranking-2" in Page(path.read_text()).text
 

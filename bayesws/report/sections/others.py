@@ -26,17 +26,14 @@ SHOWN_FACTORS = 12  # networks of the figure
 def ranking_section(found: Ranking | LayerRanking, name: str) -> Section:
     """All about a ranking, of whole networks or by layers."""
     ranking = found.ranking if isinstance(found, LayerRanking) else found
-    factors, probabilities = ranking.log_bayes_factors, ranking.probabilities
-    best, others = ranking.best, ranking.rows[1:]
-    p = probabilities[best.name]
-    summary = [f"The data want {best.name}: p {'> 0.999' if p > 0.999 else f'= {p:.3f}'} under equal prior odds."]
-    if others:
-        summary.append(f"Next is {others[0].name}, by a log Bayes factor of {signed(factors[others[0].name], 1)} nats.")
+    factors, best = ranking.log_bayes_factors, ranking.best
+    summary = [f"{line[0].upper()}{line[1:]}." for line in (ranking.disagreement(),) if line]
+    summary.append(f"{ranking.verdict}.")
+    if ranking.within_spread:
+        summary.append(f"{ranking.within_spread[0].upper()}{ranking.within_spread[1:]}.")
     if isinstance(found, LayerRanking):
         layers = ", ".join(f"layer {i + 1} {group}" for i, group in enumerate(found.chosen))
         summary.append(f"Layer by layer: {layers}.")
-    if disagreement := ranking.disagreement():
-        summary.append(f"{disagreement[0].upper()}{disagreement[1:]}.")
     marks = [
         Mark(row.name, factors[row.name], signed(factors[row.name], 1), tone="grey" if place else "accent")
         for place, row in enumerate(ranking.rows[:SHOWN_FACTORS])
@@ -44,8 +41,13 @@ def ranking_section(found: Ranking | LayerRanking, name: str) -> Section:
     drawing = Drawing(
         f"{name}-bayes-factors",
         "How much less likely the others make the data",
-        "Log Bayes factors against the best, nats: e to this power are the odds.",
-        lambda: dot_chart(marks, "log Bayes factor, nats"),
+        "Log evidence less that of the best, nats, of the best start of each"
+        + (
+            ": e to this power are the odds."
+            if ranking.exact
+            else f" ({ranking.settings.get('bound', 'no bound recorded')})."
+        ),
+        lambda: dot_chart(marks, "log evidence less the best, nats"),
     )
     grids = [grid_of(ranking.table()), grid_of(ranking.sharing_table())]
     if isinstance(found, LayerRanking):
