@@ -89,7 +89,8 @@ def check_same_estimator(evidences: Iterable[tuple[str, Curvature | None]]) -> N
         if curvature != first[1]:
             raise ValueError(
                 f"{first[0]} has its evidence by {_named(first[1], curvature)}, {name} by "
-                f"{_named(curvature, first[1])}: expected the same; use bayesws.log_evidence(model, data, likelihood, curvature, prior) for both"
+                f"{_named(curvature, first[1])}: expected the same; use bayesws.log_evidence(model, data, likelihood, "
+                "curvature, prior) for both"
             )
 
 
