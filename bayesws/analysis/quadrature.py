@@ -26,16 +26,24 @@ def refined(density: Callable[[Sides], Tensor], ends: tuple[float, float], axes:
 
     Args:
         density: of the sides of a grid, each (n,), the log density (n, ...) on it up to a constant.
-        ends: between which all of the mass lies, of every axis.
+        ends: of every axis to begin with; twice as far apart, as often as there is mass at one.
         axes: one or two.
     """
     points = POINTS[axes]
     sides = [torch.linspace(*ends, points, dtype=torch.float64)] * axes
+    began = False
     while True:
         logs = _finite(density(sides))
         calm = min(1.0, STEEP / max(_fall(logs), STEEP))
         weights = (calm * logs.flatten()).softmax(0).reshape(logs.shape)
-        boxes = [_box(side, weights.movedim(axis, 0).reshape(points, -1).sum(1)) for axis, side in enumerate(sides)]
+        masses = [weights.movedim(axis, 0).reshape(points, -1).sum(1) for axis in range(axes)]
+        if not began and any(float(mass[end]) > LEFT_OUT for mass in masses for end in (0, -1)):
+            reach = (ends[1] - ends[0]) / 2
+            ends = (ends[0] - reach, ends[1] + reach)
+            sides = [torch.linspace(*ends, points, dtype=torch.float64)] * axes
+            continue
+        began = True
+        boxes = [_box(side, mass) for side, mass in zip(sides, masses, strict=True)]
         narrower = any(high - low < 0.5 * float(s[-1] - s[0]) for (low, high), s in zip(boxes, sides, strict=True))
         if not narrower:
             if calm == 1 or points > POINTS[axes] * MOST / 2:

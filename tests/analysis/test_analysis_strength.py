@@ -198,6 +198,19 @@ def test_quadrature_is_the_brute_force(name):
             assert float(weights @ (within + 0.5).clamp(0, 1)) == pytest.approx(level, abs=0.001)
 
 
+def test_a_grid_goes_as_far_as_the_mass_does():
+    """Weights in units of e⁻¹², so that log δ = 24 is eight standard deviations of the hyperprior away."""
+    values = torch.full((400,), math.exp(40.0), dtype=torch.float64)
+    pulls = values * torch.linspace(-1.7, 1.7, 400, dtype=torch.float64) * math.exp(-12.0)
+    target = _Posterior(
+        Separate({"free": values}, {"free": pulls}), [["free"]], torch.zeros(1, dtype=torch.float64), 3.0
+    )
+    z = torch.linspace(18, 30, 4001, dtype=torch.float64)
+    weights = (target.surface({"free": z}) - 0.5 * (z / 3).square()).softmax(0)
+    draws = target.integrated(20_000, 0)
+    assert float(draws.mean()) == pytest.approx(float(weights @ z), abs=1e-3) and float(draws.mean()) > 20
+
+
 def test_the_lattice_is_the_surface():
     """To rounding where nothing is read from a table; to the spline's error else, 2e-8 of some 100 nats."""
     sides = [torch.tensor([-9.0, 0.3, 4.0, 11.0], dtype=torch.float64), torch.tensor([-3.0, 7.0], dtype=torch.float64)]

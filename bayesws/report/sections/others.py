@@ -40,7 +40,7 @@ def ranking_section(found: Ranking | LayerRanking, name: str) -> Section:
     ]
     drawing = Drawing(
         f"{name}-bayes-factors",
-        "How much less likely the others make the data",
+        "How far the others are behind",
         "Log evidence less that of the best, nats, of the best start of each"
         + (
             ": e to this power are the odds."
