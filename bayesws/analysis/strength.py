@@ -91,7 +91,7 @@ class SharingStrength:
     def table(self) -> Table:
         """Median and interval of every layer, and how NUTS did."""
         table = Table(
-            title=f"Sharing strength ρ, posterior by {self.method}",
+            title=f"Sharing strength ρ by {self.method}",
             title_justify="left",
             box=SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
