@@ -50,7 +50,7 @@ def test_any_model_runs_as_it_stands(tmp_path):
 
 def test_strength_runs_as_it_stands(tmp_path):
     _, printed = run_block(3, tmp_path)
-    assert "95 % interval" in printed and "R-hat" in printed
+    assert "95 % interval" in printed and "ρ by quadrature" in printed and "R-hat" not in printed
     errors = [float(line.split(": ")[1].split(",")[0]) for line in printed.splitlines()[-3:]]
     assert errors[0] < 0.2 < errors[2]  # the first layer turns with the image, the orientation must not
 

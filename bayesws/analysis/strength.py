@@ -1,9 +1,10 @@
-"""How strongly does each layer share, and how sure is that? The posterior of all precisions, sampled."""
+"""How strongly does each layer share, and how sure is that? The posterior of all precisions, integrated or sampled."""
 
 import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from scipy.optimize import minimize
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
+from bayesws.analysis.quadrature import POINTS, drawn, refined
 from bayesws.evidence.precision import LOG_BOUNDS
 from bayesws.evidence.surface import Separate, Surface, surface
 from bayesws.io.arguments import positive, seed_of, whole
@@ -25,7 +27,8 @@ SPREAD = 3.0  # standard deviation of log δ under the hyperprior
 LARGEST_RHAT = 1.01  # arXiv 1903.08008
 FEWEST = 400  # effective samples, by the same
 LOWER_MODE = 10.0  # nats below the highest: a mode this far down has no weight
-GRID = {1: 4001, 2: 241}  # points along each of so many precisions
+DRAWS = 100_000  # by quadrature: the ends of an interval are then 2.5 ± 0.05 % and less
+SPREADS = 6  # of the hyperprior to either side, that a grid begins with
 OUTSIDE = 0.01  # of an interval, that is worth a note
 
 
@@ -35,19 +38,32 @@ class LayerStrength:
 
     Attributes:
         name: the layer's path in the network.
-        mean: of ρ.
-        interval: central 95 % credible interval of ρ.
-        fitted: ρ at the fitted precisions.
+        median: of ρ.
+        interval: central 95 % credible interval of ρ, by the same posterior.
+        fitted: ρ at the fitted precisions, which this posterior did not set: it may lie outside of the interval.
         r_hat: of ρ's samples, rank-normalised and split (arXiv 1903.08008); None for a quadrature.
         effective_samples: of the bulk of ρ's samples; None for a quadrature.
     """
 
     name: str
-    mean: Measured
+    median: Measured
     interval: tuple[Measured, Measured]
     fitted: Measured
     r_hat: float | None
     effective_samples: float | None
+
+    def __post_init__(self) -> None:
+        """Refuse a point outside of its interval.
+
+        Raises:
+            ValueError: a median that is not of the same posterior as the interval.
+        """
+        low, high = self.interval
+        if self.median < low or self.median > high:
+            raise ValueError(
+                f"layer {self.name!r}: a median of {self.median:.3f} beside an interval of {low:.3f} to {high:.3f}: "
+                "expected both of one posterior"
+            )
 
 
 @dataclass(frozen=True)
@@ -56,10 +72,10 @@ class SharingStrength:
 
     Attributes:
         layers: one row each.
-        method: "NUTS", or "quadrature" where the evidence has several modes.
-        settings: hyperprior, chains, draws and seed.
+        method: "quadrature", or "NUTS" where more than two precisions depend on each other.
+        settings: hyperprior, draws and seed; chains and warm-up of NUTS.
         notes: what did not converge, or is to be known; one line each.
-        samples: ρ by layer, (chains, draws).
+        samples: ρ by layer, (chains, draws); a quadrature's draws are independent, and one chain.
     """
 
     layers: list[LayerStrength]
@@ -73,19 +89,23 @@ class SharingStrength:
         return "\n".join([as_text(self.table()), *(f"note: {note}" for note in self.notes)])
 
     def table(self) -> Table:
-        """Mean, interval and diagnostics of every layer."""
+        """Median and interval of every layer, and how NUTS did."""
         table = Table(
-            title="Sharing strength ρ, posterior", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+            title=f"Sharing strength ρ by {self.method}",
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
         )
+        sampled = any(row.r_hat is not None for row in self.layers)
         table.add_column("layer", overflow="fold")
-        for name in ("fitted", "mean", "95 % interval", "R-hat", "effective samples"):
+        for name in ("median", "95 % interval", *(("R-hat", "effective samples") if sampled else ())):
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.layers:
             low, high = row.interval
-            diagnostics = ("–", "–")
+            cells = [f"{row.median:.3f}", f"{low:.3f} to {high:.3f}"]
             if row.r_hat is not None and row.effective_samples is not None:
-                diagnostics = (f"{row.r_hat:.3f}", f"{row.effective_samples:.0f}")
-            table.add_row(row.name, f"{row.fitted:.3f}", f"{row.mean:.3f}", f"{low:.3f} to {high:.3f}", *diagnostics)
+                cells += [f"{row.r_hat:.3f}", f"{row.effective_samples:.0f}"]
+            table.add_row(row.name, *cells)
         return table
 
     def record(self) -> dict[str, object]:
@@ -97,7 +117,7 @@ class SharingStrength:
 def sharing_strength(
     fit: FitResult, chains: int = 4, draws: int = 500, warmup: int = 300, seed: int = 0, spread: float = SPREAD
 ) -> SharingStrength:
-    """The posterior of the sharing strength ρ of every layer whose pathways decide it, with 95 % intervals.
+    """The posterior of the sharing strength ρ of every layer whose pathways decide it: medians, 95 % intervals.
 
     ρ = β / (α + β) for a shared and a free pathway; the first one's share of the prior variance for `Branches`.
 
@@ -107,14 +127,15 @@ def sharing_strength(
     soft stack lowers ρ by its softness. A precision that the data do not bound (of a dead free pathway) is bounded by
     the hyperprior.
 
-    Sampled by NUTS (Pyro), chains from dispersed starts, diagnosed by rank-normalised R-hat and effective sample size
-    (arviz). Where the evidence has several modes, which chains would not cross, the precisions are integrated on a grid
-    instead, if given the data no more than two of them depend on each other (curvature "kron" or "diag").
+    Integrated on a grid, refined to where the mass is (`quadrature`), where no more than two precisions depend on each
+    other given the data: curvatures "kron" and "diag", and "full" where there are no more in all. That is exact but
+    for 1e-6 of the mass, has nothing to converge, and crosses from mode to mode. Else sampled by NUTS (Pyro), chains
+    from dispersed starts, diagnosed by rank-normalised R-hat and effective sample size (arviz).
 
     Args:
         fit: with its posterior kept (`fit.posterior`).
         chains, draws, warmup: of NUTS.
-        seed: of its random numbers.
+        seed: of the random numbers.
         spread: standard deviation of every log δ under the hyperprior.
 
     Raises:
@@ -133,31 +154,33 @@ def sharing_strength(
             "no layer with two trained pathways that share: expected pathways=('shared', 'free'), or Branches"
         )
     target = _Posterior.of(fit, layers, spread)
-    modes = target.modes()
-    notes = []
-    if len(modes) > 1:
-        notes.append(f"the evidence has {len(modes)} modes in the precisions")
-        warnings.warn(notes[-1], stacklevel=2)
-    by_grid = len(modes) > 1 and target.on_grid()
+    notes: list[str] = []
+    by_grid = target.on_grid()
+    settings: dict[str, float] = {"spread": spread, "seed": seed}
     if by_grid:
-        samples = target.integrated(chains * draws, seed).unflatten(0, (chains, draws))
+        samples = target.integrated(DRAWS, seed)[None]
+        settings |= {"draws": DRAWS}
     else:
+        modes = target.modes()
+        if len(modes) > 1:
+            notes.append(f"the evidence has {len(modes)} modes in the precisions: chains may not cross between them")
+            warnings.warn(notes[-1], stacklevel=2)
         samples = _sampled(target, modes, chains, draws, warmup, seed)
+        settings |= {"chains": chains, "draws": draws, "warmup": warmup}
     rows, by_layer = [], {}
     at_fit = {row.name: row.strength for row in fit.sharing}
     for name, layer in layers.items():
         rho = target.strengths(layer, samples)
         by_layer[name] = rho
         diagnostics = (None, None) if by_grid else _diagnosed(name, rho, notes)
-        low, high = rho.flatten().quantile(torch.tensor([0.025, 0.975], dtype=rho.dtype)).tolist()
+        low, median, high = rho.flatten().quantile(torch.tensor([0.025, 0.5, 0.975], dtype=rho.dtype)).tolist()
         fitted = at_fit[name]
         if not low - OUTSIDE <= fitted <= high + OUTSIDE:
             notes.append(
-                f"layer {name!r}: the fitted strength {fitted:.3f} is outside its interval: the precisions had not "
-                "converged; train for more epochs"
+                f"layer {name!r}: ρ at the fitted precisions, {fitted:.3f}, is outside this interval: the precisions "
+                "had not converged, or training set them by another curvature or schedule than this posterior's"
             )
-        rows.append(LayerStrength(name, float(rho.mean()), (low, high), fitted, *diagnostics))
-    settings = {"spread": spread, "chains": chains, "draws": draws, "warmup": warmup, "seed": seed}
+        rows.append(LayerStrength(name, median, (low, high), fitted, *diagnostics))
     return SharingStrength(rows, "quadrature" if by_grid else "NUTS", settings, notes, by_layer)
 
 
@@ -234,39 +257,38 @@ class _Posterior:
         return float(value.detach()), gradient.numpy()
 
     def integrated(self, count: int, seed: int) -> Tensor:
-        """Independent draws (count, entries) by the inverse of a distribution function on a grid of the precisions that
-        depend on each other given the data: one, or the two of a pair of nested pathways."""
-        assert isinstance(self.surface, Separate)
+        """Independent draws (count, entries), every part that is independent of the others given the data by a grid."""
         generator = torch.Generator().manual_seed(seed)
         samples = torch.empty(count, len(self.groups), dtype=torch.float64)
+        reach = SPREADS * self.spread
         for entries in self.dependent():
-            side = torch.linspace(-6 * self.spread, 6 * self.spread, GRID[len(entries)], dtype=torch.float64)
-            grid = torch.cartesian_prod(*[side] * len(entries)).reshape(-1, len(entries))
-            own = self.surface.only([name for i in entries for name in self.groups[i]])
-            logs = torch.cat([own(self._by_name(entries, part)) for part in grid.split(64)])
-            weights = (logs - 0.5 * (grid / self.spread).square().sum(-1)).softmax(0)
-            uniform = torch.rand(count, generator=generator, dtype=torch.float64)
-            places = torch.searchsorted(weights.cumsum(0), uniform).clamp(max=len(grid) - 1)
-            jitter = torch.rand(count, len(entries), generator=generator, dtype=torch.float64) - 0.5
-            samples[:, entries] = grid[places] + jitter * (side[1] - side[0])
+            sides, logs = refined(partial(self._on_lattice, entries), (-reach, reach), len(entries))
+            samples[:, entries] = drawn(sides, logs, count, generator)
         return samples
+
+    def _on_lattice(self, entries: list[int], sides: list[Tensor]) -> Tensor:
+        """Log density of a part, up to a constant, at all combinations of its log precisions."""
+        groups = [self.groups[i] for i in entries]
+        own = self.surface
+        if isinstance(own, Separate):
+            own = own.only([name for names in groups for name in names])
+        mesh = torch.meshgrid(*sides, indexing="ij")
+        return own.on_lattice(groups, sides) - 0.5 * sum((z / self.spread).square() for z in mesh)
 
     def on_grid(self) -> bool:
         """Whether `integrated` can draw: no more precisions depend on each other than a grid has axes."""
-        return isinstance(self.surface, Separate) and all(len(entries) in GRID for entries in self.dependent())
+        return all(len(entries) in POINTS for entries in self.dependent())
 
     def dependent(self) -> list[list[int]]:
-        """The entries in groups that are independent of each other given the data, where the surface is `Separate`."""
-        assert isinstance(self.surface, Separate)
+        """The entries in parts that are independent of each other given the data; all in one where H is dense."""
+        if not isinstance(self.surface, Separate):
+            return [list(range(len(self.groups)))]
         place = {name: i for i, names in enumerate(self.groups) for name in names}
         links = np.zeros((len(self.groups),) * 2)
         for inner, (outer, _) in self.surface.within.items():
             links[place[inner], place[outer]] = 1
         _, labels = connected_components(links, directed=False)
         return [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)]
-
-    def _by_name(self, entries: list[int], z: Tensor) -> dict[str, Tensor]:
-        return {name: z[..., column] for column, i in enumerate(entries) for name in self.groups[i]}
 
 
 def _sampled(target: _Posterior, modes: list[Tensor], chains: int, draws: int, warmup: int, seed: int) -> Tensor:

@@ -107,9 +107,9 @@ def _run(options: argparse.Namespace) -> None:
         ranking = replace(found.ranking, settings=found.ranking.settings | of_run)
         found = replace(found, ranking=ranking)
         found.save(options.out / "ranking.json")
-        if not options.json:
-            console.print(found.table())
+        layers = [found.table()]
     else:
+        layers = []
         named = dict(zip(groups, throughout(groups, options.layers), strict=True))
         ranking = _ranked(options, named, evidence_curvature=asked)
         ranking = replace(ranking, settings=ranking.settings | of_run)
@@ -117,16 +117,17 @@ def _run(options: argparse.Namespace) -> None:
     if options.json:
         print((options.out / "ranking.json").read_text())
         return
-    console.print(ranking.table())
+    if disagreement := ranking.disagreement():
+        console.print(f"note: {disagreement}")
+    for table in (*layers, ranking.table()):
+        console.print(table)
     console.print((replace(ranking, rows=ranking.rows[:1]) if options.by_layer else ranking).sharing_table())
     for row in ranking.rows:
         for note in row.notes:
             console.print(f"note: {row.name}: {note}")
-    if disagreement := ranking.disagreement():
-        console.print(f"note: {disagreement}")
-    console.print(
-        f"{images.name}: the data want {ranking.best.name}, p = {ranking.probabilities[ranking.best.name]:.3g}"
-    )
+    if ranking.within_spread:
+        console.print(f"note: {ranking.within_spread}")
+    console.print(f"{images.name}: {ranking.verdict}")
     console.print(f"written: {options.out / 'ranking.json'}")
 
 

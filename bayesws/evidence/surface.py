@@ -8,13 +8,15 @@ for every Λ: the weights' MAP moves with it, (H + Λ)⁻¹ b, and needs no new 
 this is exact, wherever θ₀ is. Holding the weights instead would make every precision look better determined than it is.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce as fold
 from operator import add
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from scipy.interpolate import CubicSpline
 from torch import Tensor, nn
 
 from bayesws.evidence.batches import Batches
@@ -22,12 +24,23 @@ from bayesws.evidence.likelihood import Likelihood
 from bayesws.evidence.nesting import Nested, Sum, log_lambdas, log_outside, nested
 from bayesws.layers.contract import evaluating, named_pathways
 
+TABLE = 0.05  # between entries, in log δ: a cubic spline's error is then 0.05⁴ / 384 = 2e-8 of fourth derivatives
+
 
 class Surface(Protocol):
     """log p(D | Λ) up to a constant, nats; a part of the network's weights."""
 
     def __call__(self, log_precisions: Mapping[str, Tensor]) -> Tensor:
         """At log precisions by pathway; differentiable."""
+        ...
+
+    def on_lattice(self, groups: Sequence[Sequence[str]], sides: Sequence[Tensor]) -> Tensor:
+        """At all combinations of one or two log precisions, (n,) or (n, m).
+
+        Args:
+            groups: for each of them the pathways that have it, together all that the surface is of.
+            sides: its values, (n,) and (m,).
+        """
         ...
 
 
@@ -71,9 +84,39 @@ class Separate:
 
     def of(self, name: str, log_precision: Tensor) -> Tensor:
         """S of one pathway, (...)."""
-        delta, values = log_precision.exp().unsqueeze(-1), self.eigenvalues[name]
-        fit = self.pulls[name].square() / (values + delta)
-        return 0.5 * (fit - torch.log1p(values / delta)).sum(-1)
+        return _spectral(self.eigenvalues[name], self.pulls[name], log_precision)
+
+    def on_lattice(self, groups: Sequence[Sequence[str]], sides: Sequence[Tensor]) -> Tensor:
+        """Every S_p is read from a table; see `Surface`."""
+        mesh = torch.meshgrid(*sides, indexing="ij")
+        logs = {name: mesh[axis] for axis, names in enumerate(groups) for name in names}
+        reach = 1 + sum(abs(math.log(kappa)) for _, kappa in self.within.values())  # log λ lies as far outside
+        ends = (min(float(side[0]) for side in sides) - reach, max(float(side[-1]) for side in sides) + reach)
+        return Tabulated.between(self, *ends)(logs)
+
+
+@dataclass(frozen=True)
+class Tabulated(Separate):
+    """The same with every S_p from a table: for so many precisions that the sums over eigenvalues would take long.
+
+    Attributes:
+        splines: S_p by pathway, cubic.
+    """
+
+    splines: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def between(cls, found: Separate, low: float, high: float) -> "Tabulated":
+        """For log precisions from low to high."""
+        count = max(math.ceil((high - low) / TABLE), 8) + 1
+        places = torch.linspace(low, high, count, dtype=torch.float64)
+        tables = {name: torch.cat([found.of(name, part) for part in places.split(64)]) for name in found.eigenvalues}
+        splines = {name: CubicSpline(places.numpy(), table.numpy()) for name, table in tables.items()}
+        return cls(found.eigenvalues, found.pulls, found.within, splines)
+
+    def of(self, name: str, log_precision: Tensor) -> Tensor:
+        """S of one pathway, (...); not differentiable."""
+        return torch.from_numpy(self.splines[name](log_precision.numpy()))
 
 
 @dataclass(frozen=True)
@@ -101,6 +144,40 @@ class Coupled:
         root, _ = torch.linalg.cholesky_ex(self.matrix + torch.diag(logs.exp()))  # NaN far out, where it is singular
         half = torch.linalg.solve_triangular(root, self.pull[:, None], upper=False)
         return 0.5 * half.square().sum() - root.diagonal().log().sum() + 0.5 * logs.sum()
+
+    def on_lattice(self, groups: Sequence[Sequence[str]], sides: Sequence[Tensor]) -> Tensor:
+        """One eigendecomposition for every value of the second log precision, of the Schur complement
+
+            M = H₁₁ - H₁₂ (H₂₂ + β)⁻¹ H₂₁,   r = b₁ - H₁₂ (H₂₂ + β)⁻¹ b₂
+
+        which stand for H and b of the first group's weights; see `Surface`.
+        """
+        places = dict(zip(self.sizes, torch.arange(len(self.pull)).split(list(self.sizes.values())), strict=True))
+        first, *others = [torch.cat([places[name] for name in names]) for names in groups]
+        h, b = self.matrix[first][:, first], self.pull[first]
+        if not others:
+            return _of_matrix(h, b, sides[0])
+        (second,) = others
+        values, basis = torch.linalg.eigh(self.matrix[second][:, second])
+        cross, pull = basis.mT @ self.matrix[second][:, first], basis.mT @ self.pull[second]
+        columns = []
+        for beta in sides[1]:
+            weights = 1 / (values.clamp(min=0) + beta.exp())
+            schur, rest = h - cross.mT @ (weights[:, None] * cross), b - cross.mT @ (weights * pull)
+            columns.append(_of_matrix(schur, rest, sides[0]) + _spectral(values.clamp(min=0), pull, beta))
+        return torch.stack(columns, 1)
+
+
+def _of_matrix(matrix: Tensor, pull: Tensor, log_precision: Tensor) -> Tensor:
+    """½ bᵀ (H + δ)⁻¹ b - ½ log det(I + H / δ), (...)."""
+    values, basis = torch.linalg.eigh(matrix)
+    return _spectral(values.clamp(min=0), basis.mT @ pull, log_precision)
+
+
+def _spectral(values: Tensor, pulls: Tensor, log_precision: Tensor) -> Tensor:
+    """½ Σ b_i² / (h_i + δ) - ½ Σ log(1 + h_i / δ), (...)."""
+    delta = log_precision.exp().unsqueeze(-1)
+    return 0.5 * (pulls.square() / (values + delta) - torch.log1p(values / delta)).sum(-1)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Networks ranked by their evidence: Bayes factors, probabilities, table and file."""
+"""Networks ranked by their evidence: by how many nats, under which bound, of how many starts; table and file."""
 
 import json
 import math
@@ -11,13 +11,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from bayesws.evidence.curvature import Curvature
 from bayesws.io.files import without_nan, write_whole
 from bayesws.io.json_files import Count, Finite, Measured, Seconds, read_json, sealed
 from bayesws.io.tables import as_text
 from bayesws.training.result import FitResult
 from bayesws.training.summaries import SharingRow
 from bayesws.trials.by_layer import in_use, of_strength
-from bayesws.trials.comparable import check_same_data, check_same_meaning, doubt
+from bayesws.trials.comparable import check_same_data, check_same_estimator, check_same_meaning, doubt
 
 NARROWEST_NAME = 16  # columns for a network's name
 AGAIN = "run bayesws select again"
@@ -40,6 +41,7 @@ class RankedNetwork:
         test_nll: negative log likelihood of held-out data at the MAP, nats per datum; None where none were given.
         data: SHA-256 of the training data; None for a DataLoader, and in files of older versions.
         meaning: the `MEANING` that the numbers were computed by; None in files of older versions.
+        curvature: that the log evidence was computed with; None in files of older versions.
     """
 
     name: str
@@ -54,6 +56,13 @@ class RankedNetwork:
     test_nll: float | None = None
     data: str | None = None
     meaning: int | None = None
+    curvature: Curvature | None = None
+
+    @property
+    def spread(self) -> float:
+        """How far apart its starts have come, nats; nan for a single one."""
+        known = [value for value in self.by_seed if math.isfinite(value)]
+        return max(known) - min(known) if len(known) > 1 else math.nan
 
 
 @dataclass(frozen=True)
@@ -71,18 +80,25 @@ class Ranking:
     fits: dict[str, FitResult] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse networks whose evidences are no Bayes factors.
+        """Refuse networks whose evidences cannot be subtracted. All were trained by the evidence.
 
         Raises:
-            ValueError: networks that were trained on different data, numbers of different meanings.
+            ValueError: networks that were trained on different data, numbers of different meanings or curvatures.
         """
         named = [(f"network {row.name!r}", row) for row in self.rows]
         check_same_meaning(named)
         check_same_data(named)
+        check_same_estimator((name, row.curvature) for name, row in named)
 
     def __str__(self) -> str:
-        """The table, and whether it can be doubted."""
-        return as_text(self.table()) + (f"\nnote: {self.doubt}" if self.doubt else "")
+        """Whether held-out data disagree, the table, what it says, and whether that can be doubted."""
+        return self.said(as_text(self.table()))
+
+    def said(self, table: str) -> str:
+        """A table of it between what is to be known before and what it comes to."""
+        first = [f"note: {told}"] if (told := self.disagreement()) else []
+        notes = [f"note: {note}" for note in (self.within_spread, self.doubt) if note]
+        return "\n".join([*first, table, self.verdict, *notes])
 
     @property
     def best(self) -> RankedNetwork:
@@ -96,8 +112,49 @@ class Ranking:
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """p(network | D) under equal prior odds, by name: the softmax of the log evidences."""
+        """p(network | D) under equal prior odds, by name: the softmax of the log evidences, as if they were `exact`."""
         return _probabilities(self.log_bayes_factors)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the numbers are the Laplace evidence itself: of bounds and estimates no probabilities are shown."""
+        return all(row.curvature is not None and row.curvature.bound == "exact" for row in self.rows)
+
+    @property
+    def starts(self) -> str:
+        """Of how many trainings these are the best, in words."""
+        networks, counts = len(self.rows), sorted({len(row.by_seed) for row in self.rows})
+        of_each = f" of each of {networks} networks" if networks > 1 else ""
+        if counts == [1]:
+            return f"one start{of_each}: how far apart starts come is not known"
+        return f"the best of {' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))} starts{of_each}"
+
+    @property
+    def verdict(self) -> str:
+        """By how many nats the best is favoured over the next, under which bound, and of how many starts: a line."""
+        if len(self.rows) == 1:
+            return f"{self.best.name} is the only network; {self.starts}"
+        bound, lead = self.settings.get("bound", "not recorded"), -self.log_bayes_factors[self.rows[1].name]
+        kind = "evidence" if self.exact else "bound" if "lower bound" in bound else "estimate"
+        favour = f"{self.best.name} is favoured by {lead:.1f} nats over {self.rows[1].name}"
+        return f"{favour} under this {kind} ({bound}); {self.starts}"
+
+    @property
+    def within_spread(self) -> str | None:
+        """One line where starts of one network lie further apart than the best and another; None where none do."""
+        best, factors = self.best, self.log_bayes_factors
+        close = {}
+        for row in self.rows[1:]:
+            widest = max((s for s in (best.spread, row.spread) if not math.isnan(s)), default=0.0)
+            if -factors[row.name] < widest:
+                close[row.name] = widest
+        if not close:
+            return None
+        names = ", ".join(f"{name} ({-factors[name]:.1f})" for name in close)
+        return (
+            f"the ranking is within the spread of starts: {best.name} is ahead of {names} by fewer nats than starts of "
+            f"one network differ (by up to {max(close.values()):.1f}); take more starts, or longer ones"
+        )
 
     @property
     def doubt(self) -> str | None:
@@ -105,10 +162,10 @@ class Ranking:
         return doubt(self.rows)
 
     def table(self) -> Table:
-        """Log evidence, log Bayes factor against the best and probability of every network; held-out NLL if known."""
+        """Log evidence of every network, less the best's, and its probability if `exact`; held-out NLL if known."""
         columns = {
             "log evidence": [f"{row.log_evidence:.1f}" for row in self.rows],
-            "log BF": [f"{factor:.1f}" for factor in self.log_bayes_factors.values()],
+            "less the best": [f"{factor:.1f}" for factor in self.log_bayes_factors.values()],
             "p": [f"{probability:.2g}" for probability in self.probabilities.values()],
             "test NLL": ["–" if row.test_nll is None else f"{row.test_nll:.3f}" for row in self.rows],
             "starts": [str(len(row.by_seed)) for row in self.rows],
@@ -117,6 +174,8 @@ class Ranking:
         }
         if all(row.test_nll is None for row in self.rows):
             del columns["test NLL"]
+        if not self.exact:
+            del columns["p"]
         title = "By evidence, nats summed over the training data"
         caption = self.settings.get("bound")
         table = Table(
@@ -144,8 +203,8 @@ class Ranking:
             return None
         other = min(known, key=known.__getitem__)
         return (
-            f"the evidence prefers {self.best.name} (test NLL {known[self.best.name]:.3f}), held-out data {other} "
-            f"({known[other]:.3f} nats per datum)"
+            f"held-out data disagree with the evidence: they prefer {other} (test NLL {known[other]:.3f} nats per "
+            f"datum) to {self.best.name} ({known[self.best.name]:.3f})"
         )
 
     def sharing_table(self) -> Table:
@@ -170,7 +229,7 @@ class Ranking:
         return table
 
     def save(self, path: str | Path) -> None:
-        """Write everything but the fits as JSON, whole or not at all; factors and probabilities are written as well."""
+        """Write everything but the fits as JSON, whole or not at all; factors as well, and probabilities if `exact`."""
         text = json.dumps(sealed(without_nan(self.record())), indent=1, allow_nan=False)
         write_whole(Path(path), lambda draft: draft.write_text(text))
 
@@ -179,7 +238,7 @@ class Ranking:
         return {
             "settings": self.settings,
             "log_bayes_factors": self.log_bayes_factors,
-            "probabilities": self.probabilities,
+            **({"probabilities": self.probabilities} if self.exact else {}),
             "networks": [asdict(row) for row in self.rows],
         }
 
@@ -210,8 +269,8 @@ class LayerRanking:
     ranking: Ranking
 
     def __str__(self) -> str:
-        """The table of the layers, and that of the networks."""
-        return f"{as_text(self.table())}\n{self.ranking}"
+        """Whether held-out data disagree, the table of the layers, and all about the networks."""
+        return self.ranking.said(f"{as_text(self.table())}\n{as_text(self.ranking.table())}")
 
     @property
     def log_bayes_factors(self) -> list[dict[str, float]]:
@@ -221,13 +280,13 @@ class LayerRanking:
 
     @property
     def probabilities(self) -> list[dict[str, float]]:
-        """For every layer: p(group | D, other layers as chosen) under equal prior odds."""
+        """For every layer: p(group | D, other layers as chosen) under equal prior odds; see `Ranking.exact`."""
         return [_probabilities(factors) for factors in self.log_bayes_factors]
 
     def table(self) -> Table:
-        """Log Bayes factors of every layer's groups against the chosen one, the other layers as chosen."""
+        """Log evidence of every layer's groups less that of the chosen one, the other layers as chosen."""
         table = Table(
-            title="Log Bayes factors by layer, nats",
+            title="Log evidence less the chosen network's, by layer, nats",
             title_justify="left",
             box=SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
@@ -244,7 +303,8 @@ class LayerRanking:
 
     def save(self, path: str | Path) -> None:
         """Write what `Ranking.save` does, and beside it the layers: JSON, whole or not at all."""
-        layers = {"chosen": self.chosen, "log_evidences": self.log_evidences, "probabilities": self.probabilities}
+        layers = {"chosen": self.chosen, "log_evidences": self.log_evidences}
+        layers |= {"probabilities": self.probabilities} if self.ranking.exact else {}
         record = sealed(without_nan(self.ranking.record() | {"layers": layers}))
         text = json.dumps(record, indent=1, allow_nan=False)
         write_whole(Path(path), lambda draft: draft.write_text(text))

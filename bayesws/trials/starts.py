@@ -39,6 +39,7 @@ class Start:
         test_nll: negative log likelihood of held-out data at the MAP, nats per datum; None where none were given.
         data: SHA-256 of the training data; None for a DataLoader.
         meaning: the `MEANING` that the numbers were computed by.
+        curvature: that the log evidence was computed with; None in files of older versions.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Start:
     test_nll: float | None
     data: str | None
     meaning: int | None
+    curvature: Curvature | None = None
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Self:
@@ -113,6 +115,7 @@ def started(
         None if test is None else result.nll(*test, kind="map"),
         result.provenance.data,
         MEANING,
+        evidence_curvature,
     )
 
 
@@ -132,6 +135,7 @@ def best_of(starts: Sequence[Start]) -> RankedNetwork:
         best.test_nll,
         best.data,
         best.meaning,
+        best.curvature,
     )
 
 

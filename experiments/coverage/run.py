@@ -6,7 +6,6 @@ command is in the README beside it.
 
 import argparse
 import json
-import math
 import sys
 import time
 import warnings
@@ -22,7 +21,7 @@ import bayesws as bws
 from bayesws.layers import WSLinear
 
 CONFIG = Path(__file__).with_name("config.json")
-BEARS = ("positions", "noise", "fit", "sampling")  # what of the configuration bears on one problem
+BEARS = ("positions", "noise", "fit")  # what of the configuration bears on one problem
 FLOAT: dict[str, Any] = {"dtype": torch.float64}
 
 
@@ -50,7 +49,7 @@ def interval(strength: float, outputs: int, examples: int, seed: int, config: di
             progress=False,
             **config["fit"],
         )
-        found = bws.sharing_strength(fit, seed=seed, **config["sampling"])
+        found = bws.sharing_strength(fit, seed=seed)
     (layer,) = found.layers
     low, high = layer.interval
     return {
@@ -58,13 +57,11 @@ def interval(strength: float, outputs: int, examples: int, seed: int, config: di
         "outputs": outputs,
         "examples": examples,
         "seed": seed,
-        "mean": layer.mean,
+        "median": layer.median,
         "low": low,
         "high": high,
         "covered": low <= strength <= high,
-        "r_hat": math.nan if layer.r_hat is None else layer.r_hat,
-        "effective_samples": math.nan if layer.effective_samples is None else layer.effective_samples,
-        "by_grid": found.method == "quadrature",
+        "method": found.method,
     }
 
 

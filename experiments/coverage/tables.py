@@ -17,15 +17,14 @@ DIGITS = 5
 
 
 def summary_of(finished: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is kept of finished blocks: every interval, and what the sampler was at its worst."""
+    """What is kept of finished blocks: every interval, and how many were integrated on a grid."""
     records = [record for block in finished for record in block["records"]]
     runs = [{name: r[name] for name in KEPT} for r in records]
     return {
         "command": "python experiments/coverage/run.py",
         "config": finished[0]["config"],
         "minutes": round(sum(block["minutes"] for block in finished), 1),
-        "largest_r_hat": max(r["r_hat"] for r in records if not math.isnan(r["r_hat"])),
-        "fewest_effective_samples": min(r["effective_samples"] for r in records if not math.isnan(r["r_hat"])),
+        "by_quadrature": sum(r["method"] == "quadrature" for r in records),
         "cells": bws.trials.cells_of(runs, PLACE, digits=DIGITS),
     }
 
@@ -63,8 +62,7 @@ def report(summary: dict[str, Any]) -> str:
     """All tables."""
     records = bws.trials.records_in(summary["cells"])
     tables = [coverage(records), *(widths(records, part) for part in ("outputs", "examples"))]
-    worst, few = summary["largest_r_hat"], summary["fewest_effective_samples"]
-    last = f"largest R-hat {worst:.2f}, fewest effective samples {few:.0f}; {summary['minutes']:.0f} minutes"
+    last = f"{summary['by_quadrature']} of {len(records)} by quadrature; {summary['minutes']:.0f} minutes"
     return "\n\n".join(["\n".join(table) for table in tables] + [last])
 
 

@@ -14,7 +14,8 @@ import bayesws as bws
 from bayesws.analysis.strength import _Posterior, _sampled
 from bayesws.evidence import laplace
 from bayesws.evidence.batches import Batches
-from bayesws.evidence.surface import Separate, log_likelihood_gradient, surface
+from bayesws.evidence.surface import Coupled, Separate, log_likelihood_gradient, surface
+from bayesws.io.tables import as_text
 from bayesws.layers import WSLinear, layers_of, named_pathways
 from bayesws.sharing import known_group
 
@@ -133,33 +134,99 @@ def test_sampling_agrees_with_the_grid():
         assert samples[..., i].std() == pytest.approx(float(by_grid[:, i].std()), rel=0.2)
 
 
-def test_grid_is_the_integral():
-    target = posterior(seed=1)
-    draws = target.integrated(100_000, 0)
-    z = torch.linspace(-15, 15, 3001, dtype=torch.float64)
-    for i, name in enumerate(PATHWAYS):
-        log_density = target.surface.of(name, z) - 0.5 * (z / 3).square()
-        mean = (log_density.softmax(0) * z).sum()
-        assert draws[:, i].mean() == pytest.approx(float(mean), abs=5 * float(draws[:, i].std()) / 300)
+def joint(examples, seed=0):
+    """A dense H of two pathways, 3 and 6 weights drawn with precisions 1 and e."""
+    generator = torch.Generator().manual_seed(seed)
+    new = {"dtype": torch.float64, "generator": generator}
+    features = torch.randn(examples, 9, **new)
+    weights = torch.randn(9, **new) * torch.tensor([1.0] * 3 + [math.exp(-0.5)] * 6, dtype=torch.float64)
+    pull = features.mT @ (features @ weights + torch.randn(examples, **new))
+    found = Coupled(features.mT @ features, pull, {"shared": 3, "free": 6})
+    return _Posterior(found, [["shared"], ["free"]], torch.zeros(2, dtype=torch.float64), 3.0)
 
 
-def test_the_grid_of_a_pair_is_the_integral():
+def pair(copies, scale=1.0):
+    """Nested pathways with so many times 60 eigenvalues each."""
     target = posterior(seed=2)
-    few = {name: values[:6] / 10 for name, values in target.surface.eigenvalues.items()}
-    pulls = {name: values[:6] / 10 for name, values in target.surface.pulls.items()}
-    target = replace(target, surface=Separate(few, pulls, {"shared": ("free", 2.0)}))
-    assert target.dependent() == [[0, 1]]
-    draws = target.integrated(50_000, 0)
-    z = torch.linspace(-15, 15, 501, dtype=torch.float64)
-    both = torch.cartesian_prod(z, z)
-    logs = torch.cat([target.surface(dict(zip(PATHWAYS, part.mT, strict=True))) for part in both.split(5000)])
-    weights = (logs - 0.5 * (both / 3).square().sum(-1)).softmax(0)
-    for i in range(2):
-        mean = float((weights * both[:, i]).sum())
-        assert draws[:, i].mean() == pytest.approx(mean, abs=5 * float(draws[:, i].std()) / 200)
-    covariance = float((weights * both.prod(-1)).sum() - (weights @ both).prod())
-    assert abs(covariance) > 0.05  # they do depend on each other
-    assert float(torch.cov(draws.mT)[0, 1]) == pytest.approx(covariance, rel=0.2)
+    values = {name: scale * v.repeat(copies) for name, v in target.surface.eigenvalues.items()}
+    pulls = {name: scale * b.repeat(copies) for name, b in target.surface.pulls.items()}
+    return replace(target, surface=Separate(values, pulls, {"shared": ("free", 2.0)}))
+
+
+def few():
+    """A pair of which the data say little: its posterior is as wide as the hyperprior, and bent."""
+    target = pair(1, 0.1)
+    values = {name: v[:6] for name, v in target.surface.eigenvalues.items()}
+    pulls = {name: b[:6] for name, b in target.surface.pulls.items()}
+    return replace(target, surface=Separate(values, pulls, target.surface.within))
+
+
+def brute(target, low, high, points=701):
+    """Log precisions (points², 2) between the ends, and their weights: by the surface itself, without a table."""
+    sides = [torch.linspace(a, b, points, dtype=torch.float64) for a, b in zip(low, high, strict=True)]
+    both = torch.cartesian_prod(*sides)
+    if isinstance(target.surface, Separate):
+        parts = [target.surface(dict(zip(PATHWAYS, part.mT, strict=True))) for part in both.split(4000)]
+        logs = torch.cat(parts) - 0.5 * (both / 3).square().sum(-1)
+    else:
+        logs = torch.stack([target(z) for z in both])
+    return both, logs.softmax(0)
+
+
+QUADRATURES = {  # and half of the box of the brute force, in log δ around the mode, and its points
+    "wide": (few, 15.0, 401),
+    "two parts": (posterior, 3.0, 401),
+    "narrow": (lambda: pair(20), 0.3, 101),  # 1200 weights each: a standard deviation of a seventh of the first cells
+    "dense H": (lambda: joint(12), 13.0, 111),
+}
+
+
+@pytest.mark.parametrize("name", QUADRATURES)
+def test_quadrature_is_the_brute_force(name):
+    """Probability below the quantiles of the draws, by a plain grid: as it is asked for, to 0.001. 100 000 draws, one
+    in each share, leave 1e-5; the plain grid's cells, of which each is below in part, are a fifth of a standard
+    deviation at most and leave 0.2² / 24."""
+    make, half, points = QUADRATURES[name]
+    target = make()
+    centre = target.modes()[0] if half < 10 else torch.zeros(2, dtype=torch.float64)
+    both, weights = brute(target, centre - half, centre + half, points)
+    draws = target.integrated(100_000, 0)
+    for direction in ((-1.0, 1.0), (1.0, 0.0), (0.0, 1.0)):  # logit ρ, log α and log β
+        along = torch.tensor(direction, dtype=torch.float64)
+        for level in (0.025, 0.5, 0.975):
+            within = ((draws @ along).quantile(level) - both @ along) * (points - 1) / (2 * half)  # in cells
+            assert float(weights @ (within + 0.5).clamp(0, 1)) == pytest.approx(level, abs=0.001)
+
+
+def test_a_grid_goes_as_far_as_the_mass_does():
+    """Weights in units of e⁻¹², so that log δ = 24 is eight standard deviations of the hyperprior away."""
+    values = torch.full((400,), math.exp(40.0), dtype=torch.float64)
+    pulls = values * torch.linspace(-1.7, 1.7, 400, dtype=torch.float64) * math.exp(-12.0)
+    target = _Posterior(
+        Separate({"free": values}, {"free": pulls}), [["free"]], torch.zeros(1, dtype=torch.float64), 3.0
+    )
+    z = torch.linspace(18, 30, 4001, dtype=torch.float64)
+    weights = (target.surface({"free": z}) - 0.5 * (z / 3).square()).softmax(0)
+    draws = target.integrated(20_000, 0)
+    assert float(draws.mean()) == pytest.approx(float(weights @ z), abs=1e-3) and float(draws.mean()) > 20
+
+
+def test_the_lattice_is_the_surface():
+    """To rounding where nothing is read from a table; to the spline's error else, 2e-8 of some 100 nats."""
+    sides = [torch.tensor([-9.0, 0.3, 4.0, 11.0], dtype=torch.float64), torch.tensor([-3.0, 7.0], dtype=torch.float64)]
+    for target, tolerance in ((few(), 1e-5), (pair(1), 1e-5), (joint(12), 1e-9)):
+        found = target.surface.on_lattice(target.groups, sides)
+        for i, a in enumerate(sides[0]):
+            for j, b in enumerate(sides[1]):
+                at, start = ({"shared": x, "free": y} for x, y in ((a, b), (sides[0][0], sides[1][0])))
+                wanted = float(target.surface(at) - target.surface(start))
+                assert float(found[i, j] - found[0, 0]) == pytest.approx(wanted, abs=tolerance)
+
+
+def test_what_the_grid_can_take():
+    assert posterior().dependent() == [[0], [1]] and pair(1).dependent() == [[0, 1]] and joint(12).on_grid()
+    three = replace(joint(12), groups=[["shared"], ["free"], ["bias"]])
+    assert not three.on_grid()
 
 
 def two_modes():
@@ -199,19 +266,36 @@ def fitted():
 
 
 def test_strength_of_a_fit(fitted, tmp_path):
+    found = bws.sharing_strength(fitted)
+    (row,) = found.layers
+    assert found.method == "quadrature" and row.r_hat is None and not found.notes
+    assert row.interval[0] < row.median < row.interval[1] and row.interval[0] < row.fitted < row.interval[1]
+    assert row.fitted == fitted.sharing[0].strength and found.samples[""].shape == (1, 100_000)
+    assert float(found.samples[""].median()) == pytest.approx(row.median, abs=1e-4)
+    fitted.save(tmp_path / "fit")
+    again = bws.sharing_strength(bws.FitResult.load(tmp_path / "fit", planted(0.7)[0]))
+    assert again.layers == found.layers  # to the last bit
+    assert json.loads(json.dumps(found.record()))["layers"][0]["median"] == row.median
+    printed = str(found)
+    assert f"{row.median:.3f}" in printed and "R-hat" not in printed and f"{row.fitted:.3f}" not in printed
+
+
+def test_strength_by_nuts_where_no_grid_reaches(fitted, tmp_path, monkeypatch):
+    (by_grid,) = bws.sharing_strength(fitted).layers
+    monkeypatch.setattr(_Posterior, "on_grid", lambda self: False)
     state = torch.get_rng_state()
     found = bws.sharing_strength(fitted, chains=2, draws=100, warmup=60)
     assert torch.equal(torch.get_rng_state(), state)
     (row,) = found.layers
-    assert found.method == "NUTS" and row.interval[0] < row.mean < row.interval[1]
+    assert found.method == "NUTS" and row.interval[0] < row.median < row.interval[1]
     assert row.fitted == fitted.sharing[0].strength and row.interval[0] < row.fitted < row.interval[1]
     assert row.r_hat < 1.1 and 20 < row.effective_samples
     assert found.samples[""].shape == (2, 100) and found.table().row_count == 1
     assert any("effective samples" in note for note in found.notes)  # so few draws are said to be too few
     fitted.save(tmp_path / "fit")
-    again = bws.sharing_strength(bws.FitResult.load(tmp_path / "fit", planted(0.7)[0]), 2, 100, 60)
-    assert again.layers == found.layers  # to the last bit
-    assert json.loads(json.dumps(found.record()))["layers"][0]["mean"] == row.mean
+    loaded = bws.FitResult.load(tmp_path / "fit", planted(0.7)[0])
+    assert bws.sharing_strength(loaded, 1, 4, 2).layers == bws.sharing_strength(fitted, 1, 4, 2).layers  # to a bit
+    assert row.median == pytest.approx(by_grid.median, abs=0.05) and "R-hat" in str(found)
 
 
 def test_on_every_device(device):
@@ -229,19 +313,22 @@ def test_precisions_that_had_not_converged_are_noted(fitted):
     moved = replace(moved, prior={name: dict(moved.model.log_precisions)[name] for name in PATHWAYS})
     with torch.no_grad():
         moved.prior["free"].fill_(-6.0)
-    found = bws.sharing_strength(moved, 1, 60, 60)
+    found = bws.sharing_strength(moved)
     assert any("had not converged" in note for note in found.notes) and found.layers[0].fitted < 0.01
-    (untouched,) = bws.sharing_strength(fitted, 1, 60, 60).layers
-    assert found.layers[0].mean == pytest.approx(untouched.mean, abs=0.1)  # the posterior does not care
+    (untouched,) = bws.sharing_strength(fitted).layers
+    assert found.layers[0].median == pytest.approx(untouched.median, abs=1e-6)  # the posterior does not care
+    assert not untouched.interval[0] <= found.layers[0].fitted <= untouched.interval[1]
+    assert f"{found.layers[0].fitted:.3f}" not in as_text(found.table())  # no point beside an interval it is outside of
 
 
-def test_several_modes_are_told_and_the_grid_is_taken(fitted, monkeypatch):
+def test_several_modes_are_within_the_interval_or_told(fitted, monkeypatch):
     monkeypatch.setattr(_Posterior, "of", classmethod(lambda *_: two_modes()))
-    with pytest.warns(UserWarning, match="2 modes"):
-        found = bws.sharing_strength(fitted)
-    (row,) = found.layers
-    assert found.method == "quadrature" and row.r_hat is None and "2 modes" in found.notes[0]
+    (row,) = bws.sharing_strength(fitted).layers
     assert row.interval[0] < 0.1 < 0.9 < row.interval[1]  # both of them
+    monkeypatch.setattr(_Posterior, "on_grid", lambda self: False)
+    with pytest.warns(UserWarning, match="2 modes"):
+        found = bws.sharing_strength(fitted, 1, 10, 10)
+    assert found.method == "NUTS" and "2 modes" in found.notes[0]
 
 
 def test_a_soft_stack_lowers_the_strength_by_its_overlap():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import bayesws as bws
 from bayesws.analysis.equivariance import EquivarianceError
+from bayesws.analysis.strength import LayerStrength, SharingStrength
 from bayesws.cli import main
 from bayesws.io.json_files import sealed
 from bayesws.report import write_report
@@ -16,6 +18,7 @@ from bayesws.report.figures.drawing import Drawing
 from bayesws.report.figures.matrices import MOST, stack_figure
 from bayesws.report.grid import Products, grid_of
 from bayesws.report.sections import fit as fit_section
+from bayesws.report.sections import others
 from bayesws.report.sections.section import of_rho, signed
 from bayesws.training.result import SharingRow
 from bayesws.trials import Trial
@@ -83,7 +86,7 @@ def strength(layer="lift"):
     error = EquivarianceError(0.25, (0.2, 0.3), "flip", "matched", 9).__dict__
     explained = {"explained": 0.71, "interval": [0.6, 0.8], "evidence": 99.0, "chance": 0.2, "compared": 72}
     explained["orbits"] = {"2": 4}
-    sharing = {"name": layer, "mean": 0.9, "interval": [0.8, 0.95], "fitted": 0.91, "r_hat": 1.0}
+    sharing = {"name": layer, "median": 0.9, "interval": [0.8, 0.95], "fitted": 0.91, "r_hat": 1.0}
     return {
         "model": "runs/fit",
         "data": "digits/turned",
@@ -147,8 +150,8 @@ def test_report_of_every_kind_of_run(runs, tmp_path):
         "not recorded",
         "bayesws compare 'a file.npz'",  # the exact command
         "Fit of compare",
-        "The data want quarter-turns",
-        "held-out data flips",
+        "quarter-turns is favoured by 10.0 nats over flips under this bound (lower bound); one start of each",
+        "By evidence",
         "lower bound",
         "Equivariance error up to layer 'lift': flip 0.25.",
         "0.800 to 0.950",
@@ -189,6 +192,8 @@ def test_names_of_figures_are_names_of_files():
 
 
 def test_results_themselves_are_runs(tmp_path):
+    first, second = others.ranking_section(ranking(), "a").summary
+    assert first.startswith("Held-out data disagree with the evidence: they prefer flips") and "favoured" in second
     path, *_ = write_report([ranking(), ranking()], tmp_path / "report.html")
     assert "Report: Ranking-1 and Ranking-2" in Page(path.read_text()).text
 
@@ -206,14 +211,45 @@ def test_study_of_one_size_is_rows(tmp_path):
     assert "turned, 100 images: evidence has the least test NLL, 0.350 ± 0.050" in Page(path.read_text()).text
 
 
-def test_intervals_of_a_fit_with_its_posterior(monkeypatch):
-    monkeypatch.setattr(fit_section, "SAMPLING", {"chains": 1, "draws": 10, "warmup": 5})
+def test_intervals_of_a_fit_with_its_posterior():
     torch.manual_seed(0)
     net = bws.models.WSCNN(num_classes=3, hidden_channels=2, layers=1)
     fit = bws.fit(net, (torch.rand(9, 1, 8, 8), torch.arange(9) % 3), epochs=4, every=1, progress=False)
+    with torch.no_grad():
+        fit.prior["lift.shared"].fill_(12.0)  # ρ = 0 at the fitted precisions, which the posterior does not know of
     section = fit_section.fit_section(fit, "tiny")
-    assert "95 % interval" in section.summary[1]
+    assert "95 % interval" in section.summary[1] and any(
+        "at the fitted precisions" in n for b in section.blocks for n in b.notes
+    )
     assert ("95 % interval", True) in section.blocks[0].grids[0].columns
+    assert_points_within(str(section))
+
+
+POINT = r"(\d\.\d+)[^\d]{1,30}?(\d\.\d{3}) to (\d\.\d{3})"
+
+
+def assert_points_within(text):
+    """No number right before an interval lies outside of it, and there is one."""
+    found = [tuple(map(float, numbers)) for numbers in re.findall(POINT, text)]
+    assert found and all(low <= point <= high for point, low, high in found), found
+
+
+def test_no_strength_is_shown_beside_an_interval_that_leaves_it_out(tmp_path):
+    """On a page, in its figure, in a table; a file that says so is damaged."""
+    (tmp_path / "strength.json").write_text(json.dumps(sealed(strength())))
+    (path,) = write_report(tmp_path, tmp_path / "report.html")
+    assert_points_within(Page(path.read_text()).text)
+    row = LayerStrength("lift", 0.9, (0.8, 0.95), 0.99, None, None)
+    assert_points_within(str(SharingStrength([row], "quadrature", {}, [], {})))
+    mark = fit_section.strength_mark(row)
+    assert mark.interval[0] <= mark.value <= mark.interval[1] and mark.text == "0.900"
+    with pytest.raises(ValueError, match=r"0\.990 beside an interval of 0\.800 to 0\.950"):
+        replace(row, median=0.99)
+    record = strength()
+    record["sharing"]["layers"][0]["median"] = 0.99
+    (tmp_path / "strength.json").write_text(json.dumps(sealed(record)))
+    with pytest.raises(ValueError, match="is damaged"):
+        write_report(tmp_path, tmp_path / "again.html")
 
 
 @pytest.mark.parametrize(

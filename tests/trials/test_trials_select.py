@@ -97,6 +97,55 @@ def test_probabilities_are_those_of_equal_prior_odds():
     assert ranking.probabilities == pytest.approx({"a": 0.75, "b": 0.25, "c": 0.0})
 
 
+def ranked(starts, kind="layer", samples=None):
+    """A ranking by hand: log evidences of the starts by network, the best first."""
+    curvature = bws.Curvature(kind, samples=samples)
+    rows = [
+        bws.trials.RankedNetwork(n, max(v), v, v.index(max(v)), 1, [], {}, 0.0, [], curvature=curvature)
+        for n, v in starts.items()
+    ]
+    return bws.trials.Ranking(rows, {"bound": f"curvature {kind!r}, {curvature.bound}"})
+
+
+FAR, NEAR = {"a": [-10.0, -12.0], "b": [-40.2, -43.0]}, {"a": [-10.0, -12.0], "b": [-11.5, -20.0], "c": [-99.0, -99.0]}
+VERDICTS = [
+    (FAR, "layer", None, "favoured by 30.2 nats over b under this bound (curvature 'layer', lower bound: covariances"),
+    (FAR, "kron", None, "favoured by 30.2 nats over b under this estimate (curvature 'kron', no bound"),
+    (FAR, "full", 1, "favoured by 30.2 nats over b under this estimate (curvature 'full', overestimate"),
+    (FAR, "full", None, "favoured by 30.2 nats over b under this evidence (curvature 'full', exact)"),
+    (NEAR, "layer", None, "; the best of 2 starts of each of 3 networks"),
+    ({"a": [-1.0], "b": [-2.0]}, "layer", None, "; one start of each of 2 networks: how far apart starts come is not"),
+    ({"a": [-1.0, -2.0, -3.0], "b": [-5.0, -5.0]}, "kron", None, "; the best of 2 to 3 starts of each of 2 networks"),
+]
+
+
+@pytest.mark.parametrize(("starts", "kind", "samples", "said"), VERDICTS)
+def test_the_words_name_the_bound_and_the_starts(starts, kind, samples, said):
+    ranking = ranked(starts, kind, samples)
+    assert said in ranking.verdict and ranking.verdict in str(ranking) and "\n" not in ranking.verdict
+    assert ranking.exact == (kind == "full" and samples is None)
+    assert ("p" in [column.header for column in ranking.table().columns]) == ranking.exact
+    assert ("probabilities" in ranking.record()) == ranking.exact
+
+
+def test_a_lead_within_the_spread_of_starts_is_told():
+    assert ranked(FAR).within_spread is None
+    told = ranked(NEAR).within_spread  # a leads by 1.5 nats, and starts of b lie 8.5 apart; c is 89 behind
+    assert "a is ahead of b (1.5) by fewer nats than starts of one network differ (by up to 8.5)" in told
+    assert f"note: {told}" in str(ranked(NEAR)) and " c " not in told
+    lucky = {"a": [-10.0, -110.0], "b": [-60.0, -60.0]}  # what its other start came to is 50 below b
+    assert "b (50.0)" in ranked(lucky).within_spread and ranked({"a": [-1.0], "b": [-1.5]}).within_spread is None
+
+
+def test_disagreement_is_said_first():
+    rows = [replace(row, test_nll=nll) for row, nll in zip(ranked(FAR).rows, (0.5, 0.4), strict=True)]
+    ranking = bws.trials.Ranking(rows, ranked(FAR).settings)
+    told = "note: held-out data disagree with the evidence: they prefer b (test NLL 0.400 nats per datum) to a (0.500)"
+    by_layer = bws.trials.LayerRanking(("a",), [{"a": -10.0, "b": -40.2}], ranking)
+    for text in (str(ranking), str(by_layer)):
+        assert text.startswith(told) and text.count("disagree") == 1
+
+
 def test_best_of_several_starts_counts():
     x, y = planted("shifts")
     few = SETTINGS | {"epochs": 3}  # too few to converge: the starts differ
@@ -175,6 +224,7 @@ def test_select_command_writes_json(run):
     assert {c["name"] for c in record["networks"]} == {"none", "quarter-turns"}
     assert record["settings"]["task"] == "turned" and record["settings"]["schedule"]["epochs"] == 3
     assert max(record["log_bayes_factors"].values()) == 0 and sum(record["probabilities"].values()) == pytest.approx(1)
+    assert {c["curvature"]["kind"] for c in record["networks"]} == {"full"}
     assert all(len(c["by_seed"]) == 2 for c in record["networks"])
 
 
@@ -206,7 +256,10 @@ def test_select_command_prints_tables(capsys, tmp_path):
     arguments = ["select", "--groups", "none,flips", "--train-size", "60", "--epochs", "2", "--width", "2"]
     assert main([*arguments, "--curvature", "kron", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "the data want" in printed and "no bound" in printed and "flips" in printed
+    assert "is favoured by" in printed and "under this estimate (curvature 'kron', no bound" in printed
+    assert "one start of each of 2 networks" in printed and "p =" not in printed and "flips" in printed
+    if "disagree" in printed:
+        assert printed.index("disagree") < printed.index("By evidence")
 
 
 def test_saved_ranking_comes_back(run, tmp_path):
@@ -276,7 +329,8 @@ def test_select_command_by_layer(capsys, tmp_path):
     printed = capsys.readouterr().out
     assert "by layer" in printed and "chosen" in printed
     found = bws.trials.LayerRanking.load(tmp_path / "ranking.json")
-    assert " · ".join(found.chosen) == found.ranking.best.name and f"the data want {found.ranking.best.name}" in printed
+    best = found.ranking.best.name
+    assert " · ".join(found.chosen) == best and f"{best} is favoured by" in printed
     assert found.ranking == bws.trials.Ranking.load(tmp_path / "ranking.json")  # which reads both
     found.save(tmp_path / "again.json")
     assert bws.trials.LayerRanking.load(tmp_path / "again.json") == found

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from torch import Tensor
 
 from bayesws.analysis.strength import (
-    OUTSIDE,
     LayerStrength,
     SharingStrength,
     measurable_layers,
@@ -23,7 +22,7 @@ from bayesws.report.sections.section import WORDS, Block, Origin, Section, of_rh
 from bayesws.training.result import FitResult, SharingRow
 from bayesws.trials.by_layer import in_use
 
-SAMPLING = {"chains": 2, "draws": 300, "warmup": 150}
+SAMPLING = {"chains": 2, "draws": 300, "warmup": 150}  # where it takes NUTS
 FEW = 8  # numbers of a learned structure that are shown one by one
 UNDETERMINED = 0.6  # an interval of ρ that is wider says nothing
 DEGREES = ((0.95, "shares nearly everything"), (0.7, "mostly shares"), (0.3, "shares in part"), (0.05, "shares little"))
@@ -52,7 +51,9 @@ def fit_section(fit: FitResult, name: str, within: str = "") -> Section:
     figures = [("log evidence", signed(evidence.log_evidence, 1), "nats")]
     if test := fit.provenance.more.get("test"):
         figures.append(("test NLL", f"{test['nll']:.3f}", f"accuracy {100 * test['accuracy']:.1f} %"))
-    figures += [(f"ρ, {row.name}", of_rho(row.strength), _interval(known.get(row.name))) for row in sharing[:3]]
+    figures += [
+        (f"ρ, {row.name}", _point(row, known.get(row.name)), _interval(known.get(row.name))) for row in sharing[:3]
+    ]
     blocks = [_layers_block(fit, posterior, start)] if rows else []
     blocks += [layer_block(name, layer, start) for name, layer in sharing_layers(fit)]
     blocks.append(_training_block(fit, start))
@@ -91,15 +92,15 @@ def _by_layer(posterior: SharingStrength | None) -> dict[str, LayerStrength]:
     return {} if posterior is None else {row.name: row for row in posterior.layers}
 
 
-def strength_marks(rows: list[tuple[str, float, tuple[float, float] | None]]) -> list[Mark]:
-    """A row a layer: ρ as fitted, with its interval."""
-    return [Mark(name, value, of_rho(value), interval) for name, value, interval in rows]
+def strength_mark(layer: LayerStrength) -> Mark:
+    """ρ of a layer by its posterior: median and interval."""
+    return Mark(layer.name, layer.median, f"{layer.median:.3f}", layer.interval)
 
 
 def _layers_block(fit: FitResult, posterior: SharingStrength | None, start: str) -> Block:
     rows, known = fit.sharing, _by_layer(posterior)
     strengths = [
-        (r.name, r.strength, known[r.name].interval if r.name in known else None)
+        strength_mark(known[r.name]) if r.name in known else Mark(r.name, r.strength, of_rho(r.strength))
         for r in rows
         if not math.isnan(r.strength)
     ]
@@ -115,11 +116,10 @@ def _layers_block(fit: FitResult, posterior: SharingStrength | None, start: str)
         for row in rows
         for pathway, count in row.parameters.items()
     ]
-    how = "The dot is the fitted value"
     if posterior is not None:
-        how += f", the line the 95 % credible interval ({posterior.method})."
+        how = f"The dot is the posterior's median, the line its 95 % credible interval ({posterior.method})."
     else:
-        how += "; no interval: " + (
+        how = "The dot is ρ at the fitted precisions; no interval: " + (
             "precisions are not learned by this objective."
             if fit.recipe.objective != "evidence"
             else "no posterior was kept."
@@ -128,7 +128,7 @@ def _layers_block(fit: FitResult, posterior: SharingStrength | None, start: str)
         f"{start}-strength",
         "Sharing strength of each layer",
         f"ρ = 1 is an exact group convolution, 0 a layer with no sharing. {how}",
-        lambda: dot_chart(strength_marks(strengths), "sharing strength ρ", (0, 1)),
+        lambda: dot_chart(strengths, "sharing strength ρ", (0, 1)),
     )
     effective = Drawing(
         f"{start}-effective",
@@ -161,17 +161,16 @@ def _as_numbers(value: Tensor) -> str:
 
 def _table(fit: FitResult, rows: list[SharingRow], known: dict[str, LayerStrength]) -> Grid:
     """Everything about every layer in numbers."""
-    names = ["ρ", "95 % interval", "R-hat", "γ"]
-    if not known:
-        names = [name for name in names if name not in ("95 % interval", "R-hat")]
+    sampled = any(sure.r_hat is not None for sure in known.values())
+    names = ["ρ", *(["95 % interval"] if known else []), *(["R-hat"] if sampled else []), "γ"]
     lines = []
     for row in rows:
-        sure, cells = known.get(row.name), [of_rho(row.strength)]
-        if known:
-            r_hat = "–" if sure is None or sure.r_hat is None else f"{sure.r_hat:.3f}"
-            cells += [_interval(sure) or "–", r_hat]
+        sure = known.get(row.name)
+        cells = [_point(row, sure), *([_interval(sure) or "–"] if known else [])]
+        if sampled:
+            cells.append("–" if sure is None or sure.r_hat is None else f"{sure.r_hat:.3f}")
         lines.append([row.name, group_of(fit, row.name) or "–", *cells, in_use([row])])
-    title = "Sharing strength ρ and effective parameters γ"
+    title = f"Sharing strength ρ{', the median of its posterior,' if known else ''} and effective parameters γ"
     return Grid(title, [("layer", False), ("group", False), *((name, True) for name in names)], lines)
 
 
@@ -226,13 +225,17 @@ def _sentence(row: SharingRow, sure: LayerStrength | None, group: str, chosen: b
     over, name = f", over {group}" if group else "", row.name or "the network"
     if not chosen:
         return f"{name} shares {f'by construction{over}' if row.strength > 0 else 'nothing by construction'}."
-    words = next((words for least, words in DEGREES if row.strength >= least), "shares nothing")
+    rho = row.strength if sure is None else sure.median
+    words = next((words for least, words in DEGREES if rho >= least), "shares nothing")
     within = "" if sure is None else f" (95 % interval {_interval(sure)})"
     if sure is not None and sure.interval[1] - sure.interval[0] > UNDETERMINED:
         words = "may share little or much, the data do not tell"
-    if sure is not None and not sure.interval[0] - OUTSIDE <= row.strength <= sure.interval[1] + OUTSIDE:
-        within = f" (outside of its 95 % interval, {_interval(sure)}: the precisions had not converged)"
-    return f"{name} {words}: ρ = {of_rho(row.strength)}{within}{over}."
+    return f"{name} {words}: ρ = {_point(row, sure)}{within}{over}."
+
+
+def _point(row: SharingRow, sure: LayerStrength | None) -> str:
+    """ρ by its posterior, to the digits of its interval; as fitted where there is no posterior."""
+    return of_rho(row.strength) if sure is None else f"{sure.median:.3f}"
 
 
 def _interval(sure: LayerStrength | None) -> str:

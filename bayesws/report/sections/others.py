@@ -13,7 +13,7 @@ from bayesws.report.figures.dots import Mark, dot_chart
 from bayesws.report.figures.drawing import Drawing
 from bayesws.report.grid import grid_of
 from bayesws.report.run_files import Explained, Posterior, StrengthFile, StudyFile
-from bayesws.report.sections.fit import strength_marks
+from bayesws.report.sections.fit import strength_mark
 from bayesws.report.sections.section import Block, Origin, Section, signed
 from bayesws.trials.comparison import Summary
 from bayesws.trials.ranking import LayerRanking, Ranking
@@ -26,26 +26,28 @@ SHOWN_FACTORS = 12  # networks of the figure
 def ranking_section(found: Ranking | LayerRanking, name: str) -> Section:
     """All about a ranking, of whole networks or by layers."""
     ranking = found.ranking if isinstance(found, LayerRanking) else found
-    factors, probabilities = ranking.log_bayes_factors, ranking.probabilities
-    best, others = ranking.best, ranking.rows[1:]
-    p = probabilities[best.name]
-    summary = [f"The data want {best.name}: p {'> 0.999' if p > 0.999 else f'= {p:.3f}'} under equal prior odds."]
-    if others:
-        summary.append(f"Next is {others[0].name}, by a log Bayes factor of {signed(factors[others[0].name], 1)} nats.")
+    factors, best = ranking.log_bayes_factors, ranking.best
+    summary = [f"{line[0].upper()}{line[1:]}." for line in (ranking.disagreement(),) if line]
+    summary.append(f"{ranking.verdict}.")
+    if ranking.within_spread:
+        summary.append(f"{ranking.within_spread[0].upper()}{ranking.within_spread[1:]}.")
     if isinstance(found, LayerRanking):
         layers = ", ".join(f"layer {i + 1} {group}" for i, group in enumerate(found.chosen))
         summary.append(f"Layer by layer: {layers}.")
-    if disagreement := ranking.disagreement():
-        summary.append(f"{disagreement[0].upper()}{disagreement[1:]}.")
     marks = [
         Mark(row.name, factors[row.name], signed(factors[row.name], 1), tone="grey" if place else "accent")
         for place, row in enumerate(ranking.rows[:SHOWN_FACTORS])
     ]
     drawing = Drawing(
         f"{name}-bayes-factors",
-        "How much less likely the others make the data",
-        "Log Bayes factors against the best, nats: e to this power are the odds.",
-        lambda: dot_chart(marks, "log Bayes factor, nats"),
+        "How far the others are behind",
+        "Log evidence less that of the best, nats, of the best start of each"
+        + (
+            ": e to this power are the odds."
+            if ranking.exact
+            else f" ({ranking.settings.get('bound', 'no bound recorded')})."
+        ),
+        lambda: dot_chart(marks, "log evidence less the best, nats"),
     )
     grids = [grid_of(ranking.table()), grid_of(ranking.sharing_table())]
     if isinstance(found, LayerRanking):
@@ -145,11 +147,11 @@ def _error_marks(found: Mapping[str, EquivarianceError]) -> list[Mark]:
 
 def _posterior_block(record: Posterior, name: str) -> Block:
     posterior = SharingStrength(record.layers, record.method, record.settings, record.notes, {})
-    marks = strength_marks([(row.name, row.mean, row.interval) for row in record.layers])
+    marks = [strength_mark(row) for row in record.layers]
     drawing = Drawing(
         f"{name}-strength",
         "Sharing strength of each layer",
-        f"Posterior mean and 95 % credible interval of ρ ({posterior.method}).",
+        f"Posterior median and 95 % credible interval of ρ ({posterior.method}).",
         lambda: dot_chart(marks, "sharing strength ρ", (0, 1)),
     )
     return Block("What its layers share", drawings=[drawing], grids=[grid_of(posterior.table())], notes=posterior.notes)
