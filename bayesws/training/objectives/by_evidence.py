@@ -221,11 +221,12 @@ class EvidenceAtWork:
             )
         elif abs(records[-1] - records[-2]) > UNSETTLED * abs(records[-1]):
             more, in_all = epochs_to_settle(history)
-            longer = f"about {more} more epochs ({in_all} in all)" if more else "more epochs, or take more samples"
-            notes.append(
-                f"the log evidence still moved from {records[-2]:.1f} to {records[-1]:.1f} nats in the last step on "
-                f"the hyperparameters: train for {longer}"
-            )
+            if more or self.curvature == self.curvature.exact():  # else it was the draws that moved it
+                longer = f"about {more} more epochs ({in_all} in all)" if more else "more epochs"
+                notes.append(
+                    f"the log evidence still moved from {records[-2]:.1f} to {records[-1]:.1f} nats in the last step "
+                    f"on the hyperparameters: train for {longer}"
+                )
         return notes
 
     def _deltas(self) -> dict[str, float]:
