@@ -1,73 +1,91 @@
-"""Hold a finished comparison against what was predicted; the command is in the README beside this file."""
+"""Hold the finished runs against what was predicted; the commands are in the README beside this file."""
 
 import argparse
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import bayesws as bws
 
+HERE = Path(__file__).parent
+EXAMPLES = 1000
+SHARES, FREE = 0.9, 0.1  # of ρ
+LAYERS = ("lift", "group_convs.0", "head")
+PICTURE = {"turned": "sss", "orientation": "ssf", "upright": "ssf"}  # by layer: shares, or is free
 
-def sharing_layers(trial: bws.trials.Trial) -> list[Any]:
-    """The rows of the layers that have copies to share: not that of the plain head."""
-    return [row for row in trial.sharing if not math.isnan(row.strength)]
-
-
-def last_free_exceeds_shared(trial: bws.trials.Trial) -> bool:
-    """Upright digits: the last layer's free pathway holds more effective parameters than its shared one."""
-    effective = sharing_layers(trial)[-1].effective
-    return effective["free"] > effective["shared"]
+Trial = bws.trials.Trial
 
 
-def shares_everywhere(trial: bws.trials.Trial) -> bool:
-    """Turned digits: every layer has ρ > 0.95 and uses less than 1 % of its free weights."""
-    layers = sharing_layers(trial)
-    return all(row.strength > 0.95 and row.effective["free"] < 0.01 * row.parameters["free"] for row in layers)
+def drawn(trial: Trial) -> str:
+    """By layer: s where it shares, f where it is free, - where it is neither."""
+    strengths = {row.name: row.strength for row in trial.sharing}
+    return "".join("s" if strengths[n] > SHARES else "f" if strengths[n] < FREE else "-" for n in LAYERS)
 
 
-def shares_first_only(trial: bws.trials.Trial) -> bool:
-    """Orientation: the first layer has ρ > 0.9, the last ρ < 0.1."""
-    layers = sharing_layers(trial)
-    return layers[0].strength > 0.9 and layers[-1].strength < 0.1
+def with_error(values: list[float], digits: int, scale: float = 1.0, sign: str = "") -> str:
+    """Mean ± standard error over seeds."""
+    error = stdev(values) / math.sqrt(len(values))
+    return f"{scale * mean(values):{sign}.{digits}f} ± {scale * error:.{digits}f}"
 
 
-PICTURE: dict[str, Callable[[bws.trials.Trial], bool]] = {
-    "turned": shares_everywhere,
-    "orientation": shares_first_only,
-    "upright": last_free_exceeds_shared,
-}
+def scores(trials: list[Any]) -> str:
+    """Accuracy in %, and NLL in nats."""
+    return f"{with_error([t.accuracy for t in trials], 1, 100)}, {with_error([t.nll for t in trials], 3)}"
 
 
-def check(comparison: bws.trials.Comparison) -> None:
-    """Print, for every task, in how many seeds the picture came out, and whether choosing cost anything."""
-    cells = comparison.cells()
-    for task, holds in PICTURE.items():
+class Special:
+    """A record of `special_cases`, with a trial's names."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        self.accuracy, self.nll, self.log_evidence = record["accuracy"], record["nll"], record["log_evidence"]
+
+
+def regret(trials: list[Trial], specials: list[list[Special]]) -> str:
+    """Of the evidence, nats per datum, against the better special case, which is the better one in the mean."""
+    best = max(specials, key=lambda cases: mean(case.log_evidence for case in cases))
+    differences = [(t.log_evidence - b.log_evidence) / EXAMPLES for t, b in zip(trials, best, strict=True)]
+    least = min(mean(case.nll for case in cases) for cases in specials)
+    nll = mean(t.nll for t in trials) - least
+    return f"evidence {with_error(differences, 4, sign='+')} nats per datum, test NLL {nll:+.3f}"
+
+
+def check(folder: Path) -> None:
+    """Print in how many seeds the picture came out, the predictions, and what choosing cost."""
+    cells = bws.trials.Comparison.load(folder / "summary.json").cells()
+    starts = bws.trials.Comparison.load(folder / "three_starts" / "summary.json").cells()
+    records = bws.trials.load_summary(folder / "special_cases" / "summary.json")["records"]
+    special = {
+        task: [[Special(r) for r in records if (r["task"], r["pathway"]) == (task, p)] for p in ("shared", "free")]
+        for task in PICTURE
+    }
+    for task, expected in PICTURE.items():
         for objective in ("evidence", "task"):
             trials = cells[task, "both", objective]
-            print(f"{task:11} {objective:8} picture in {sum(map(holds, trials))} of {len(trials)} seeds")
+            right = sum(drawn(trial) == expected for trial in trials)
+            print(f"{task:11} {objective:8} picture in {right} of {len(trials)} seeds")
+    print("\n| digits | evidence | task loss, 7 trainings | shared alone | free alone |\n|---|---|---|---|---|")
     for task in PICTURE:
-        both, plain = cells[task, "both", "evidence"], cells[task, "both", "task"]
-        accuracy = {s: mean(t.accuracy for t in cells[task, s, "evidence"]) for s in ("both", "shared", "free")}
-        best = max(accuracy["shared"], accuracy["free"])
-        gains = [c.accuracy - p.accuracy for c, p in zip(both, plain, strict=True)]
-        error = stdev(gains) / math.sqrt(len(gains))
-        nll = [mean(t.nll for t in trials) for trials in (both, plain)]
-        fixed = f"accuracy {100 * accuracy['both']:.1f} %, better fixed structure {100 * best:.1f} %"
-        paired = f"evidence - task loss {100 * mean(gains):+.2f} ± {100 * error:.2f} points"
-        print(f"{task:11} {fixed}; {paired}; test NLL {nll[0]:.3f} against {nll[1]:.3f} nats")
+        columns = [cells[task, "both", "evidence"], cells[task, "both", "task"], *special[task]]
+        print(f"| {task} | {' | '.join(map(scores, columns))} |")
+    print()
+    for task in PICTURE:
+        print(f"{task:11} less the better special case: {regret(cells[task, 'both', 'evidence'], special[task])}")
+    for (task, *_), trials in starts.items():
+        right = sum(drawn(trial) == PICTURE[task] for trial in trials)
+        print(f"{task:11} best of three starts: {scores(trials)}, picture in {right} of {len(trials)} seeds")
+        print(f"{task:11} less the better special case: {regret(trials, special[task])}")
 
 
 def main() -> int:
-    """Read one summary.json, or a comparison.json, and print the check."""
+    """Read the summaries of a folder, and print the check."""
     parser = argparse.ArgumentParser(description="Hold a comparison against the predictions of this experiment.")
-    parser.add_argument("file", nargs="?", type=Path, default=Path(__file__).with_name("summary.json"))
+    parser.add_argument("folder", nargs="?", type=Path, default=HERE)
     try:
-        check(bws.trials.Comparison.load(parser.parse_args().file))
+        check(parser.parse_args().folder)
     except (ValueError, KeyError) as error:
-        print(f"check: error: {error}; needs all tasks and --pathways all", file=sys.stderr)
+        print(f"check: error: {error}; needs the three runs of the README", file=sys.stderr)
         return 2
     return 0
 
