@@ -414,9 +414,9 @@ def test_a_fit_ends_exact_where_that_is_affordable(monkeypatch):
     assert few.evidence.curvature == Curvature("full") and few.recipe.curvature == Curvature("full", samples=1)
     again = log_evidence(few.model, (x, y), few.likelihood, "full", few.prior)
     assert few.log_evidence == pytest.approx(float(again), rel=1e-5)
-    monkeypatch.setattr("bayesws.training.outcome.WHOLE", 18)  # as many parameters as it has, and 24 rows
+    monkeypatch.setattr("bayesws.training.outcome.AT_THE_END", 18**2 * 24)  # 18 parameters, 24 rows
     assert fitted(2).evidence.curvature == Curvature("full")
-    monkeypatch.setattr("bayesws.training.outcome.WHOLE", 17)
+    monkeypatch.setattr("bayesws.training.outcome.AT_THE_END", 18**2 * 24 - 1)
     sampled = fitted(2)
     assert sampled.evidence.curvature == Curvature("full", samples=1, seed=2)
     assert fitted(2, n=8).evidence.curvature == Curvature("full")  # 16 rows
