@@ -123,11 +123,11 @@ class Batches:
         return None if self._loader is not None or not self.length else spread(self._x, count)
 
     def example(self) -> Tensor | None:
-        """Some inputs, (1, ...) or more: of a DataLoader those that it gives first; None for a stream, which may give
-        them only once.
+        """Some inputs, (2, ...) or more where there are: of a DataLoader those that it gives first; None for a stream,
+        which may give them only once.
         """
         if self._loader is None:
-            return self.first()
+            return self.first(2)
         return None if isinstance(self._loader.dataset, IterableDataset) else next(iter(self))[0]
 
     def inputs(self) -> Tensor:

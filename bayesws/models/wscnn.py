@@ -86,7 +86,8 @@ class WSCNN(ConvolutionalNet):
         self.group_convs = nn.ModuleList(
             WSConv2d(c, c, sharing=own, **geometry, **new) for c, own in zip(channels[1:], by_layer[1:], strict=True)
         )
-        if sharing.contains and "free" in sharing.pathways:
+        self.head_sees_group = bool(sharing.contains) and "free" in sharing.pathways
+        if self.head_sees_group:
             elements = by_layer[-1].group_size
             self.head = GroupHead(channels[-1], num_classes, elements, sharing.pathways, **new)
         else:
@@ -112,7 +113,7 @@ class WSCNN(ConvolutionalNet):
         return found
 
     def _before_head(self, features: Tensor) -> Tensor:
-        return features.mean((-2, -1)) if isinstance(self.head, GroupHead) else super()._before_head(features)
+        return features.mean((-2, -1)) if self.head_sees_group else super()._before_head(features)
 
     def _between(self, index: int, features: Tensor) -> Tensor:
         features = super()._between(index, features)

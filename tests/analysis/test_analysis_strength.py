@@ -304,7 +304,7 @@ def test_on_every_device(device):
         warnings.simplefilter("ignore")
         fit = bws.fit(bws.models.WSCNN(hidden_channels=1), data.train, epochs=3, device=device, progress=False)
     found = bws.sharing_strength(fit, 1, 20, 20)
-    assert [row.name for row in found.layers] == ["lift", "group_convs.0"]
+    assert [row.name for row in found.layers] == ["lift", "group_convs.0", "head"]
     assert all(0 <= row.interval[0] <= row.interval[1] <= 1 for row in found.layers)
 
 

@@ -86,7 +86,7 @@ def test_numbers_as_json(tmp_path, capsys):
     assert 0 <= numbers["test"]["accuracy"] <= 1
     lift, conv, head = numbers["sharing"]
     assert 0 < lift["strength"] < 1 and 0 < conv["strength"] < 1
-    assert head["strength"] is None and list(head["parameters"]) == ["weight", "bias"]
+    assert 0 < head["strength"] < 1 and list(head["parameters"]) == ["shared", "free", "bias"]
 
 
 def test_fit_does_not_write_over_what_is_not_its_own(tmp_path, capsys, monkeypatch):

@@ -77,7 +77,7 @@ def folded():
 def test_regression_is_exact_for_a_linear_network(tmp_path):
     """log N(y; f, φ (H + Λ)⁻¹ φᵀ + σ² I) for every datum, and its moments, whatever the shape of its outputs.
 
-    In float64 throughout; 1e-8 is what two routes to one inverse leave.
+    In float64 throughout; 1e-7 is what two routes to one inverse leave, whose condition is about that of a small noise.
     """
     x, y = linear_problem()
     new, new_y = linear_problem()
@@ -91,11 +91,11 @@ def test_regression_is_exact_for_a_linear_network(tmp_path):
         total = covariance + counted * noise**2 * torch.eye(4)
         found = fit.predict_moments(new, noise=counted, batch_size=7)
         torch.testing.assert_close(found[0], mean, rtol=1e-12, atol=0)
-        torch.testing.assert_close(found[1], total.diagonal(dim1=1, dim2=2).reshape(30, 2, 2), rtol=1e-8, atol=0)
+        torch.testing.assert_close(found[1], total.diagonal(dim1=1, dim2=2).reshape(30, 2, 2), rtol=1e-7, atol=0)
     assert 0 < noise and not torch.equal(*(fit.predict_moments(new, noise=counted)[1] for counted in (True, False)))
     normal = torch.distributions.MultivariateNormal(mean.flatten(1), covariance + noise**2 * torch.eye(4))
     expected = -normal.log_prob(new_y.flatten(1)).mean().item()
-    assert fit.nll(new, new_y) == fit.nll(new, new_y, "posterior") == pytest.approx(expected, rel=1e-8)
+    assert fit.nll(new, new_y) == fit.nll(new, new_y, "posterior") == pytest.approx(expected, rel=1e-7)
     assert fit.nll(new, new_y, batch_size=7) == pytest.approx(fit.nll(new, new_y), rel=1e-10)
     fit.save(tmp_path / "fit")
     back = bws.FitResult.load(tmp_path / "fit", model=folded(), likelihood=bws.Gaussian(dtype=torch.float64))

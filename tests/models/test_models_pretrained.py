@@ -176,7 +176,7 @@ def test_saved_fit_has_its_sharing_strength_beside(tmp_path, capsys, monkeypatch
     assert main([*arguments, "--json", "--out", str(tmp_path / "out")]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record == json.loads((tmp_path / "out" / "strength.json").read_text())
-    assert [row["name"] for row in record["sharing"]["layers"]] == ["lift", "group_convs.0"]
+    assert [row["name"] for row in record["sharing"]["layers"]] == ["lift", "group_convs.0", "head"]
     assert set(record["errors"]["flip"]) == {"lift", "group_convs.0", "head"}
 
 

@@ -213,8 +213,9 @@ def test_study_of_one_size_is_rows(tmp_path):
 
 def test_intervals_of_a_fit_with_its_posterior():
     torch.manual_seed(0)
-    net = bws.models.WSCNN(num_classes=3, hidden_channels=2, layers=1)
-    fit = bws.fit(net, (torch.rand(9, 1, 8, 8), torch.arange(9) % 3), epochs=4, every=1, progress=False)
+    data = bws.data.load("digits", task="turned", train_size=200, test_size=10)
+    net = bws.models.WSCNN(hidden_channels=2, layers=1)
+    fit = bws.fit(net, data.train, curvature="kron", epochs=10, every=1, progress=False)
     with torch.no_grad():
         fit.prior["lift.shared"].fill_(12.0)  # ρ = 0 at the fitted precisions, which the posterior does not know of
     section = fit_section.fit_section(fit, "tiny")

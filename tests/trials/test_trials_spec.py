@@ -48,7 +48,6 @@ def test_a_spec_comes_to_what_its_parts_do():
         seed=3,
         elsewhere={"upright": upright},
         objective="fixed",
-        curvature=bws.Curvature("kron", samples=1),
         epochs=2,
         weight_decays=(1e-3,),
         ratio=2.0,

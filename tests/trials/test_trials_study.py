@@ -72,7 +72,9 @@ def test_records_say_how_each_trial_did(finished):
     assert [r["settings"] for r in records] == [c.settings for c in study.cells]
     for record in records:
         assert 0 <= record["accuracy"] <= 1 and record["nll"] > 0 and len(record["history"]) > 0
-    assert records[0]["parameters"] == 2 * 9 + 2 * 4 * 9 + 2 + 2 * 10 + 10  # shared, free, bias, head
+    assert (
+        records[0]["parameters"] == 5 * (2 * 9 + 2 + 2 * 10) + 10
+    )  # every one once shared and four times free, and the classes' bias
     assert records[0]["stack_parameters"] == 3 * (1 + 81)
     assert set(records[0]["groups"]) == {"lift"}
     assert records[4]["groups"] == {} and records[4]["stack_parameters"] == 0
