@@ -54,7 +54,6 @@ def regret(trials: list[Trial], specials: list[list[Special]]) -> str:
 def check(folder: Path) -> None:
     """Print in how many seeds the picture came out, the predictions, and what choosing cost."""
     cells = bws.trials.Comparison.load(folder / "summary.json").cells()
-    starts = bws.trials.Comparison.load(folder / "three_starts" / "summary.json").cells()
     records = bws.trials.load_summary(folder / "special_cases" / "summary.json")["records"]
     special = {
         task: [[Special(r) for r in records if (r["task"], r["pathway"]) == (task, p)] for p in ("shared", "free")]
@@ -72,10 +71,6 @@ def check(folder: Path) -> None:
     print()
     for task in PICTURE:
         print(f"{task:11} less the better special case: {regret(cells[task, 'both', 'evidence'], special[task])}")
-    for (task, *_), trials in starts.items():
-        right = sum(drawn(trial) == PICTURE[task] for trial in trials)
-        print(f"{task:11} best of three starts: {scores(trials)}, picture in {right} of {len(trials)} seeds")
-        print(f"{task:11} less the better special case: {regret(trials, special[task])}")
 
 
 def main() -> int:
@@ -85,7 +80,7 @@ def main() -> int:
     try:
         check(parser.parse_args().folder)
     except (ValueError, KeyError) as error:
-        print(f"check: error: {error}; needs the three runs of the README", file=sys.stderr)
+        print(f"check: error: {error}; needs the two runs of the README", file=sys.stderr)
         return 2
     return 0
 

@@ -11,7 +11,7 @@ from bayesws.evidence.objective import assemble, laplace_pass
 from bayesws.evidence.sampling import sampled_batches
 from bayesws.layers.contract import starting_log_precisions
 
-N, SEEDS = 8, 400
+N, SEEDS = 8, 250
 
 
 def problem():
@@ -32,10 +32,9 @@ def evidences(net, x, y, curvatures):
         return torch.stack([assemble(net, done, starting_log_precisions(net)).total for done in passes])
 
 
-@pytest.mark.parametrize("kind", ["full", "kron", "diag"])
-@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("kind, samples", [("full", 1), ("kron", 1), ("kron", 3), ("diag", 1)])
 def test_sampled_sums_are_unbiased(kind, samples):
-    """The mean over 400 seeds within 4.5 standard errors of the exact sums, in each of some hundred entries."""
+    """The mean over 250 seeds within 4.5 standard errors of the exact sums, in each of some hundred entries."""
     net, x, y = problem()
     exact = sums(net, x, y, Curvature(kind))
     drawn = torch.stack([sums(net, x, y, Curvature(kind, samples=samples, seed=s)) for s in range(SEEDS)])

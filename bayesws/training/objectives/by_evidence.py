@@ -85,7 +85,7 @@ class ByEvidence:
         return {}
 
     def begin(self, setting: Setting, chosen: None = None) -> "EvidenceAtWork":
-        """Start where the layers' declared precisions are."""
+        """Start where the layers' declared precisions are, and shared."""
         return EvidenceAtWork(self, setting)
 
 
@@ -113,10 +113,8 @@ class EvidenceAtWork:
         else:
             self.log_precisions = {name: tensor.detach() for name, tensor in self.log_precisions.items()}
         self.burn_in = BurnIn(plan, structured=self.hyper_optimiser is not None)
-        self.wait, self.next_step = (
-            plan.every,
-            0,
-        )  # epochs to the next step on the precisions, and the first it may be in
+        self.wait = plan.every  # epochs between the last step on the precisions and the next
+        self.next_step = 0  # the first epoch that it may be in
         self.descended: list[Tensor] = []  # what the weights descended on, by step of this epoch
         self._start_shared()
         self.deltas = self._deltas()
