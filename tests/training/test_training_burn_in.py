@@ -48,7 +48,7 @@ def test_every_layer_starts_shared_unless_it_is_told_not_to():
     settings = {"epochs": 1, "progress": False, "keep_posterior": False}  # no step on the precisions
     with pytest.warns(UserWarning, match="only 0 steps"):
         shared, declared = bws.fit(net, data, **settings), bws.fit(net, data, shared_start=None, **settings)
-    # one number for all, whatever a layer's copies are of: e⁴ times the prior variance
-    assert [row.strength for row in shared.sharing] == pytest.approx([1 / (1 + math.exp(-4))] * 3)
     head = 1 / 4**2  # of a mean over four copies
-    assert [row.strength for row in declared.sharing] == pytest.approx([0.5, 0.5, head / (1 + head)])
+    expected = [[w / (w + v) for w in (1, 1, head)] for v in (math.exp(-4), 1.0)]  # prior variances of R w, and of v
+    assert [row.strength for row in shared.sharing] == pytest.approx(expected[0])
+    assert [row.strength for row in declared.sharing] == pytest.approx(expected[1])

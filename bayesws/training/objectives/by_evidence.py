@@ -44,9 +44,9 @@ class ByEvidence:
         structure_way: how their gradient is taken, "once", "twice" (constant memory) or "local"; see
             `evidence.gradient`.
         terms: further terms of the weights' loss (`LossTerm`), nats per datum.
-        shared_start: a free pathway that may grow from the start fits first and hides the symmetry. So of a sum W =
-            R w + v the prior variance of an entry of v starts at most at exp(-shared_start) times that of R w, ρ ≥ 0.98
-            at 4; None starts at the declared precisions.
+        shared_start: a free pathway that may grow from the start fits first and hides the symmetry. So of a sum R w + v
+            the log precision of v starts at least so far above that of w: ρ ≥ 0.98 of a kernel at 4. None starts at the
+            declared precisions.
 
     Raises:
         ValueError: settings out of range, an unknown way.
@@ -123,11 +123,8 @@ class EvidenceAtWork:
     def _start_shared(self) -> None:
         if self.settings.shared_start is None:
             return
-        for inner, (outer, kappa) in nested(self.pathways).items():
-            # (R Rᵀ)_ii = tr RᵀR / dim v = κ dim w / dim v, in the mean over the entries of the sum
-            per_entry = kappa * self.pathways[inner].numel / self.pathways[outer].numel
-            least = self.log_precisions[inner] - math.log(per_entry) + self.settings.shared_start
-            self.log_precisions[outer].clamp_(min=least)
+        for inner, (outer, _) in nested(self.pathways).items():
+            self.log_precisions[outer].clamp_(min=self.log_precisions[inner] + self.settings.shared_start)
 
     def further_groups(self) -> list[dict[str, Any]]:
         """None: only weights descend on the loss."""
