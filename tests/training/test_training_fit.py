@@ -1,6 +1,7 @@
 """fit and FitResult: reproducible, side-effect free, faithful after a round trip."""
 
 import copy
+import math
 from functools import partial
 
 import pytest
