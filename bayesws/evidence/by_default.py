@@ -10,7 +10,7 @@ from bayesws.evidence.shapes import multiplications_back, shapes_of
 from bayesws.evidence.thinning import root_of
 from bayesws.layers.contract import declarations
 
-AT_THE_END = 10**11  # multiplications of an exact determinant, at the end of a fit
+AT_THE_END = 10**10  # multiplications of an exact determinant, at the end of a fit
 IN_A_STEP = 10**9  # of one that is computed again and again
 ROW_NUMBERS = 25 * 10**7  # numbers in the rows of a determinant in function space: 1 GB
 STEP_ROWS = 500  # data in that of a step

@@ -28,7 +28,7 @@ def wide(parameters):
 
 def test_all_columns_where_the_determinant_is_cheap():
     assert by_default.determinant_cost(10, 3) == by_default.determinant_cost(3, 10) == 90
-    # R = 2 N rows: P² R = 10⁸ is cheap in a step, 10¹⁰ at the end of a fit
+    # R = N rows: P² R = 5 · 10⁷ is cheap in a step, 5 · 10⁹ at the end of a fit
     assert in_a_step(wide(100), 5000) == at_the_end(wide(100), 500_000) == Curvature("full")
     assert in_a_step(wide(100), 500_000) == STEP
     assert at_the_end(wide(10_000), 5000) == ONE_COLUMN
