@@ -66,7 +66,7 @@ def check(folder: Path) -> None:
             print(f"{task:11} {objective:8} picture in {right} of {len(trials)} seeds")
     print("\n| digits | evidence | task loss, 7 trainings | shared alone | free alone |\n|---|---|---|---|---|")
     for task in PICTURE:
-        columns = [cells[task, "both", "evidence"], cells[task, "both", "task"], *special[task]]
+        columns: list[list[Any]] = [cells[task, "both", "evidence"], cells[task, "both", "task"], *special[task]]
         print(f"| {task} | {' | '.join(map(scores, columns))} |")
     print()
     for task in PICTURE:
