@@ -117,16 +117,11 @@ def fit(
     place = next(model.parameters()).device
     data = Batches(train, plan.batch_size, place, net=model)
     setting = Setting(model, data, noise, plan, asked, seed)
-    few, sampled = _check(setting, chooser), None
+    few, told = _check(setting, chooser), list[str]()
     if curvature is None:
-        sharpest = sharpest_curvature(model, data.total, lambda: few, setting.likelihood)
-        setting = replace(setting, curvature=sharpest)
-        if isinstance(chooser, ByEvidence) and chooser.curvature is None:
-            learned = bool(structures(model))
-            steps, sampled = step_curvature(model, data.total, few, setting.likelihood, learned)
-            chooser = replace(chooser, curvature=steps)
+        setting, chooser, told = _by_default(setting, chooser, few)
     held = asked if keep_posterior else None
-    fitted = partial(_fitted, Starts(setting), chooser, progress, held, [sampled] if sampled else [], started)
+    fitted = partial(_fitted, Starts(setting), chooser, progress, held, told, started)
     if folder is None:
         return fitted(None)
     kept = Checkpoint(folder, _digest(setting, chooser, keep_posterior))
@@ -207,6 +202,16 @@ def _check(setting: Setting, objective: Objective) -> Tensor:
         check_whole_batch(setting.net, layers, first)
     objective.check(setting)
     return few
+
+
+def _by_default(setting: Setting, chooser: Objective, few: Tensor) -> tuple[Setting, Objective, list[str]]:
+    """The curvature of the evidence that is reported, that of the evidence's steps, and what is to be told of these."""
+    net, count, likelihood = setting.net, setting.data.total, setting.likelihood
+    setting = replace(setting, curvature=sharpest_curvature(net, count, lambda: few, likelihood))
+    if not isinstance(chooser, ByEvidence) or chooser.curvature is not None:
+        return setting, chooser, []
+    steps, told = step_curvature(net, count, few, likelihood, structured=bool(structures(net)))
+    return setting, replace(chooser, curvature=steps), [told] if told else []
 
 
 def _digest(setting: Setting, objective: Objective, keep_posterior: bool) -> str:
