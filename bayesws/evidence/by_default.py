@@ -95,6 +95,6 @@ def kronecker_curvature(net: nn.Module, x: Tensor, likelihood: Likelihood) -> tu
     if cost <= ALL_COLUMNS:
         return Curvature("kron"), None
     return Curvature("kron", samples=1), (
-        f"steps on the evidence took one sampled column a datum, the evidence at the end all {columns}: together they "
-        f"take {cost:.1e} multiplications (above {ALL_COLUMNS:.0e}); curvature='kron' takes all in every step"
+        f"steps on the evidence took one sampled column a datum: all {columns} take {cost:.1e} multiplications "
+        f"(above {ALL_COLUMNS:.0e}); curvature='kron' takes all in every step"
     )
