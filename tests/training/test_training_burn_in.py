@@ -1,6 +1,7 @@
 """When the first step on the hyperparameters is taken, and what the first prior is."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -52,3 +53,20 @@ def test_every_layer_starts_shared_unless_it_is_told_not_to():
     expected = [[w / (w + v) for w in (1, 1, head)] for v in (math.exp(-4), 1.0)]  # prior variances of R w, and of v
     assert [row.strength for row in shared.sharing] == pytest.approx(expected[0])
     assert [row.strength for row in declared.sharing] == pytest.approx(expected[1])
+
+
+def test_steps_that_gain_little_are_taken_less_and_less_often(monkeypatch):
+    """A wait twice as long as the last, up to four times `every`; of steps that gain enough, `every`."""
+    torch.manual_seed(0)
+    net, data = torch.nn.Linear(3, 2), (torch.randn(20, 3), torch.arange(20) % 2)
+
+    def waits():
+        fit = bws.fit(net, data, epochs=60, every=2, burn_in=0.1, progress=False, keep_posterior=False)
+        steps = [record["epoch"] for record in fit.history if "log_evidence" in record]
+        return [after - before for before, after in pairwise(steps)]
+
+    found = waits()
+    assert found[0] == 2 and max(found) == 8
+    assert all(after in (2, min(2 * before, 8)) for before, after in pairwise(found))
+    monkeypatch.setattr("bayesws.training.objectives.by_evidence.SMALL_GAIN", -math.inf)
+    assert set(waits()) == {2}

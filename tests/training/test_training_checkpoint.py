@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from stopping import Stop, stopped_after
 
 import bayesws as bws
 from bayesws.training.checkpoint import Checkpoint
@@ -10,15 +11,12 @@ from bayesws.training.objectives import Constrained
 SETTINGS = {"epochs": 8, "burn_in": 0.2, "every": 2, "progress": False, "batch_size": 40}
 CASES = {
     "evidence, fixed stack": ({"stack": "fixed"}, {"objective": "evidence"}),
+    "evidence, first step when the weights have settled": ({}, {"burn_in": None, "every": 1}),
     "evidence, soft stack": ({"stack": "product", "group": None}, {"start": "random", "epochs": 4}),
     "task": ({}, {"objective": "task", "weight_decays": (0.0, 1e-3)}),
     "constrained": ({}, {"objective": Constrained(slacks=(1.0, 0.1), weight_decays=(1e-3,))}),
     "one sampled column": ({}, {"objective": "evidence", "curvature": bws.Curvature("kron", samples=1)}),
 }
-
-
-class Stop(Exception):
-    """What ends a fit in these tests, as Ctrl-C would."""
 
 
 @pytest.fixture(scope="module")
@@ -36,23 +34,10 @@ def network(**settings):
 def test_stopped_fit_goes_on_to_the_last_bit(case, stops, data, tmp_path, monkeypatch):
     net, settings = network(**CASES[case][0]), SETTINGS | CASES[case][1]
     whole = bws.fit(net, data, seed=1, **settings)
-    monkeypatch.setattr("bayesws.training.checkpoint.SECONDS", 0.0)
-    after = Checkpoint.after_epoch
     for stop in stops:
-        left = [stop]
-
-        def stopping(self, run, what, epochs, left=left):
-            self.seconds = 0.0
-            after(self, run, what, epochs)
-            left[0] -= 1
-            if not left[0]:
-                raise Stop
-
-        monkeypatch.setattr(Checkpoint, "after_epoch", stopping)
-        with pytest.raises(Stop):
+        with stopped_after(stop), pytest.raises(Stop):
             bws.fit(net, data, seed=1, checkpoint=tmp_path / "left", **settings)
         torch.manual_seed(stop)  # what else is drawn must not matter
-    monkeypatch.setattr(Checkpoint, "after_epoch", after)
     again = bws.fit(net, data, seed=1, checkpoint=tmp_path / "left", **settings)
     assert again.log_evidence == whole.log_evidence and again.history == whole.history
     assert again.recipe == whole.recipe

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from sealed import rewritten
+from stopping import Stop, stopped_after
 from torch import nn
 
 import bayesws as bws
@@ -200,10 +201,6 @@ def test_a_start_of_soft_stacks_is_the_same_however_many_there_are_and_frozen_on
     assert torch.equal(begun.setting.net.lift.stack.logits[0], frozen.lift.stack.logits[0])
 
 
-class Stop(Exception):
-    """What ends a fit in these tests, as Ctrl-C would."""
-
-
 CASES = {
     "evidence": {},
     "evidence, several": {"starts": 4},
@@ -217,20 +214,10 @@ def test_a_stopped_fit_goes_on_to_the_last_bit(data, case, stops, tmp_path, monk
     settings = {"seed": 1, "starts": 3} | SETTINGS | CASES[case]
     torch.manual_seed(11)
     whole = bws.fit(network(0.3), data, **settings)
-    after, folder, stopped = Checkpoint.after_epoch, tmp_path / "left", 0
+    folder, stopped = tmp_path / "left", 0
     for stop in stops:
-        left = [stop]
-
-        def stopping(self, run, what, epochs, left=left):
-            self.seconds = 0.0
-            after(self, run, what, epochs)
-            left[0] -= 1
-            if not left[0]:
-                raise Stop
-
         torch.manual_seed(11)  # what the first start draws by
-        with monkeypatch.context() as patch:
-            patch.setattr(Checkpoint, "after_epoch", stopping)
+        with stopped_after(stop):
             try:
                 bws.fit(network(0.3), data, checkpoint=folder, **settings)
             except Stop:
