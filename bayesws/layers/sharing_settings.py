@@ -38,9 +38,10 @@ class Sharing:
         pathways: "shared" for the canonical weights w, "free" for each copy's own v_g, or both.
         constraint: what a soft stack's matrices (of a product, its factors) keep to: "doubly" (stochastic), or, as
             ablations, only "rows" that sum to one, or "none".
-        contains: whether biases, and the head of a network that offers it (`WSCNN`), have these pathways, too, and not
-            one number for all copies. With free pathways alone the network is then the plain one of as many channels,
-            with shared ones alone the group network. None: in `WSCNN` and `share` they do, in a layer by itself not.
+        contains: whether biases, and the head of a network that offers it, have these pathways, too, and not one number
+            for all copies. With free pathways alone the network is then the plain one of as many channels, with shared
+            ones alone the group network. None: in `WSCNN`, a `WSResNet` without normalisation and `share` they do, in a
+            layer by itself not.
 
     Raises:
         ValueError: an unknown stack, pathway or constraint, G below one; what does not go together, such as a known

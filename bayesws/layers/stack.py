@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bayesws.layers.sharing_settings import GROUP_OF_SIZE, GroupChoice, Sharing
+from bayesws.layers.sharing_settings import GROUP_OF_SIZE, Sharing
 from bayesws.sharing.candidates import split_product
 from bayesws.sharing.doubly_stochastic import DoublyStochastic, dense_stack, power_stack, product_stack, sinkhorn
 from bayesws.sharing.groups import Group, known_group
@@ -50,7 +50,7 @@ class RepresentationStack(nn.Module):
         new: dict[str, Any] = {"device": device, "dtype": dtype or torch.get_default_dtype()}
         self.logits = nn.ParameterList()
         if not self.is_soft:
-            known = _resolve(sharing.group, sharing.group_size, self.support)
+            known = group_of(sharing, self.support)
             matrices = (known.on_features() if on_features else known).matrices(**new)
             self.register_buffer("matrices", matrices)
             return
@@ -147,7 +147,13 @@ class RepresentationStack(nn.Module):
         return f"{self.kind}, group_size={self.group_size}{constraint}"
 
 
-def _resolve(group: GroupChoice, group_size: int, support: tuple[int, ...]) -> Group:
+def group_of(sharing: Sharing, support: tuple[int, ...]) -> Group:
+    """The known group of a fixed stack on a kernel's support.
+
+    Raises:
+        ValueError: an unknown group, several, or one that does not fit G or the support.
+    """
+    group, group_size = sharing.group, sharing.group_size
     group = GROUP_OF_SIZE[group_size] if group is None else group
     if not isinstance(group, str | Group):
         raise ValueError(f"group={group!r}: expected one for a single layer; WSCNN takes one for every layer")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bayesws.layers.group_head import GroupHead
 from bayesws.layers.sizes import check_sizes
 from bayesws.models.pooling import halved
 
@@ -24,9 +25,9 @@ class ResidualBlock(nn.Module):
 
     Args:
         channels: of x, and of y.
-        convolution: makes one from its channels in and out.
+        convolution, shortcut: make f's convolutions and S from their channels in and out. Where S is a `nn.Linear` it
+            acts on axis 1.
         instance_norm, norm: make a normalisation from its channels.
-        new: device and dtype.
 
     Shapes: x (batch, channels in, ..., H, W) to y (batch, channels out, ..., H // 2, W // 2).
     """
@@ -35,21 +36,22 @@ class ResidualBlock(nn.Module):
         self,
         channels: tuple[int, int],
         convolution: Convolution,
+        shortcut: Convolution,
         instance_norm: Normalisation,
         norm: Normalisation,
-        new: dict[str, Any],
     ) -> None:
         super().__init__()
         first, last = channels
         self.first, self.second = convolution(first, last), convolution(last, last)
         self.instance_norm, self.norm = instance_norm(last), norm(last)
-        self.shortcut = nn.Identity() if first == last else nn.Linear(first, last, bias=False, **new)
+        self.shortcut = nn.Identity() if first == last else shortcut(first, last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
         y = F.relu(self.instance_norm(self.first(x)))
         y = F.relu(self.instance_norm(self.second(y)))
-        shortcut = self.shortcut(x.movedim(1, -1)).movedim(-1, 1)
+        by_channel = isinstance(self.shortcut, nn.Linear)
+        shortcut = self.shortcut(x.movedim(1, -1)).movedim(-1, 1) if by_channel else self.shortcut(x)
         return F.relu(halved(self.norm(y + shortcut)))
 
 
@@ -64,6 +66,10 @@ class ResidualNet(nn.Module):
         dims: of the features: 2, or 3 with a group's axis.
         settings: the arguments that the network can be rebuilt from.
         new: device and dtype.
+        shortcut: makes a block's linear map of channels, from their numbers in and out; None is one `nn.Linear`, the
+            same for all elements of a group.
+        hidden_layer: makes the head's first layer, from channels in and features out; None is `nn.Linear`, on the mean
+            over everything but channels. A `GroupHead` is on the mean over positions.
 
     Raises:
         ValueError: sizes below one, fewer than two classes, an unknown normalisation, no block; images that are too
@@ -71,7 +77,14 @@ class ResidualNet(nn.Module):
     """
 
     def __init__(
-        self, stem: Convolution, convolution: Convolution, dims: int, settings: dict[str, Any], new: dict[str, Any]
+        self,
+        stem: Convolution,
+        convolution: Convolution,
+        dims: int,
+        settings: dict[str, Any],
+        new: dict[str, Any],
+        shortcut: Convolution | None = None,
+        hidden_layer: Convolution | None = None,
     ) -> None:
         super().__init__()
         hidden, features, normalised = settings["hidden_channels"], settings["head_features"], settings["norm"]
@@ -100,13 +113,15 @@ class ResidualNet(nn.Module):
 
         instance_norm = norm(nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d)
         batch_norm = norm(nn.BatchNorm2d if dims == 2 else nn.BatchNorm3d, **new)
+        shortcut = shortcut or partial(nn.Linear, bias=False, **new)
+        hidden_layer = hidden_layer or partial(nn.Linear, **new)
         channels = [hidden, *(width * hidden for width in settings["widths"])]
         self.stem, self.norm = stem(settings["in_channels"], hidden, **options), batch_norm(hidden)
         self.blocks = nn.Sequential(
-            *(ResidualBlock(pair, between, instance_norm, batch_norm, new) for pair in pairwise(channels))
+            *(ResidualBlock(pair, between, shortcut, instance_norm, batch_norm) for pair in pairwise(channels))
         )
         self.head = nn.Sequential(
-            nn.Linear(channels[-1], features, bias=normalised is None, **new),
+            hidden_layer(channels[-1], features, bias=normalised is None),
             norm(nn.BatchNorm1d, **new)(features),
             nn.ReLU(),
             nn.Dropout(settings["dropout"]),
@@ -122,7 +137,8 @@ class ResidualNet(nn.Module):
                 f"{len(self.blocks)} blocks halves them; use larger images or fewer blocks"
             )
         features = self.blocks(F.relu(self.norm(self.stem(x))))
-        return self.head(features.mean(tuple(range(2, features.ndim))))
+        sees_group = isinstance(self.head[0], GroupHead)
+        return self.head(features.mean((-2, -1) if sees_group else tuple(range(2, features.ndim))))
 
 
 class ResNet(ResidualNet):

@@ -1,13 +1,42 @@
 """WSResNet: a small residual network of weight-sharing layers, invariant where it shares fully."""
 
+from dataclasses import replace
 from functools import partial
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from bayesws.layers.conv import WSConv2d, WSLiftConv2d
+from bayesws.layers.group_head import GroupHead
 from bayesws.layers.sharing_settings import Sharing, StackKeywords
+from bayesws.layers.stack import group_of
 from bayesws.models.resnet import ResidualNet
+
+
+class OfChannels(nn.Module):
+    """y[o, g] = Σ_{c, h} W_g[o, c, h] x[c, h] at every position: a group convolution of one position.
+
+    One position knows no turns: the group is its action on its own axis, which the layer within sees as an image.
+
+    Args:
+        in_channels, out_channels, device, dtype: as for `WSConv2d`.
+        kernel_size: of the convolutions beside it, in which a group's name is understood.
+        sharing: of the convolutions beside it.
+
+    Shapes: x (batch, in_channels, G, H, W) to y (batch, out_channels, G, H, W).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, sharing: Sharing, **new: Any) -> None:
+        super().__init__()
+        if sharing.stack == "fixed":
+            sharing = replace(sharing, group=group_of(sharing, (kernel_size, kernel_size)).on_group_axis())
+        self.map = WSLiftConv2d(in_channels, out_channels, (sharing.group_size, 1), bias=False, sharing=sharing, **new)
+
+    def forward(self, x: Float[Tensor, "batch in group height width"]) -> Float[Tensor, "batch out group height width"]:
+        """Apply the map."""
+        return self.map(x.flatten(3)).squeeze(3).unflatten(3, x.shape[3:])
 
 
 class WSResNet(ResidualNet):
@@ -19,6 +48,10 @@ class WSResNet(ResidualNet):
     pooling that halves the image, and ReLU. The head is linear, batch normalisation, ReLU, dropout, linear.
     Convolutions are padded to keep the size. With full sharing over a known group and an odd kernel the whole network
     is invariant to it, on images of any size, in eval mode.
+
+    Without normalisation, and unless contains=False (see `Sharing`), biases, the blocks' linear maps and the head's
+    first layer are pathways, too, as in `WSCNN`; the linear maps are then group convolutions of one position. Free
+    alone it is the plain network of hidden_channels · G channels (`ResNet`), shared alone the group network.
 
     The defaults are the sizes of the network for CIFAR-10 of arXiv 2412.04594. With stack="dense" and
     pathways=("shared",) it is that network: 468 195 stack parameters and 1 632 106 others, and beside them the residual
@@ -77,5 +110,14 @@ class WSResNet(ResidualNet):
             "norm": norm,
             "padding_mode": padding_mode,
         }
+        new: dict[str, Any] = {"device": device, "dtype": dtype}
+        if norm is None:
+            sharing = sharing.as_network
         lift, between = partial(WSLiftConv2d, sharing=sharing), partial(WSConv2d, sharing=sharing)
-        super().__init__(lift, between, 3, settings, {"device": device, "dtype": dtype})
+        if not sharing.contains:
+            super().__init__(lift, between, 3, settings, new)
+            return
+        shortcut = partial(OfChannels, kernel_size=kernel_size, sharing=sharing, **new)
+        elements, pathways = sharing.group_size, sharing.pathways
+        hidden_layer = partial(GroupHead, group_size=elements, pathways=pathways, **new) if "free" in pathways else None
+        super().__init__(lift, between, 3, settings, new, shortcut, hidden_layer)

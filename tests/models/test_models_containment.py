@@ -4,7 +4,7 @@ import torch
 
 import bayesws as bws
 from bayesws.layers import WeightSharing, layers_of
-from bayesws.models import CNN, WSCNN
+from bayesws.models import CNN, WSCNN, ResNet, WSResNet
 
 SIZES = {"in_channels": 2, "num_classes": 3, "layers": 3, "padding": 1, "dtype": torch.float64}
 CONTAINING = {"contains": True}
@@ -78,3 +78,61 @@ def test_all_its_pathways_are_nested_and_its_evidence_is_a_number():
         if isinstance(module, WeightSharing):
             assert {f"{layer}.{p}" for p in ("shared", "free", "bias", "offset")} <= names
     assert float(found) < float(found.data_fit) and float(exact) < float(exact.data_fit)
+
+
+RESIDUAL = {"in_channels": 2, "num_classes": 3, "kernel_size": 3, "head_features": 5, "dropout": 0.0, "norm": None}
+RESIDUAL |= {"dtype": torch.float64}
+KINDS = (("shared", "bias"), ("free", "offset"))  # what shares, and what does not
+
+
+def residual(seed=0, **settings):
+    torch.manual_seed(seed)
+    net = WSResNet(hidden_channels=2, **RESIDUAL, **settings)
+    with torch.no_grad():
+        for _, parameter in named_weights(net):
+            parameter.normal_(std=0.4)
+    return net
+
+
+def named_weights(net):
+    return [(name, p) for name, p in net.named_parameters() if "log_precisions" not in name]
+
+
+@torch.no_grad()
+def close(net, names):
+    for name, parameter in named_weights(net):
+        if name.rpartition(".")[-1] in names and (name != "head.0.bias"):
+            parameter.zero_()
+
+
+@torch.no_grad()
+def test_free_alone_the_residual_network_is_the_plain_one():
+    net, x = residual(), torch.randn(5, 2, 9, 8, dtype=torch.float64)
+    plain = ResNet(hidden_channels=8, **RESIDUAL)
+    close(net, KINDS[0])
+    mine = dict(named_weights(net))
+    for name, twin in plain.named_parameters():
+        layer, _, kind = name.replace("shortcut", "shortcut.map").rpartition(".")
+        found = mine.get(f"{layer}.{'free' if kind == 'weight' else 'offset'}", mine.get(name))
+        found.copy_(twin.reshape(found.shape))
+    torch.testing.assert_close(net(x), plain(x), rtol=1e-10, atol=1e-12)
+
+
+@torch.no_grad()
+def test_shared_alone_the_residual_network_is_the_group_network():
+    net, group, x = residual(), residual(1, pathways=("shared",)), torch.randn(5, 2, 9, 9, dtype=torch.float64)
+    close(net, KINDS[1])
+    mine = dict(named_weights(net))
+    for name, twin in group.named_parameters():
+        if "log_precisions" not in name:
+            mine[name.replace("head.0.weight", "head.0.shared")].copy_(twin)
+    torch.testing.assert_close(net(x), group(x), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(net(x.rot90(1, (-2, -1))), net(x), rtol=1e-10, atol=1e-12)
+
+
+def test_linear_maps_and_head_of_the_residual_network_are_rows():
+    rows = {name for name, layer in layers_of(residual()).items() if len(layer.sharing_pathways()) > 1}
+    assert {"stem", "blocks.1.first", "blocks.1.shortcut.map", "head.0"} <= rows
+    free = residual(pathways=("free",))
+    plain = ResNet(hidden_channels=8, **RESIDUAL)
+    assert sum(p.numel() for _, p in named_weights(free)) == sum(p.numel() for p in plain.parameters())

@@ -55,7 +55,7 @@ def test_is_resnet_without_a_group(norm):
     }
     sharing = moved_from_start(WSResNet(**same, group_size=1, pathways=("shared",), **D))
     plain = ResNet(**same, **D).eval()
-    state = sharing.state_dict()
+    state = {name.replace("shortcut.map", "shortcut"): value for name, value in sharing.state_dict().items()}
     plain.load_state_dict(
         {
             name: state[name if name in state else name.replace("weight", "shared")].reshape(value.shape)
