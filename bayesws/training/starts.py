@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bayesws.evidence.batches import digest_of
+from bayesws.evidence.nesting import nested
 from bayesws.layers.contract import named_pathways, structure
 from bayesws.layers.start import StackStart, has_soft_stack, stack_starts, start_at_moments, start_at_random
 from bayesws.training.objectives.objective import Setting
@@ -42,15 +43,21 @@ class Starts:
     and noise stay as given. Soft stacks that are trained take turns: as `schedule.start` says, then one after the other
     what `layers.start.stack_starts` names: the groups that the moments propose, and the known ones.
 
+    The log evidence has an optimum of its own where pathways stay closed, and training that starts between the two ends
+    of a layer may miss it. So where a shared pathway lies within a free one, every other start begins wholly shared:
+    the free ones open where the data pay for it. The rest start as the objective says.
+
     Args:
         setting: of the fit; start 0 is its network, changed in place.
+        share: whether the objective heeds `Setting.shared`.
 
     Raises:
         ValueError: a trained weight that no reset_parameters reaches, where there is more than one start.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, share: bool = False) -> None:
         self.setting = setting
+        self._shares = share and bool(nested(dict(named_pathways(setting.net))))
         self._stacks: list[StackStart] | None = None
         if len(self) > 1:
             self._given = copy.deepcopy((setting.net, setting.likelihood))
@@ -67,10 +74,13 @@ class Starts:
             return self._with_stacks(0, "as given", setting, None, seed)
         net, likelihood = copy.deepcopy(self._given)
         turns = [None, *self._stack_starts()]
-        setting, turn = replace(setting, net=net, likelihood=likelihood), turns[number % len(turns)]
+        around, place = divmod(number, len(turns))
+        shared = self._shares and (around + place) % 2 == 1  # so that every turn has both, one after the other
+        setting = replace(setting, net=net, likelihood=likelihood, shared=shared)
+        what = f"weights drawn anew{', wholly shared' if shared else ''}"
         with self.own_draws(number), _frozen_as_given(net):
             redraw(net)
-            return self._with_stacks(number, "weights drawn anew", setting, turn, _seed_of(seed, number))
+            return self._with_stacks(number, what, setting, turns[place], _seed_of(seed, number))
 
     @contextmanager
     def own_draws(self, number: int) -> Iterator[None]:

@@ -17,7 +17,7 @@ from bayesws.evidence.likelihood import likelihood_named
 from bayesws.layers.start import stack_starts
 from bayesws.sharing.groups import known_groups
 from bayesws.training.checkpoint import Checkpoint
-from bayesws.training.objectives import Setting
+from bayesws.training.objectives import ByEvidence, Setting
 from bayesws.training.outcome import final_curvature, judging_curvature
 from bayesws.training.settled import epochs_to_settle, steps_to_settle
 from bayesws.training.starts import Starts, redraw
@@ -179,6 +179,44 @@ def test_soft_stacks_take_turns_at_what_the_moments_propose_and_the_known_groups
         net.lift.stack.start_at(start.at["lift"])
         assert torch.equal(net.lift.representations().argmax(-1), start.at["lift"])
     assert stack_starts(bws.models.WSCNN(), turned[0]) == []
+
+
+def test_every_other_start_of_the_evidence_is_wholly_shared_where_something_lies_within_another(turned, data):
+    torch.manual_seed(3)
+    starts = Starts(setting(bws.models.WSCNN(hidden_channels=2), turned, 4), share=True)
+    begun = [starts.begun(number) for number in range(4)]
+    assert [b.setting.shared for b in begun] == [False, True, False, True]
+    assert [b.what.endswith(", wholly shared") for b in begun] == [False, True, False, True]
+    shared, x = begun[1].setting, turned[0][:20]
+    with torch.no_grad():
+        before = shared.net(x)
+        work = ByEvidence().begin(shared)
+        assert (before - before.mean(0)).abs().max() > 1e-3  # it says something of its images
+        torch.testing.assert_close(shared.net(x.rot90(1, (-2, -1))), shared.net(x))  # invariant, where it was not
+        assert (before - shared.net(x)).abs().max() > 1e-3
+    for layer in ("lift", "group_convs.0", "head"):
+        assert float(work.log_precisions[f"{layer}.free"] - work.log_precisions[f"{layer}.shared"]) == 12.0
+    assert not Starts(setting(network(), data, 2), share=True).begun(1).setting.shared
+
+
+def test_a_rival_that_does_not_heed_it_starts_no_other_way(turned):
+    few, settings = (turned[0][:40], turned[1][:40]), SETTINGS | {"starts": 2, "epochs": 2, "batch_size": 40}
+    for more, told in (
+        ({"objective": "task", "weight_decays": (0.0,)}, ""),
+        ({"curvature": "kron"}, ", wholly shared"),
+    ):
+        fit = bws.fit(bws.models.WSCNN(hidden_channels=2), few, **settings, **more)
+        assert [start.what for start in fit.starts] == ["as given", f"weights drawn anew{told}"]
+
+
+def test_soft_stacks_take_turns_both_ways(turned):
+    starts = Starts(setting(soft(), turned, 9), share=True)
+    turns = len(starts._stack_starts()) + 1
+    found = {}
+    for number in range(2 * turns):
+        begun = starts.begun(number)
+        found.setdefault(number % turns, []).append(begun.setting.shared)
+    assert all(sorted(both) == [False, True] for both in found.values())
 
 
 @pytest.mark.parametrize("start", [None, "moments", "random"])
