@@ -68,8 +68,9 @@ def fit(
     the last bit on one thread (torch.set_num_threads(1)).
 
     starts=k trains k starts: the network as given, and others with weights (and soft stacks) of their own, by the
-    evidence every other one wholly shared. The highest exact evidence is kept; under the task loss and its relatives it
-    is the smallest held-out loss. All are told in `FitResult.starts`; see `training.starts` and `training.best_start`.
+    evidence one of them wholly shared, and more of them if that was better. The highest exact evidence is kept; under
+    the task loss and its relatives it is the smallest held-out loss. All are told in `FitResult.starts`; see
+    `training.starts` and `training.best_start`.
 
     Args:
         net: the network at its initial weights; it is left as it is.

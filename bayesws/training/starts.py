@@ -44,8 +44,8 @@ class Starts:
     what `layers.start.stack_starts` names: the groups that the moments propose, and the known ones.
 
     The log evidence has an optimum of its own where pathways stay closed, and training that starts between the two ends
-    of a layer may miss it. So where a shared pathway lies within a free one, every other start begins wholly shared:
-    the free ones open where the data pay for it. The rest start as the objective says.
+    of a layer may miss it. So where a shared pathway lies within a free one, a start may begin wholly shared: the free
+    ones open where the data pay for it. The others begin as the objective says.
 
     Args:
         setting: of the fit; start 0 is its network, changed in place.
@@ -57,7 +57,7 @@ class Starts:
 
     def __init__(self, setting: Setting, share: bool = False) -> None:
         self.setting = setting
-        self._shares = share and bool(nested(dict(named_pathways(setting.net))))
+        self.can_share = share and bool(nested(dict(named_pathways(setting.net))))
         self._stacks: list[StackStart] | None = None
         if len(self) > 1:
             self._given = copy.deepcopy((setting.net, setting.likelihood))
@@ -67,20 +67,23 @@ class Starts:
     def __len__(self) -> int:
         return self.setting.schedule.starts
 
-    def begun(self, number: int) -> Begun:
-        """A start; of number 0 only once, as it is changed in place."""
+    def begun(self, number: int, shared: bool = False) -> Begun:
+        """A start; of number 0 only once, as it is changed in place.
+
+        Args:
+            number: of the start.
+            shared: whether it begins wholly shared, if it can.
+        """
         setting, seed = self.setting, self.setting.seed
         if number == 0:
             return self._with_stacks(0, "as given", setting, None, seed)
         net, likelihood = copy.deepcopy(self._given)
-        turns = [None, *self._stack_starts()]
-        around, place = divmod(number, len(turns))
-        shared = self._shares and (around + place) % 2 == 1  # so that every turn has both, one after the other
+        turns, shared = [None, *self._stack_starts()], shared and self.can_share
         setting = replace(setting, net=net, likelihood=likelihood, shared=shared)
         what = f"weights drawn anew{', wholly shared' if shared else ''}"
         with self.own_draws(number), _frozen_as_given(net):
             redraw(net)
-            return self._with_stacks(number, what, setting, turns[place], _seed_of(seed, number))
+            return self._with_stacks(number, what, setting, turns[number % len(turns)], _seed_of(seed, number))
 
     @contextmanager
     def own_draws(self, number: int) -> Iterator[None]:
