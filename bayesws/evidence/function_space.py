@@ -65,9 +65,9 @@ class FunctionSpace:
 
     def effective(self, log_precisions: LogPrecisions) -> dict[str, Tensor]:
         """δ_p⁻¹ tr(B⁻¹ K_p)."""
-        inverse = torch.cholesky_inverse(self._factor(log_precisions))
+        inverse = torch.cholesky_inverse(self._factor(log_precisions)).flatten()
         return {
-            name: (-log_precisions[name]).exp() * (inverse * gram).sum().to(log_precisions[name])
+            name: (-log_precisions[name]).exp() * torch.dot(inverse, gram.flatten()).to(log_precisions[name])
             for name, gram in self.grams.items()
         }
 

@@ -11,6 +11,7 @@ from bayesws.evidence.nesting import Nested, log_lambdas, log_outside, nested, o
 from bayesws.layers.contract import Pathway, named_pathways
 
 LOG_BOUNDS = (-8.0, 16.0)  # of log δ: e¹⁶ switches a pathway off, in float32 as well
+STILL = 1e-6  # of log δ: a step that moves none further is the last, as float32 knows no smaller ones
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -37,7 +38,7 @@ def update_precisions(
         net: the network, for ‖θ‖² at its present weights.
         hessian: from `laplace_pass`; its eigenvalues are reused in every step.
         log_precisions: by pathway; pathways that share one tensor share one precision.
-        steps: number of fixed-point steps.
+        steps: number of fixed-point steps; fewer where nothing moves any more.
         damping: in (0, 1].
         largest_step: of log δ, of nested pathways of log λ, in one step.
         hold_split: whether the weights stay as they are: the split of a sum, too, where another loss has decided it.
@@ -51,7 +52,10 @@ def update_precisions(
             rebalance(pathways, log_precisions)
         found = hessian.effective(log_precisions)
         effective = {name: found.get(name, zero) for name in pathways}
+        before = {name: t.clone() for name, t in log_precisions.items()}
         _step(effective, _weights(pathways, log_precisions), log_precisions, within, damping, largest_step)
+        if max((float((t - before[name]).abs()) for name, t in log_precisions.items()), default=0.0) <= STILL:
+            break
     if within:
         rebalance(pathways, log_precisions)
 

@@ -43,11 +43,26 @@ def test_from_the_gradient_it_is_mackays_step(damping):
     assert len({round(float(t), 3) for t in stepped.values()}) > 1
 
 
+def test_steps_end_where_nothing_moves_any_more(monkeypatch):
+    net, data, prior = problem("fixed")
+    with torch.no_grad():
+        done = laplace_pass(net, Batches(data), bws.Categorical(), bws.Curvature("full"))
+    whole, counted = {name: tensor.clone() for name, tensor in prior.items()}, []
+    count_of = type(done.hessian).effective
+    monkeypatch.setattr(type(done.hessian), "effective", lambda *given: (counted.append(0), count_of(*given))[1])
+    update_precisions(net, done.hessian, prior, steps=400, hold_split=True)
+    assert 5 < len(counted) < 100
+    monkeypatch.setattr("bayesws.evidence.precision.STILL", -1.0)
+    update_precisions(net, done.hessian, whole, steps=400, hold_split=True)
+    for name in prior:
+        torch.testing.assert_close(prior[name], whole[name], rtol=0, atol=1e-5)  # the rest of a geometric sequence
+
+
 def test_it_climbs_to_where_the_gradient_of_a_soft_stack_vanishes():
     """The weights' sum held: these precisions also shape the kernel, which MacKay's own step would not see."""
     net, data, prior = problem("dense")
     first = None
-    for _ in range(200):
+    for _ in range(80):
         tensors, gradients = gradients_of(net, data, prior)
         first = gradients if first is None else first
         ascend_precisions(net, prior, tensors, gradients)
