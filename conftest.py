@@ -1,5 +1,9 @@
 """For tests and doctests alike: one thread, one seed, and runtime checks of shapes as the mathematics declares them."""
 
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too; before torch is imported
+
 import jaxtyping
 import pytest
 import torch

@@ -11,7 +11,7 @@ from bayesws.evidence.objective import assemble, laplace_pass
 from bayesws.evidence.sampling import sampled_batches
 from bayesws.layers.contract import starting_log_precisions
 
-N, SEEDS = 8, 250
+N, SEEDS = 8, 120
 
 
 def problem():
@@ -34,7 +34,7 @@ def evidences(net, x, y, curvatures):
 
 @pytest.mark.parametrize("kind, samples", [("full", 1), ("kron", 1), ("kron", 3), ("diag", 1)])
 def test_sampled_sums_are_unbiased(kind, samples):
-    """The mean over 250 seeds within 4.5 standard errors of the exact sums, in each of some hundred entries."""
+    """The mean over 120 seeds within 4.5 standard errors of the exact sums, in each of some hundred entries."""
     net, x, y = problem()
     exact = sums(net, x, y, Curvature(kind))
     drawn = torch.stack([sums(net, x, y, Curvature(kind, samples=samples, seed=s)) for s in range(SEEDS)])
@@ -75,13 +75,13 @@ def test_sampled_evidence_overestimates_and_converges(kind):
     assert gaps[0] > gaps[1] > -4 * error
 
 
-@pytest.mark.parametrize("kind", ["full", "layer", "pathway", "diag"])
-def test_subsets_of_exact_blocks_are_lower_bounds_in_expectation(kind):
+@pytest.mark.parametrize("kind, draws", [("full", 200), ("layer", 60), ("pathway", 60), ("diag", 60)])
+def test_subsets_of_exact_blocks_are_lower_bounds_in_expectation(kind, draws):
     """N/m (data fit - Occam of the subset) over all halves: at most the evidence with all the data."""
     net, x, y = problem()
     exact = float(log_evidence(net, (x, y), curvature=kind))
-    drawn = evidences(net, x, y, [Curvature(kind, subset=0.5, seed=s) for s in range(200)])
-    assert float(drawn.mean()) + 3 * float(drawn.std()) / 200**0.5 < exact
+    drawn = evidences(net, x, y, [Curvature(kind, subset=0.5, seed=s) for s in range(draws)])
+    assert float(drawn.mean()) + 3 * float(drawn.std()) / draws**0.5 < exact
 
 
 def test_subset_of_all_is_all():
