@@ -31,7 +31,6 @@ from bayesws.trials.group_networks import LIKELIHOOD, WIDTH, GroupStart, group_n
 from bayesws.trials.ranking import Ranking
 from bayesws.trials.select import comparable_curvature, ranking_of
 from bayesws.trials.select_layers import Groups, network_name, search_layers, throughout
-from bayesws.trials.spec import ONE_SAMPLE
 from bayesws.trials.starts import Start
 from bayesws.trials.store import told_when_stopped
 
@@ -162,7 +161,7 @@ def _ranked(options: argparse.Namespace, networks: Mapping[str, Groups], evidenc
             records = engine.run(specs, options.out, processes, ("sharing", "log_evidence"), advance)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(_told(specs, options.out)) from stop
-    return ranking_of([Start.from_record(record) for record in records], LIKELIHOOD, ONE_SAMPLE, evidence_curvature)
+    return ranking_of([Start.from_record(record) for record in records], LIKELIHOOD, None, evidence_curvature)
 
 
 def _told(specs: Sequence[GroupStart], folder: Path) -> str:

@@ -16,7 +16,6 @@ from bayesws.io.provenance import versions
 from bayesws.models import WSCNN
 from bayesws.sharing.groups import Group, known_group
 from bayesws.trials.comparable import MEANING
-from bayesws.trials.spec import ONE_SAMPLE
 from bayesws.trials.starts import started
 from bayesws.trials.store import as_file_name
 
@@ -38,7 +37,7 @@ class GroupStart:
         width: feature maps of every layer.
         fit: further arguments of `fit`.
         evidence_curvature: of the evidence that ranks.
-        curvature: of the steps.
+        curvature: of the steps; None is what `fit` takes by default.
         device: where to train.
         checkpoints: the folder with the fits' checkpoints; None keeps none.
     """
@@ -51,7 +50,7 @@ class GroupStart:
     width: int
     fit: dict[str, Any]
     evidence_curvature: Curvature
-    curvature: Curvature = ONE_SAMPLE
+    curvature: Curvature | None = None
     device: str = "cpu"
     checkpoints: str | None = field(default=None)
 

@@ -16,7 +16,6 @@ from bayesws.io.only_writer import only_writer
 from bayesws.layers.contract import layers_of
 from bayesws.training.result import FitResult
 from bayesws.trials.ranking import Ranking
-from bayesws.trials.spec import ONE_SAMPLE
 from bayesws.trials.starts import Start, best_of, made, started
 from bayesws.trials.store import as_file_name
 
@@ -31,7 +30,7 @@ def select(
     seeds: int = 1,
     *,
     test: Any = None,
-    curvature: str | Curvature = ONE_SAMPLE,
+    curvature: str | Curvature | None = None,
     evidence_curvature: str | Curvature | None = None,
     checkpoints: str | Path | None = None,
     **settings: Any,
@@ -55,7 +54,7 @@ def select(
         seeds: starts for each network, 0 to seeds - 1; with starts=k among the settings each is the best of k.
         test: held-out data, as `data`, for a column beside the evidence and for `Ranking.disagreement`; it chooses
             nothing.
-        curvature: of the steps on the hyperparameters, as for `fit`.
+        curvature: of the steps on the hyperparameters, as for `fit`; None is as exact as each network can afford.
         evidence_curvature: of the evidence that ranks; None chooses as above.
         checkpoints: a folder with one of `fit`'s checkpoints for every network and start: the same call goes on from
             there, to the same numbers.
@@ -73,7 +72,8 @@ def select(
     if reserved := next((name for name in ("objective", "seed") if name in settings), None):
         raise ValueError(f"{reserved}={settings[reserved]!r}: networks train by the evidence from seeds 0, 1, ...")
     test = None if test is None else as_tensors(test)
-    noise_model, steps = likelihood_named(likelihood), curvature_named(curvature)
+    noise_model = likelihood_named(likelihood)
+    steps = None if curvature is None else curvature_named(curvature)
     nets = {name: made(name, network, 0) for name, network in networks.items()}
     asked = comparable_curvature(nets.values()) if evidence_curvature is None else curvature_named(evidence_curvature)
     common: dict[str, Any] = {"keep_posterior": False} | settings
@@ -95,7 +95,7 @@ def select(
 def ranking_of(
     starts: Iterable[Start],
     likelihood: str,
-    curvature: Curvature,
+    curvature: Curvature | None,
     evidence_curvature: Curvature,
     fits: dict[str, FitResult] | None = None,
 ) -> Ranking:
@@ -104,7 +104,7 @@ def ranking_of(
     Args:
         starts: of all networks, as many of each.
         likelihood: its name.
-        curvature: of the steps.
+        curvature: of the steps; None where each network had what `fit` takes by default.
         evidence_curvature: of the evidence that ranks.
         fits: the best start of every network by its name, where they are at hand.
 
@@ -121,7 +121,7 @@ def ranking_of(
         "seeds": len(by_name[last.name]),
         "examples": last.examples,
         "schedule": last.schedule,
-        "curvature": asdict(curvature),
+        "curvature": None if curvature is None else asdict(curvature),
         "evidence_curvature": asdict(evidence_curvature),
         "bound": f"curvature {evidence_curvature.kind!r}, {evidence_curvature.bound}",
     }

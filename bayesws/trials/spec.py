@@ -26,7 +26,6 @@ from bayesws.training.schedule import Schedule
 from bayesws.trials.comparable import MEANING
 from bayesws.trials.records import Trial
 
-ONE_SAMPLE = Curvature("kron", samples=1)
 WEIGHT_DECAYS = 6  # that the task loss chooses from
 TRAININGS = {"evidence": 1, "validated": 13, "constrained": 9}  # of an objective, roughly; 7 of the others
 IDLE_FIELDS = ("device", "fits", "labels")  # no number depends on these

@@ -73,7 +73,7 @@ def started(
     net: nn.Module,
     data: Any,
     likelihood: Likelihood,
-    curvature: Curvature,
+    curvature: Curvature | None,
     evidence_curvature: Curvature,
     *,
     seed: int,
