@@ -45,13 +45,13 @@ class ResidualBlock(nn.Module):
         self.first, self.second = convolution(first, last), convolution(last, last)
         self.instance_norm, self.norm = instance_norm(last), norm(last)
         self.shortcut = nn.Identity() if first == last else shortcut(first, last)
+        self.by_channel = isinstance(self.shortcut, nn.Linear)  # now: another module may stand in its place later
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
         y = F.relu(self.instance_norm(self.first(x)))
         y = F.relu(self.instance_norm(self.second(y)))
-        by_channel = isinstance(self.shortcut, nn.Linear)
-        shortcut = self.shortcut(x.movedim(1, -1)).movedim(-1, 1) if by_channel else self.shortcut(x)
+        shortcut = self.shortcut(x.movedim(1, -1)).movedim(-1, 1) if self.by_channel else self.shortcut(x)
         return F.relu(halved(self.norm(y + shortcut)))
 
 
@@ -127,6 +127,7 @@ class ResidualNet(nn.Module):
             nn.Dropout(settings["dropout"]),
             nn.Linear(features, settings["num_classes"], **new),
         )
+        self.head_sees_group = isinstance(self.head[0], GroupHead)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Class logits."""
@@ -137,8 +138,7 @@ class ResidualNet(nn.Module):
                 f"{len(self.blocks)} blocks halves them; use larger images or fewer blocks"
             )
         features = self.blocks(F.relu(self.norm(self.stem(x))))
-        sees_group = isinstance(self.head[0], GroupHead)
-        return self.head(features.mean((-2, -1) if sees_group else tuple(range(2, features.ndim))))
+        return self.head(features.mean((-2, -1) if self.head_sees_group else tuple(range(2, features.ndim))))
 
 
 class ResNet(ResidualNet):

@@ -136,3 +136,11 @@ def test_linear_maps_and_head_of_the_residual_network_are_rows():
     free = residual(pathways=("free",))
     plain = ResNet(hidden_channels=8, **RESIDUAL)
     assert sum(p.numel() for _, p in named_weights(free)) == sum(p.numel() for p in plain.parameters())
+
+
+@torch.no_grad()
+def test_other_modules_may_stand_in_the_place_of_the_residual_network_s_own():
+    net, x = residual().eval(), torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(bws.harden(net, x[:1])(x), net(x), rtol=1e-10, atol=1e-12)
+    plain = ResNet(hidden_channels=4, **RESIDUAL).eval()  # whose linear maps become sharing layers
+    torch.testing.assert_close(bws.share(plain, group_size=4)(x), plain(x), rtol=1e-10, atol=1e-12)
