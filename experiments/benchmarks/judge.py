@@ -82,8 +82,8 @@ def _gammas(gram: Tensor, pathways: int) -> list[Tensor]:
     b = gram.clone()
     for _ in range(pathways):
         b = torch.addcmul(b, gram.new_ones(()), gram)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(b))
-    return [(inverse * gram).sum() for _ in range(pathways)]
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(b)).flatten()
+    return [torch.dot(inverse, gram.flatten()) for _ in range(pathways)]
 
 
 def _peak(width: int, count: int, name: str) -> float:
