@@ -99,8 +99,7 @@ def best_start(trainer: Trainer, first: Begun, split: Split) -> tuple[Trained, t
     An objective with a share `held_out` of the data, as the task loss has, chooses a start as it chooses its settings,
     and so is as fair a rival with starts as without: every start is trained on the rest, with what was chosen at start
     0, and the one with the smallest held-out negative log likelihood is trained on all data. Under any other every
-    start is trained on all data, and the one with the highest log evidence by `judging_curvature` is kept. Start 1
-    begins wholly shared, where it can, and further ones as the best before them: the evidence says which pays.
+    start is trained on all data, and the one with the highest log evidence by `judging_curvature` is kept.
 
     Args:
         trainer: of this fit.
@@ -123,15 +122,13 @@ def _by_evidence(trainer: Trainer, first: Begun) -> tuple[Trained, list[Start], 
     best, curvature = None, found[0].curvature if found else None
     for number in range(len(found), len(starts)):
         began = time.perf_counter()
-        shared = best_of(found).shared if number > 1 else number == 1
-        begun = first if number == 0 else starts.begun(number, shared)
+        begun = first if number == 0 else starts.begun(number)
         trained = trainer.train(begun)
         if curvature is None:
             curvature = judging_curvature(begun.setting)
         same = curvature == trained.evidence.curvature
         judged = trained.evidence.log_evidence if same else judge(begun.setting, trained.work, curvature)
-        seconds = time.perf_counter() - began
-        found.append(Start(number, begun.what, judged, None, curvature, seconds, shared=begun.setting.shared))
+        found.append(Start(number, begun.what, judged, None, curvature, time.perf_counter() - began))
         if best_of(found).number == number:
             best = trained
         if kept is not None:
@@ -139,7 +136,7 @@ def _by_evidence(trainer: Trainer, first: Begun) -> tuple[Trained, list[Start], 
     if best is None:
         assert kept is not None
         start = best_of(found)
-        best = trainer.restored(kept, start, first if start.number == 0 else starts.begun(start.number, start.shared))
+        best = trainer.restored(kept, start, first if start.number == 0 else starts.begun(start.number))
     assert curvature is not None
     return best, found, [] if curvature.kind == "full" else [NOT_EXACT.format(curvature)]
 

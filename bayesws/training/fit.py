@@ -67,10 +67,9 @@ def fit(
     All objectives share loop, optimiser, schedule, initial weights and the order of the data. Runs are reproducible to
     the last bit on one thread (torch.set_num_threads(1)).
 
-    starts=k trains k starts: the network as given, and others with weights (and soft stacks) of their own, by the
-    evidence one of them wholly shared, and more of them if that was better. The highest exact evidence is kept; under
-    the task loss and its relatives it is the smallest held-out loss. All are told in `FitResult.starts`; see
-    `training.starts` and `training.best_start`.
+    starts=k trains k starts: the network as given, and others with weights (and soft stacks) of their own. The highest
+    exact evidence is kept; under the task loss and its relatives it is the smallest held-out loss. All are told in
+    `FitResult.starts`; see `training.starts` and `training.best_start`.
 
     Args:
         net: the network at its initial weights; it is left as it is.
@@ -122,8 +121,7 @@ def fit(
     if curvature is None:
         setting, chooser, told = _by_default(setting, chooser, few)
     held = asked if keep_posterior else None
-    starts = Starts(setting, share=isinstance(chooser, ByEvidence))
-    fitted = partial(_fitted, starts, chooser, progress, held, told, started)
+    fitted = partial(_fitted, Starts(setting), chooser, progress, held, told, started)
     if folder is None:
         return fitted(None)
     kept = Checkpoint(folder, _digest(setting, chooser, keep_posterior))

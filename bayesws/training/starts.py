@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from bayesws.evidence.batches import digest_of
-from bayesws.evidence.nesting import nested
 from bayesws.layers.contract import named_pathways, structure
 from bayesws.layers.start import StackStart, has_soft_stack, stack_starts, start_at_moments, start_at_random
 from bayesws.training.objectives.objective import Setting
@@ -43,21 +42,15 @@ class Starts:
     and noise stay as given. Soft stacks that are trained take turns: as `schedule.start` says, then one after the other
     what `layers.start.stack_starts` names: the groups that the moments propose, and the known ones.
 
-    The log evidence has an optimum of its own where pathways stay closed, and training that starts between the two ends
-    of a layer may miss it. So where a shared pathway lies within a free one, a start may begin wholly shared: the free
-    ones open where the data pay for it. The others begin as the objective says.
-
     Args:
         setting: of the fit; start 0 is its network, changed in place.
-        share: whether the objective heeds `Setting.shared`.
 
     Raises:
         ValueError: a trained weight that no reset_parameters reaches, where there is more than one start.
     """
 
-    def __init__(self, setting: Setting, share: bool = False) -> None:
+    def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.can_share = share and bool(nested(dict(named_pathways(setting.net))))
         self._stacks: list[StackStart] | None = None
         if len(self) > 1:
             self._given = copy.deepcopy((setting.net, setting.likelihood))
@@ -67,23 +60,17 @@ class Starts:
     def __len__(self) -> int:
         return self.setting.schedule.starts
 
-    def begun(self, number: int, shared: bool = False) -> Begun:
-        """A start; of number 0 only once, as it is changed in place.
-
-        Args:
-            number: of the start.
-            shared: whether it begins wholly shared, if it can.
-        """
+    def begun(self, number: int) -> Begun:
+        """A start; of number 0 only once, as it is changed in place."""
         setting, seed = self.setting, self.setting.seed
         if number == 0:
             return self._with_stacks(0, "as given", setting, None, seed)
         net, likelihood = copy.deepcopy(self._given)
-        turns, shared = [None, *self._stack_starts()], shared and self.can_share
-        setting = replace(setting, net=net, likelihood=likelihood, shared=shared)
-        what = f"weights drawn anew{', wholly shared' if shared else ''}"
+        turns = [None, *self._stack_starts()]
+        setting, turn = replace(setting, net=net, likelihood=likelihood), turns[number % len(turns)]
         with self.own_draws(number), _frozen_as_given(net):
             redraw(net)
-            return self._with_stacks(number, what, setting, turns[number % len(turns)], _seed_of(seed, number))
+            return self._with_stacks(number, "weights drawn anew", setting, turn, _seed_of(seed, number))
 
     @contextmanager
     def own_draws(self, number: int) -> Iterator[None]:

@@ -114,7 +114,6 @@ class Start:
         curvature: of that evidence, one for all starts.
         seconds: wall time of its training and its score; None where an earlier call took it and did not tell.
         kept: whether the fit is this one.
-        shared: whether it began wholly shared.
     """
 
     number: Count
@@ -124,7 +123,6 @@ class Start:
     curvature: Curvature | None
     seconds: Seconds | None
     kept: bool = False
-    shared: bool = False
 
     @property
     def score(self) -> str:

@@ -4,7 +4,6 @@ import copy
 import itertools
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,12 +14,10 @@ from torch import nn
 import bayesws as bws
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.likelihood import likelihood_named
-from bayesws.layers.group_head import GroupHead
 from bayesws.layers.start import stack_starts
 from bayesws.sharing.groups import known_groups
-from bayesws.training.best_start import Trained, Trainer, best_start
 from bayesws.training.checkpoint import Checkpoint
-from bayesws.training.objectives import ByEvidence, Setting
+from bayesws.training.objectives import Setting
 from bayesws.training.outcome import final_curvature, judging_curvature
 from bayesws.training.settled import epochs_to_settle, steps_to_settle
 from bayesws.training.starts import Starts, redraw
@@ -41,13 +38,9 @@ def data():
     return x, (x[:, 0] * x[:, 1] > 0).long()
 
 
-def network(dropout=0.0, head=lambda: nn.Linear(4, 2)):
+def network(dropout=0.0):
     torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Dropout(dropout), head())
-
-
-def sharing_head():
-    return nn.Sequential(nn.Unflatten(1, (2, 2)), GroupHead(2, 2, 2))
+    return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Dropout(dropout), nn.Linear(4, 2))
 
 
 def soft(stack="dense", layers=1):
@@ -188,50 +181,6 @@ def test_soft_stacks_take_turns_at_what_the_moments_propose_and_the_known_groups
     assert stack_starts(bws.models.WSCNN(), turned[0]) == []
 
 
-def test_a_start_may_begin_wholly_shared_where_something_lies_within_another(turned, data):
-    torch.manual_seed(3)
-    starts = Starts(setting(bws.models.WSCNN(hidden_channels=2), turned, 4), share=True)
-    begun = [starts.begun(number, number == 1) for number in range(3)]
-    assert [b.setting.shared for b in begun] == [False, True, False]
-    assert [b.what.endswith(", wholly shared") for b in begun] == [False, True, False]
-    shared, x = begun[1].setting, turned[0][:20]
-    with torch.no_grad():
-        before = shared.net(x)
-        work = ByEvidence().begin(shared)
-        assert (before - before.mean(0)).abs().max() > 1e-3  # it says something of its images
-        torch.testing.assert_close(shared.net(x.rot90(1, (-2, -1))), shared.net(x))  # invariant, where it was not
-        assert (before - shared.net(x)).abs().max() > 1e-3
-    for layer in ("lift", "group_convs.0", "head"):
-        assert float(work.log_precisions[f"{layer}.free"] - work.log_precisions[f"{layer}.shared"]) == 12.0
-    assert not Starts(setting(network(), data, 2), share=True).begun(1, True).setting.shared
-
-
-def test_a_rival_that_does_not_heed_it_starts_no_other_way(turned):
-    few, settings = (turned[0][:40], turned[1][:40]), SETTINGS | {"starts": 2, "epochs": 2, "batch_size": 40}
-    for more, told in (
-        ({"objective": "task", "weight_decays": (0.0,)}, ""),
-        ({"curvature": "kron"}, ", wholly shared"),
-    ):
-        fit = bws.fit(bws.models.WSCNN(hidden_channels=2), few, **settings, **more)
-        assert [start.what for start in fit.starts] == ["as given", f"weights drawn anew{told}"]
-
-
-@pytest.mark.parametrize("better", [True, False])
-def test_further_starts_begin_as_the_best_before_them(turned, better, monkeypatch):
-    """By an evidence that is made up: where being wholly shared is better, and where it is worse."""
-
-    def trained(self, begun):
-        curvature = judging_curvature(begun.setting)
-        found = (10.0 if begun.setting.shared == better else 0.0) + begun.number
-        return Trained(begun, None, None, SimpleNamespace(curvature=curvature, log_evidence=found))
-
-    monkeypatch.setattr(Trainer, "train", trained)
-    starts = Starts(setting(bws.models.WSCNN(hidden_channels=2), turned, 4), share=True)
-    trainer = Trainer(starts, ByEvidence(), None, None, None, None)
-    best, found, _ = best_start(trainer, starts.begun(0), None)
-    assert [s.shared for s in found] == [False, True, better, better] and best.begun.number == 3
-
-
 @pytest.mark.parametrize("start", [None, "moments", "random"])
 def test_starts_of_a_network_with_soft_stacks(turned, start):
     starts = Starts(setting(soft(), turned, 3, start=start))
@@ -255,7 +204,6 @@ def test_a_start_of_soft_stacks_is_the_same_however_many_there_are_and_frozen_on
 CASES = {
     "evidence": {},
     "evidence, several": {"starts": 4},
-    "evidence, one wholly shared": {"head": sharing_head},
     "task": {"objective": "task", "weight_decays": DECAYS},
 }
 
@@ -264,27 +212,26 @@ CASES = {
 @pytest.mark.parametrize("stops", [(8,), (3, 6), (15,), (20,)])  # epochs: the first start has 6, the second 6 more
 def test_a_stopped_fit_goes_on_to_the_last_bit(data, case, stops, tmp_path, monkeypatch):
     settings = {"seed": 1, "starts": 3} | SETTINGS | CASES[case]
-    given = {"head": settings.pop("head")} if "head" in settings else {}
     torch.manual_seed(11)
-    whole = bws.fit(network(0.3, **given), data, **settings)
+    whole = bws.fit(network(0.3), data, **settings)
     folder, stopped = tmp_path / "left", 0
     for stop in stops:
         torch.manual_seed(11)  # what the first start draws by
         with stopped_after(stop):
             try:
-                bws.fit(network(0.3, **given), data, checkpoint=folder, **settings)
+                bws.fit(network(0.3), data, checkpoint=folder, **settings)
             except Stop:
                 stopped += 1
     torch.manual_seed(11)
-    again = bws.fit(network(0.3, **given), data, checkpoint=folder, **settings)
-    assert stopped or stops[0] > 6 * settings["starts"]  # of 6 epochs each: nothing to stop
+    again = bws.fit(network(0.3), data, checkpoint=folder, **settings)
+    assert stopped or (case, stops) == ("evidence", (20,))  # three starts have 18 epochs
     assert same(again.model, whole.model) and again.history == whole.history
     assert again.log_evidence == whole.log_evidence and again.notes == whole.notes
     assert [replace(s, seconds=None) for s in again.starts] == [replace(s, seconds=None) for s in whole.starts]
     assert sorted(p.name for p in folder.iterdir()) == ["finished.json", "fit"]
     with monkeypatch.context() as patch:
         patch.setattr("bayesws.training.loop.Loop.train", None)
-        assert bws.fit(network(0.3, **given), data, checkpoint=folder, **settings).starts == again.starts
+        assert bws.fit(network(0.3), data, checkpoint=folder, **settings).starts == again.starts
 
 
 @pytest.mark.parametrize("killed", ["_write", "unlink"])

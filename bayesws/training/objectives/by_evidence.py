@@ -25,7 +25,6 @@ PRIOR_STEP = 10.0  # a step may be at most this many prior standard deviations p
 FEW_STEPS = 3  # on the hyperparameters: with fewer nothing can be said of their convergence
 SMALL_GAIN = 1e-3  # nats per datum: the next step on the precisions may wait twice as long
 LONGEST_WAIT = 4  # times `every`
-WHOLLY_SHARED = 12.0  # log precision of a free pathway above the shared one's: one tied weight, but for 1e-5 of it
 UNSETTLED = 0.05  # relative change of the log evidence in the last hyperparameter step that is worth a note
 
 
@@ -122,13 +121,10 @@ class EvidenceAtWork:
 
     @torch.no_grad()
     def _start_shared(self) -> None:
-        above = WHOLLY_SHARED if self.setting.shared else self.settings.shared_start
-        if above is None:
+        if self.settings.shared_start is None:
             return
         for inner, (outer, _) in nested(self.pathways).items():
-            self.log_precisions[outer].clamp_(min=self.log_precisions[inner] + above)
-            if self.setting.shared and self.pathways[outer].parameter.requires_grad:
-                self.pathways[outer].parameter.zero_()
+            self.log_precisions[outer].clamp_(min=self.log_precisions[inner] + self.settings.shared_start)
 
     def further_groups(self) -> list[dict[str, Any]]:
         """None: only weights descend on the loss."""

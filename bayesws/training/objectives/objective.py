@@ -35,7 +35,6 @@ class Setting:
         schedule: how long and how fast.
         curvature: of the evidence.
         seed: of the order of the data.
-        shared: whether training starts wholly shared: free pathways, where shared ones lie within them, closed.
     """
 
     net: nn.Module
@@ -44,7 +43,6 @@ class Setting:
     schedule: Schedule
     curvature: Curvature
     seed: int
-    shared: bool = False
 
 
 class HeldOut(Protocol):
