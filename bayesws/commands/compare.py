@@ -94,8 +94,9 @@ def _run(options: argparse.Namespace) -> None:
     specs = _specs(options)
     processes = options.jobs if options.device == "cpu" else 1
     try:
-        with trial_bar(len(specs)) as advance:
-            records = engine.run(specs, options.out, processes, ("sharing", "nll"), advance, attrgetter("cost"))
+        with trial_bar(len(specs), processes) as bar:
+            told = (bar.advance, attrgetter("cost"), bar.begin)
+            records = engine.run(specs, options.out, processes, ("sharing", "nll"), *told)
         same = {k: v for k, v in specs[0].settings.items() if k not in ("task", "seed", "pathways", "objective")}
         same["network"] = {k: v for k, v in same["network"].items() if k != "pathways"}
         seeds = [options.seed + s for s in range(_seeds(options))]

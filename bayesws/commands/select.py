@@ -157,8 +157,9 @@ def _ranked(options: argparse.Namespace, networks: Mapping[str, Groups], evidenc
     ]
     processes = options.jobs if options.device == "cpu" else 1
     try:
-        with trial_bar(len(specs)) as advance:
-            records = engine.run(specs, options.out, processes, ("sharing", "log_evidence"), advance)
+        with trial_bar(len(specs), processes) as bar:
+            required = ("sharing", "log_evidence")
+            records = engine.run(specs, options.out, processes, required, bar.advance, before=bar.begin)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(_told(specs, options.out)) from stop
     return ranking_of([Start.from_record(record) for record in records], LIKELIHOOD, None, evidence_curvature)

@@ -68,8 +68,8 @@ def _run(options: argparse.Namespace) -> None:
     study = Study.read(options.plan, options.device, options.seeds)
     processes = options.jobs if options.device == "cpu" else 1
     try:
-        with trial_bar(len(study.cells)) as advance:
-            records = study.run(options.out, processes, advance)
+        with trial_bar(len(study.cells), processes) as bar:
+            records = study.run(options.out, processes, bar.advance, bar.begin)
         summary = {"versions": versions(), "command": command(), "trials": records}
         text = json.dumps(sealed(without_nan(summary)), allow_nan=False)
         write_whole(options.out / "study.json", lambda path: path.write_text(text + "\n"))

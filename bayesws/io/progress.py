@@ -1,9 +1,11 @@
 """Progress: a bar on a terminal; in a pipe nothing, or a plain line for what takes minutes."""
 
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -29,26 +31,82 @@ def epoch_bar(total: int, what: str, show: bool | None = None) -> Iterator[Calla
         yield lambda: bar.advance(task)
 
 
-@contextmanager
-def trial_bar(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar over trials with the time left; in a pipe a plain line now and then, and one for the last.
+class TimeLeft:
+    """About how long trials take that are still to be run, several at a time, from what each is said to cost.
 
-    Yields what to call after each, with its name.
+    As fast as so far: the finished ones and half of each that is under way, over the time since the first began.
+
+    Args:
+        costs: by name, in the order in which they are run, in any unit.
+        processes: how many at a time.
     """
-    if sys.stderr.isatty():
-        with epoch_bar(total, "trials", show=True) as advance:
-            yield lambda name: advance()
-        return
-    started = told = time.monotonic()
-    done = 0
 
-    def tell(name: str) -> None:
-        nonlocal done, told
-        done, now = done + 1, time.monotonic()
-        if done < total and now - told < SECONDS_BETWEEN_LINES:
+    def __init__(self, costs: Mapping[str, float], processes: int) -> None:
+        self.costs, self.processes = dict(costs), processes
+        self.left = dict(costs)
+        self.started = time.monotonic()
+
+    def done(self, name: str) -> None:
+        """One of them is finished; others are not looked at."""
+        self.left.pop(name, None)
+
+    def seconds(self) -> float:
+        """Until the last is finished; nan before the first is."""
+        under_way = list(self.left.values())[: self.processes - 1]  # the process that has just finished begins anew
+        rest = sum(self.left.values()) - sum(under_way) / 2
+        finished = sum(self.costs.values()) - rest
+        if len(self.left) == len(self.costs) or finished <= 0:
+            return math.nan
+        return (time.monotonic() - self.started) * rest / finished
+
+
+class TrialBar:
+    """What is told of trials: see `trial_bar`."""
+
+    def __init__(self, total: int, processes: int, bar: Progress | None) -> None:
+        self.total, self.processes, self.bar = total, processes, bar
+        self.count, self.told, self.time = 0, time.monotonic(), TimeLeft({}, processes)
+        self.task = None if bar is None else bar.add_task("trials", total=total, left="")
+
+    def begin(self, left: Sequence[Any]) -> None:
+        """These are about to be run, in this order; they may have a `cost`. Those advanced so far were there before."""
+        self.time = TimeLeft({trial.name: getattr(trial, "cost", 1.0) for trial in left}, self.processes)
+        if self.bar is None and left:
+            there = f", {self.count} are there" if self.count else ""
+            processes = f"{self.processes} process{'es' * (self.processes > 1)}"
+            _line(f"{len(left)} trials to run{there}, {processes}")
+
+    def advance(self, name: str) -> None:
+        """One more is there."""
+        self.count += 1
+        self.time.done(name)
+        seconds = self.time.seconds()
+        left = "" if math.isnan(seconds) else f"about {seconds / 60:.0f} minutes left"
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, advance=1, left=left)
             return
-        told, left = now, (now - started) / done * (total - done)
-        sys.stderr.write(f"{done} of {total} trials, {name}; about {left / 60:.0f} minutes left\n")
-        sys.stderr.flush()
+        now = time.monotonic()
+        if self.time.costs and (self.count == self.total or now - self.told >= SECONDS_BETWEEN_LINES):
+            self.told = now
+            _line("; ".join(part for part in (f"{self.count} of {self.total} trials, {name}", left) if part))
 
-    yield tell
+
+@contextmanager
+def trial_bar(total: int, processes: int = 1) -> Iterator[TrialBar]:
+    """A bar over trials with the time left; in a pipe a line at once, one now and then, and one for the last.
+
+    Args:
+        total: how many, those that are there already included.
+        processes: how many are run at a time.
+    """
+    if not sys.stderr.isatty():
+        yield TrialBar(total, processes, None)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield TrialBar(total, processes, bar)
+
+
+def _line(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

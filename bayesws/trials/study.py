@@ -79,7 +79,11 @@ class Study:
         return cls(cells)
 
     def run(
-        self, folder: Path, processes: int, advance: Callable[[str], object] = lambda name: None
+        self,
+        folder: Path,
+        processes: int,
+        advance: Callable[[str], object] = lambda name: None,
+        begin: Callable[[list[TrialSpec]], object] = lambda left: None,
     ) -> list[dict[str, Any]]:
         """Run what `folder` does not hold yet, longest first, and return all records in the order of the cells.
 
@@ -89,7 +93,12 @@ class Study:
             ValueError: a trial in the folder that is damaged or was run with other settings, data that cannot be
                 loaded, or was another when trials in the folder were run, and what `TrialSpec.run` raises.
         """
-        records = engine.run(self.cells, folder, processes, RECORD_FIELDS, advance, attrgetter("cost"), _check_data)
+
+        def before(left: list[TrialSpec]) -> None:
+            _check_data(left)
+            begin(left)
+
+        records = engine.run(self.cells, folder, processes, RECORD_FIELDS, advance, attrgetter("cost"), before)
         paired: dict[tuple[Any, ...], list[tuple[str, Origin]]] = {}
         for cell, record in zip(self.cells, records, strict=True):
             origin = Origin(record.get("data"), record.get("meaning"))
