@@ -295,7 +295,7 @@ def test_a_damaged_trial_is_named(text, tmp_path, capsys):
 def test_interrupted_studies_say_what_is_kept(kept, tmp_path, capsys, monkeypatch):
     path, out = written(tmp_path), tmp_path / "out"
 
-    def stopped(study, folder, processes, advance):
+    def stopped(study, folder, processes, advance, begin):
         for cell in study.cells[:kept]:
             (folder / "trials").mkdir(parents=True, exist_ok=True)
             (folder / "trials" / f"{cell.name}.json").write_text("{}")
