@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from test_architecture import ARROWS
 
-from bayesws.trials import load_summary
 from bayesws.trials.comparison import Comparison, Summary
 
 ROOT = Path(__file__).parent.parent
@@ -63,17 +62,15 @@ def test_every_python_block_has_a_test():
 def test_the_table_is_that_of_the_experiment():
     folder = ROOT / "experiments" / "layerwise_sharing"
     cells = Comparison.load(folder / "summary.json").cells()
-    records = load_summary(folder / "special_cases" / "summary.json")["records"]
+    special = Comparison.load(folder / "special_cases" / "summary.json").cells()
     for task in ("turned", "orientation", "upright"):
-        columns = [[(t.accuracy, t.nll) for t in cells[task, "both", name]] for name in ("evidence", "task")]
-        for pathway in ("shared", "free"):
-            mine = [r for r in records if (r["task"], r["pathway"]) == (task, pathway)]
-            columns.append([(r["accuracy"], r["nll"]) for r in mine])
-        losses = [Summary.of([nll for _, nll in column]).mean for column in columns]
+        columns = [cells[task, "both", name] for name in ("evidence", "task")]
+        columns += [special[task, pathways, "evidence"] for pathways in ("shared", "free")]
+        losses = [Summary.of([t.nll for t in trials]).mean for trials in columns]
         shown = []
-        for column, loss in zip(columns, losses, strict=True):
+        for trials, loss in zip(columns, losses, strict=True):
             nll = f"**{loss:.3f}**" if loss == min(losses) else f"{loss:.3f}"
-            shown.append(f"{Summary.of([accuracy for accuracy, _ in column]).show(1, 100)}, NLL {nll}")
+            shown.append(f"{Summary.of([t.accuracy for t in trials]).show(1, 100)}, NLL {nll}")
         assert f"| {task} | {' | '.join(shown)} |" in README.read_text()
 
 

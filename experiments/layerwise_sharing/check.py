@@ -5,7 +5,6 @@ import math
 import sys
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import bayesws as bws
 
@@ -30,19 +29,12 @@ def with_error(values: list[float], digits: int, scale: float = 1.0, sign: str =
     return f"{scale * mean(values):{sign}.{digits}f} ± {scale * error:.{digits}f}"
 
 
-def scores(trials: list[Any]) -> str:
+def scores(trials: list[Trial]) -> str:
     """Accuracy in %, and NLL in nats."""
     return f"{with_error([t.accuracy for t in trials], 1, 100)}, {with_error([t.nll for t in trials], 3)}"
 
 
-class Special:
-    """A record of `special_cases`, with a trial's names."""
-
-    def __init__(self, record: dict[str, Any]) -> None:
-        self.accuracy, self.nll, self.log_evidence = record["accuracy"], record["nll"], record["log_evidence"]
-
-
-def regret(trials: list[Trial], specials: list[list[Special]]) -> str:
+def regret(trials: list[Trial], specials: list[list[Trial]]) -> str:
     """Of the evidence, nats per datum, against the better special case, which is the better one in the mean."""
     best = max(specials, key=lambda cases: mean(case.log_evidence for case in cases))
     differences = [(t.log_evidence - b.log_evidence) / EXAMPLES for t, b in zip(trials, best, strict=True)]
@@ -54,19 +46,16 @@ def regret(trials: list[Trial], specials: list[list[Special]]) -> str:
 def check(folder: Path) -> None:
     """Print in how many seeds the picture came out, the predictions, and what choosing cost."""
     cells = bws.trials.Comparison.load(folder / "summary.json").cells()
-    records = bws.trials.load_summary(folder / "special_cases" / "summary.json")["records"]
-    special = {
-        task: [[Special(r) for r in records if (r["task"], r["pathway"]) == (task, p)] for p in ("shared", "free")]
-        for task in PICTURE
-    }
+    by_evidence = bws.trials.Comparison.load(folder / "special_cases" / "summary.json").cells()
+    special = {task: [by_evidence[task, pathways, "evidence"] for pathways in ("shared", "free")] for task in PICTURE}
     for task, expected in PICTURE.items():
         for objective in ("evidence", "task"):
             trials = cells[task, "both", objective]
             right = sum(drawn(trial) == expected for trial in trials)
             print(f"{task:11} {objective:8} picture in {right} of {len(trials)} seeds")
-    print("\n| digits | evidence | task loss, 7 trainings | shared alone | free alone |\n|---|---|---|---|---|")
+    print("\n| digits | evidence | task loss, 9 trainings | shared alone | free alone |\n|---|---|---|---|---|")
     for task in PICTURE:
-        columns: list[list[Any]] = [cells[task, "both", "evidence"], cells[task, "both", "task"], *special[task]]
+        columns = [cells[task, "both", "evidence"], cells[task, "both", "task"], *special[task]]
         print(f"| {task} | {' | '.join(map(scores, columns))} |")
     print()
     for task in PICTURE:
