@@ -71,10 +71,6 @@ class TrialBar:
     def begin(self, left: Sequence[Any]) -> None:
         """These are about to be run, in this order; they may have a `cost`. Those advanced so far were there before."""
         self.time = TimeLeft({trial.name: getattr(trial, "cost", 1.0) for trial in left}, self.processes)
-        if self.bar is None and left:
-            there = f", {self.count} are there" if self.count else ""
-            processes = f"{self.processes} process{'es' * (self.processes > 1)}"
-            _line(f"{len(left)} trials to run{there}, {processes}")
 
     def advance(self, name: str) -> None:
         """One more is there."""
@@ -88,12 +84,14 @@ class TrialBar:
         now = time.monotonic()
         if self.time.costs and (self.count == self.total or now - self.told >= SECONDS_BETWEEN_LINES):
             self.told = now
-            _line("; ".join(part for part in (f"{self.count} of {self.total} trials, {name}", left) if part))
+            told = f"{self.count} of {self.total} trials, {name}"
+            sys.stderr.write("; ".join(part for part in (told, left) if part) + "\n")
+            sys.stderr.flush()
 
 
 @contextmanager
 def trial_bar(total: int, processes: int = 1) -> Iterator[TrialBar]:
-    """A bar over trials with the time left; in a pipe a line at once, one now and then, and one for the last.
+    """A bar over trials with the time left; in a pipe a line now and then, and one for the last.
 
     Args:
         total: how many, those that are there already included.
@@ -105,8 +103,3 @@ def trial_bar(total: int, processes: int = 1) -> Iterator[TrialBar]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         yield TrialBar(total, processes, bar)
-
-
-def _line(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()

@@ -320,8 +320,7 @@ def test_ctrl_c_is_told_in_one_line_by_one_process(tmp_path):
     assert study.returncode == 130
     lines = error.splitlines()
     assert "of 601 trials are kept in" in lines[-1]
-    assert lines[0] == "601 trials to run, 2 processes"  # a pipe is told at once, and how far it is
-    assert all("minutes left" in line for line in lines[1:-1])
+    assert all("minutes left" in line for line in lines[:-1])  # a pipe is told how far it is
 
 
 def test_help_shows_a_study_that_runs_and_fits_into_80_columns(tmp_path, capsys, monkeypatch):
