@@ -11,7 +11,7 @@ from bayesws.evidence.nesting import Nested, log_lambdas, log_outside, nested, o
 from bayesws.layers.contract import Pathway, named_pathways
 
 LOG_BOUNDS = (-8.0, 16.0)  # of log δ: e¹⁶ switches a pathway off, in float32 as well
-STILL = 1e-6  # of log δ: a step that moves none further is the last, as float32 knows no smaller ones
+STILL = 1e-6  # of log δ: a step that moves none further is the last; about what float32 tells apart
 TINY = torch.finfo(torch.float32).tiny
 
 
