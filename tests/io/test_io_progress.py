@@ -29,7 +29,7 @@ def test_time_left_follows_the_costs_and_not_the_count(clock):
 
 
 def test_time_left_counts_half_of_what_is_under_way(clock):
-    """Four of cost 10 on two processes: as the first is done after 10 s, another is half done, and 25 of 40 are left."""
+    """Four of cost 10 on two processes: when one is done after 10 s another is half done, and 25 of 40 are left."""
     left = TimeLeft(dict.fromkeys("abcd", 10.0), 2)
     clock[0] = 10.0
     left.done("a")  # of b, 5 of 10 are done
