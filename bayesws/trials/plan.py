@@ -9,6 +9,7 @@ from typing import Any, Union, Unpack, get_args, get_origin, get_type_hints
 from bayesws.data import load
 from bayesws.data.tasks import task as task_named
 from bayesws.evidence.curvature import Curvature
+from bayesws.io.arguments import seed_of
 from bayesws.io.json_files import in_json, read_json
 from bayesws.models import known_models
 from bayesws.training.fit import fit
@@ -26,6 +27,7 @@ FIELDS: Kinds = {
     "epochs": int | dict[str, int],
     "methods": dict[str, Any],
 }
+OPTIONAL_FIELDS: Kinds = {"seed": int}
 METHOD_FIELDS: Kinds = {
     "model": str,
     "network": dict[str, Any],
@@ -60,7 +62,8 @@ def read_plan(path: Path) -> dict[str, Any]:
     with _said_of("study"):
         plan = read_json(path, dict[str, Any], "mend it; bayesws study --help shows a whole one", sealed=False)
     with _said_of(f"study {path}"):
-        _check_fields(plan, FIELDS, required=FIELDS)
+        _check_fields(plan, FIELDS | OPTIONAL_FIELDS, required=FIELDS)
+        seed_of(plan.get("seed", 0))
         _check_listed(plan, "tasks")
         _check_listed(plan, "train_sizes")
         _check_counts(plan, "train_sizes", "seeds", "epochs")

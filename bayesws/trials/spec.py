@@ -79,8 +79,9 @@ class TrialSpec:
     def cost(self) -> float:
         """Roughly how long it takes: images seen, the choice of an objective's settings and all starts included."""
         trainings = TRAININGS.get(self.objective, 1 + WEIGHT_DECAYS)
-        if self.objective == "task" and "weight_decays" in self.fit:
-            trainings = 1 + len(self.fit["weight_decays"])
+        if self.objective != "evidence":
+            trainings += len(self.fit.get("weight_decays", WEIGHT_DECAYS * [0])) - WEIGHT_DECAYS
+            trainings += len(self.fit.get("learning_rates", []))
         trainings += self.fit.get("starts", 1) - 1
         epochs = self.fit.get("epochs", Schedule().epochs)
         started = math.sqrt(1 + ("start" in self.fit))

@@ -37,7 +37,7 @@ class Study:
              "epochs": {"300": 200, "1000": 60},                            by train size, or one number
              "methods": {"evidence": {"model": "WSCNN", "network": {...}, "fit": {...}, "curvature": {...}}}}
 
-        A method may have "seeds" and "train_sizes" of its own.
+        A method may have "seeds" and "train_sizes" of its own; "seed" of the study is the first of the seeds, else 0.
 
         Args:
             path: the file.
@@ -49,7 +49,7 @@ class Study:
                 that make one file of two trials.
         """
         plan = read_plan(path)
-        cells = []
+        cells, first = [], plan.get("seed", 0)
         for task in plan["tasks"]:
             for size in plan["train_sizes"]:
                 for name, method in plan["methods"].items():
@@ -73,7 +73,7 @@ class Study:
                             {"train_size": size, "method": name},
                             device=device,
                         )
-                        for seed in range(seeds or method.get("seeds", plan["seeds"]))
+                        for seed in range(first, first + (seeds or method.get("seeds", plan["seeds"])))
                     ]
         _check_files(cells, path)
         return cls(cells)

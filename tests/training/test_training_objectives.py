@@ -161,6 +161,21 @@ def test_task_is_what_it_was():
     assert replace(Penalties(), slack=1.0) != Penalties()
 
 
+@pytest.mark.parametrize("kind", [TaskLoss, Constrained])
+def test_a_rate_is_chosen_on_held_out_data(kind):
+    """Of a schedule's rate too low to learn and a good one the good one: then the fit is the one at that rate."""
+    net, data = planted(0.5)
+    slow, short = LONG | {"epochs": 30, "learning_rate": 1e-6}, LONG | {"epochs": 30, "learning_rate": 0.02}
+    only = {"slacks": (1.0,)} if kind is Constrained else {}
+    chosen = bws.fit(net, data, NOISE, kind(weight_decays=(0.01,), learning_rates=(1e-5, 0.02), **only), **slow)
+    assert chosen.recipe.chosen["learning_rate"] == 0.02
+    given = bws.fit(net, data, NOISE, kind(weight_decays=(0.01,), **only), **short)
+    for name, weights in given.model.state_dict().items():  # but for the rounding of (rate / 1e-6) · 1e-6
+        torch.testing.assert_close(chosen.model.state_dict()[name], weights, rtol=1e-9, atol=1e-12)
+    kept = bws.fit(net, data, NOISE, kind(weight_decays=(0.01,), learning_rates=(1e-6,), **only), **short)
+    assert "learning_rate" not in kept.recipe.chosen and torch.equal(kept.model.free, given.model.free)
+
+
 def pull(net, x, y, outputs):
     """A further term: ½ ‖w‖² of the shared weights, nats per datum."""
     return 0.5 * net.shared.square().sum()
@@ -226,6 +241,8 @@ BAD = {
         "unknown argument 'weight_decays'.*it belongs to TaskLoss",
     ),
     "nobody's setting": (lambda: bws.fit(*planted(1.0), NOISE, epoch=3), "unknown argument 'epoch'.*epochs"),
+    "rate": (lambda: TaskLoss(learning_rates=(0.0,)), "learning_rates=0.0: expected positive numbers in a tuple"),
+    "no tuple": (lambda: TaskLoss(learning_rates=0.1), "learning_rates=0.1: expected positive numbers in a tuple"),
     "held out": (lambda: TaskLoss(held_out=1.5), "held_out=1.5: expected a share"),
     "way": (lambda: bws.objectives.ByEvidence(structure_way="thrice"), "structure_way='thrice'"),
     "nothing free": (

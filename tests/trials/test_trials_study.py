@@ -58,6 +58,9 @@ def test_cells_are_methods_by_sizes_and_seeds(tmp_path):
     ]
     assert [c.fit["epochs"] for c in cells] == [2, 2, 1, 1, 1]
     assert len({c.name for c in cells}) == len(cells)
+    later = Study.read(written(tmp_path, seed=20)).cells
+    assert [c.seed for c in later] == [20 + c.seed for c in cells]
+    assert [c.seed for c in Study.read(written(tmp_path, seed=20), seeds=1).cells] == [20, 20, 20]
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +179,7 @@ BAD = [
     ({"train_sizes": [0]}, "train_sizes 0: expected at least 1"),
     ({"seeds": 2.5}, "seeds 2.5: expected a whole number"),
     ({"seeds": True}, "seeds true: expected a whole number"),
+    ({"seed": -1}, "seed=-1: expected a whole number from 0"),
     ({"seeds": 0}, "seeds 0: expected at least 1"),
     ({"epochs": "3"}, 'epochs "3": expected a whole number or an object of whole numbers'),
     ({"epochs": {"40": 2, "60": 0}}, "epochs 0: expected at least 1"),

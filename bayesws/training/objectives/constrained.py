@@ -69,7 +69,7 @@ class ConstrainedAtWork(PenalisedAtWork):
 
     def further_groups(self) -> list[dict[str, Any]]:
         """The scales γ as well."""
-        return [*super().further_groups(), {"params": list(self.relaxation.scales.values())}]
+        return [*super().further_groups(), {"params": list(self.relaxation.scales.values()), "share": self.share}]
 
     def outputs(self, x: Tensor) -> Tensor:
         """Of the network with γ v for v."""

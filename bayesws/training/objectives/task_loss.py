@@ -1,7 +1,7 @@
 """The task loss as the objective: the mean negative log likelihood with penalties that a held-out split chooses."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -26,13 +26,14 @@ FINAL_STEPS, FINAL_DAMPING = 200, 0.5  # of the fixed point on the precisions th
 
 @dataclass(frozen=True)
 class Penalties:
-    """What is added to the mean negative log likelihood: chosen before the last training, and fixed in it.
+    """What is added to the mean negative log likelihood, and the rate: chosen before the last training, fixed in it.
 
     Attributes:
         weight_decay: λ of ½ λ Σ_p r_p ‖θ_p‖², per datum.
         normaliser, entropy: weights of the structure's regularisers.
         ratios: r_p by pathway, 1 for those that are not named.
         slack: s of the constrained free weights; None does not constrain them.
+        learning_rate: of the weights; None is the schedule's.
     """
 
     weight_decay: float = 0.0
@@ -40,6 +41,7 @@ class Penalties:
     entropy: float = 0.0
     ratios: Mapping[str, float] = field(default_factory=dict)
     slack: float | None = None
+    learning_rate: float | None = None
 
 
 Axis = Callable[[Penalties], list[Penalties]]
@@ -56,6 +58,8 @@ class TaskLoss:
 
     Attributes:
         weight_decays: grid of λ, per datum.
+        learning_rates: tried with the best weight decay, beside the schedule's own, at which that was chosen. A rate
+            that another objective liked may be none for this one.
         normaliser: weight of the normaliser of the logits, summed over the layers (arXiv 2412.04594; 0.1 in the
             released settings).
         entropy: weight of the mean row entropy of the soft stacks, nats, over all layers, elements and rows. The
@@ -71,6 +75,7 @@ class TaskLoss:
     """
 
     weight_decays: tuple[float, ...] = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    learning_rates: tuple[float, ...] = ()
     normaliser: float = 0.0
     entropy: float = 0.0
     held_out: float = 0.2
@@ -85,6 +90,10 @@ class TaskLoss:
             raise ValueError(f"weight_decays={shown(decays)}: expected one or more numbers, none negative, in a tuple")
         for decay in decays:
             real("weight_decays", decay, "one or more numbers, none negative", least=0)
+        if not isinstance(rates := self.learning_rates, tuple):
+            raise ValueError(f"learning_rates={shown(rates)}: expected positive numbers in a tuple")
+        for rate in rates:
+            positive("learning_rates", rate, "positive numbers in a tuple")
         for name in ("normaliser", "entropy"):
             real(name, getattr(self, name), "a weight of at least 0", least=0)
         if self.structure_rate is not None:
@@ -112,14 +121,17 @@ class TaskLoss:
         def decays(best: Penalties) -> list[Penalties]:
             return [replace(best, weight_decay=decay) for decay in self.weight_decays]
 
+        def rates(best: Penalties) -> list[Penalties]:
+            return [best, *(replace(best, learning_rate=rate) for rate in self.learning_rates)]
+
         best = self.start(free)
-        for axis in (decays, *self.axes(free)):
+        for axis in (decays, rates, *self.axes(free)):
             best = held_out.best(axis(best), self.begin, self.held_out)
         return best
 
     def chosen_settings(self, chosen: Penalties) -> dict[str, Any]:
-        """The weight decay and, where there are any, ratios or a slack."""
-        return {"weight_decay": chosen.weight_decay, "ratios": dict(chosen.ratios), "slack": chosen.slack}
+        """The weight decay and, where there are any, ratios, a slack or a learning rate."""
+        return asdict(chosen) | {"normaliser": None, "entropy": None}
 
     def begin(self, setting: Setting, chosen: Penalties) -> "PenalisedAtWork":
         """Train by the task loss with these penalties."""
@@ -134,6 +146,7 @@ class PenalisedAtWork:
         net, plan = setting.net, setting.schedule
         self.pathways = dict(named_pathways(net))
         self.log_precisions = {name: tensor.detach() for name, tensor in starting_log_precisions(net).items()}
+        self.share = (penalties.learning_rate or plan.learning_rate) / plan.learning_rate
         self.structure = structure(net)
         self.settling = Settling(structures(net))
         self.burn_in = BurnIn(plan, structured=True)
@@ -144,15 +157,16 @@ class PenalisedAtWork:
         """The structure, and what the likelihood may learn."""
         plan, groups = self.setting.schedule, []
         if self.structure:
-            share = (self.settings.structure_rate or plan.learning_rate) / plan.learning_rate
+            own = self.settings.structure_rate
+            share = self.share if own is None else own / plan.learning_rate
             groups.append({"params": self.structure, "share": share})
         if noise := self.setting.likelihood.hyperparameters():
-            groups.append({"params": noise})
+            groups.append({"params": noise, "share": self.share})
         return groups
 
     def rate(self, pathway: str) -> float:
-        """All pathways learn at the weights' rate."""
-        return 1.0
+        """All pathways learn at the rate that was chosen."""
+        return self.share
 
     def at_rest(self, epoch: int) -> list[nn.Parameter]:
         """Residuals of soft stacks; the structure in the burn-in, where it is to rest there."""
