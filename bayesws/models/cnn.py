@@ -15,6 +15,27 @@ from bayesws.models.pooling import halved
 PUBLISHED: dict[str, Any] = {"kernel_size": 5, "layers": 5, "norm": "layer", "pooling": False}
 
 
+NORMS = (None, "layer", "batch")
+
+
+def normalisations(kind: str | None, channels: list[int], batch_norm: type[nn.Module], **new: Any) -> nn.ModuleList:
+    """One for every convolution, by its channels.
+
+    Args:
+        kind: of `NORMS`; "layer" has no parameters.
+        channels: of the features that each gets.
+        batch_norm: torch's for such features; it has a scale and an offset a channel.
+        new: device and dtype.
+    """
+
+    def make(width: int) -> nn.Module:
+        if kind == "layer":
+            return nn.GroupNorm(1, width, affine=False)  # one group of all channels, whatever the size of the maps
+        return nn.Identity() if kind is None else batch_norm(width, **new)
+
+    return nn.ModuleList(make(width) for width in channels)
+
+
 class ConvolutionalNet(nn.Module):
     """Convolutions, each with normalisation and ReLU, then the mean over all positions and a linear head.
 
@@ -27,6 +48,7 @@ class ConvolutionalNet(nn.Module):
         ValueError: fewer than one layer or two classes, an unknown normalisation.
     """
 
+    norms: nn.ModuleList
     head: nn.Linear | GroupHead
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -35,12 +57,9 @@ class ConvolutionalNet(nn.Module):
             raise ValueError(f"layers={settings['layers']}: expected at least 1")
         if settings["num_classes"] < 2:
             raise ValueError(f"num_classes={settings['num_classes']}: expected at least 2")
-        if settings["norm"] not in (None, "layer"):
-            raise ValueError(f"norm={settings['norm']!r}: expected 'layer' or None")
+        if settings["norm"] not in NORMS:
+            raise ValueError(f"norm={settings['norm']!r}: expected 'layer', 'batch' or None")
         self.settings = settings
-        # one group of all channels is layer normalisation, whatever the size of the maps
-        layer_norm = settings["norm"] == "layer"
-        self.norm = nn.GroupNorm(1, settings["hidden_channels"], affine=False) if layer_norm else nn.Identity()
 
     def convolutions(self) -> list[nn.Module]:
         """In the order in which they are applied."""
@@ -48,10 +67,10 @@ class ConvolutionalNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Class logits."""
-        first, *others = self.convolutions()
-        features = F.relu(self.norm(first(x)))
-        for index, convolution in enumerate(others):
-            features = F.relu(self.norm(convolution(self._between(index, features))))
+        features = x
+        for index, (convolution, norm) in enumerate(zip(self.convolutions(), self.norms, strict=True)):
+            before = self._between(index - 1, features) if index else features
+            features = F.relu(norm(convolution(before)))
         return self.head(self._before_head(features))
 
     def _before_head(self, features: Tensor) -> Tensor:
@@ -73,7 +92,8 @@ class CNN(ConvolutionalNet):
         hidden_channels: channels of every layer.
         kernel_size: k.
         layers: number of convolutions.
-        norm: "layer" for parameter-free layer normalisation over channels and positions before every ReLU, or None.
+        norm: before every ReLU, "layer" for parameter-free layer normalisation over channels and positions, "batch" for
+            batch normalisation, or None.
         pooling: whether maximum pooling halves the image before every convolution but the first, as for `WSCNN`.
         padding, padding_mode, device, dtype: as for `torch.nn.Conv2d`.
 
@@ -107,6 +127,7 @@ class CNN(ConvolutionalNet):
             nn.Conv2d(channels, hidden_channels, **geometry, **new)
             for channels in [in_channels] + [hidden_channels] * (layers - 1)
         )
+        self.norms = normalisations(norm, [hidden_channels] * layers, nn.BatchNorm2d, **new)
         self.head = nn.Linear(hidden_channels, num_classes, **new)
 
     @classmethod

@@ -12,7 +12,7 @@ from bayesws.layers.conv import WSConv2d, WSLiftConv2d
 from bayesws.layers.group_head import GroupHead
 from bayesws.layers.sharing_settings import Sharing, StackKeywords
 from bayesws.layers.sizes import check_sizes
-from bayesws.models.cnn import PUBLISHED, ConvolutionalNet
+from bayesws.models.cnn import PUBLISHED, ConvolutionalNet, normalisations
 from bayesws.sharing.groups import Group, generated, known_group
 
 
@@ -21,7 +21,8 @@ class WSCNN(ConvolutionalNet):
 
     Unless contains=False (see `Sharing`) biases and head are pathways, too: the head's shared one acts on the mean over
     positions and group, its free one on the mean over positions. Free alone it is the plain network of
-    hidden_channels · G channels (`CNN`), shared alone the group network.
+    hidden_channels · G channels (`CNN`), shared alone the group network; but for batch normalisation, which takes the
+    elements of a channel together.
 
     Every sharing layer is followed by ReLU. Before a group convolution comes maximum pooling that halves the image, as
     long as what is left is at least as wide as the kernel. With full sharing over a known group the whole network is
@@ -38,9 +39,10 @@ class WSCNN(ConvolutionalNet):
         sharing: how the G copies of every layer share, Sharing(stack="fixed") where it is left out: the quarter turns.
             Its `group` may also be several, one for every layer. All layers then have hidden_channels · G
             feature maps, which each reads as channels on its own group's elements (see `ChangeGroup`).
-        norm: "layer" for parameter-free layer normalisation over channels, group and positions before every ReLU, or
-            None. It makes the weights before it scale-invariant, and the evidence of their precisions meaningless
-            (arXiv 2206.08900): for training on the task loss.
+        norm: before every ReLU, "layer" for parameter-free layer normalisation over channels, group and positions,
+            "batch" for batch normalisation, a channel's elements together, or None. It makes the weights before it
+            scale-invariant, and the evidence of their precisions meaningless (arXiv 2206.08900): for training on the
+            task loss.
         pooling: whether there is maximum pooling.
         padding, padding_mode, device, dtype: as for `torch.nn.Conv2d`.
         keywords: the attributes of a `Sharing` in its place.
@@ -86,6 +88,7 @@ class WSCNN(ConvolutionalNet):
         self.group_convs = nn.ModuleList(
             WSConv2d(c, c, sharing=own, **geometry, **new) for c, own in zip(channels[1:], by_layer[1:], strict=True)
         )
+        self.norms = normalisations(norm, channels, nn.BatchNorm3d, **new)
         self.head_sees_group = bool(sharing.contains) and "free" in sharing.pathways
         if self.head_sees_group:
             elements = by_layer[-1].group_size

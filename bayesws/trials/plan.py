@@ -62,7 +62,7 @@ def read_plan(path: Path) -> dict[str, Any]:
     with _said_of("study"):
         plan = read_json(path, dict[str, Any], "mend it; bayesws study --help shows a whole one", sealed=False)
     with _said_of(f"study {path}"):
-        _check_fields(plan, FIELDS | OPTIONAL_FIELDS, required=FIELDS)
+        _check_fields(plan, {**FIELDS, **OPTIONAL_FIELDS}, required=FIELDS)
         seed_of(plan.get("seed", 0))
         _check_listed(plan, "tasks")
         _check_listed(plan, "train_sizes")

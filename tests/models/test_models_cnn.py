@@ -38,13 +38,14 @@ def test_published_sizes_may_be_changed():
     assert CNN.published(hidden_channels=8, norm=None).settings == CNN(1, 10, 8, 5, 5, pooling=False).settings
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-def test_rebuilt_from_its_settings_and_state(layers):
-    net = CNN(2, 4, 2, 5, layers, norm="layer", pooling=False, padding=2, padding_mode="reflect")
+@pytest.mark.parametrize("layers, norm", [(1, "layer"), (3, "layer"), (3, "batch")])
+def test_rebuilt_from_its_settings_and_state(layers, norm):
+    net = CNN(2, 4, 2, 5, layers, norm=norm, pooling=False, padding=2, padding_mode="reflect")
     twin = CNN(**net.settings)
     twin.load_state_dict(net.state_dict())
     x = torch.randn(3, 2, 8, 8)
     assert net(x).shape == (3, 4) and torch.equal(net(x), twin(x))
+    assert len(list(net.norms.parameters())) == (2 * layers if norm == "batch" else 0)
     assert repr(net) == repr(twin)
 
 
@@ -54,7 +55,7 @@ BAD = [
     ({"num_classes": 1}, "num_classes=1: expected at least 2"),
     ({"in_channels": 0}, "in_channels=0: expected at least 1"),
     ({"hidden_channels": -1}, "hidden_channels=-1: expected at least 1"),
-    ({"norm": "batch"}, "norm='batch': expected 'layer' or None"),
+    ({"norm": "group"}, "norm='group': expected 'layer', 'batch' or None"),
 ]
 
 

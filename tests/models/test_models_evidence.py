@@ -15,7 +15,7 @@ BLOCK = {"in_channels": 1, "widths": (2,), "head_features": 6, **SMALL}
 NETS = {
     "WSCNN": lambda: WSCNN(layers=2, norm="layer", pooling=False, **HALF, **SMALL),
     "WSCNN soft": lambda: WSCNN(layers=2, norm="layer", **SOFT, **SMALL),
-    "CNN": lambda: CNN(kernel_size=2, norm="layer", **SMALL),
+    "CNN": lambda: CNN(kernel_size=2, norm="batch", **SMALL),
     "WSResNet": lambda: WSResNet(**HALF, **BLOCK),
     "WSResNet soft": lambda: WSResNet(**SOFT, **BLOCK),
     "WSResNet without norm": lambda: WSResNet(norm=None, **HALF, **BLOCK),

@@ -70,6 +70,26 @@ def test_normalisation_and_pooling(norm, pooling):
     torch.testing.assert_close(net(x), torch.stack(outputs), rtol=1e-10, atol=1e-12)
 
 
+def test_batch_normalisation_takes_a_channels_elements_together():
+    """By hand, over the batch: zero mean and variance one by channel over examples, group and positions."""
+    net = WSCNN(2, 4, 3, layers=2, norm="batch", pooling=False, dtype=torch.float64)
+    x = features = image_of(9)
+    for convolution in (net.lift, net.group_convs[0]):
+        features = convolution(features).transpose(0, 1)
+        rows = features.flatten(1)
+        rows = (rows - rows.mean(1, keepdim=True)) / (rows.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+        features = rows.view_as(features).transpose(0, 1).clamp(min=0)
+    by_hand = features.mean((3, 4)).flatten(1) @ net.head.kernel().flatten(1).T + net.head.bias
+    torch.testing.assert_close(net(x), by_hand, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [None, "layer", "batch"])
+def test_shared_alone_is_invariant_with_every_normalisation(norm):
+    net = WSCNN(1, 3, 2, pathways=("shared",), norm=norm, padding=1, dtype=torch.float64).eval()
+    x = image_of(8)[:, :1]
+    torch.testing.assert_close(net(x.rot90(1, (2, 3))), net(x), rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("size", [4, 8])
 def test_group_of_four_is_turns_and_of_eight_dihedral(size):
     net = WSCNN(1, 3, 2, size, pathways=("shared",), dtype=torch.float64)
@@ -118,7 +138,7 @@ BAD = [
     ({"stack": "dense", "constraint": "loose"}, "constraint='loose'"),
     ({"pathways": ("none",)}, "expected 'shared', 'free' or both"),
     ({"padding_mode": "mirror"}, "padding_mode='mirror'"),
-    ({"norm": "batch"}, "norm='batch': expected 'layer' or None"),
+    ({"norm": "group"}, "norm='group': expected 'layer', 'batch' or None"),
 ]
 
 
