@@ -14,6 +14,7 @@ from typing import Any
 import accuracy
 import blocks
 import curvature
+import fits
 import forecast
 import gradient
 import growth
@@ -40,6 +41,7 @@ SUITES: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "forecast": forecast.table,
     "diagonal": forecast.diagonal,
     "judge": judge.table,
+    "fits": fits.table,
 }
 PACKAGES = ("bayesws", "torch", "laplace-torch", "curvlinops-for-pytorch", "asdfghjkl", "backpack-for-pytorch")
 
