@@ -1,18 +1,37 @@
 """What several tests ask for; what holds for every test and doctest stands in the conftest.py at the root."""
 
+from contextlib import contextmanager
 from functools import partial
 
 import jaxtyping
 import pytest
 import torch
 
+TRAINING = ("analysis", "attack", "commands", "io", "report", "training", "trials")
+
+
+@contextmanager
+def unchecked(off=True):
+    """Within the block no shapes are checked, where `off`."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", before or off)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
 
 @pytest.fixture
 def without_type_checks():
     """What a user gets who checks no types at run time: the library's own errors instead of jaxtyping's."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    with unchecked():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shapes_checked(request):
+    """Checking every shape takes a quarter of a training: it is done where layers, networks and
+    evidence are what is tested."""
+    with unchecked(request.path.parent.name in TRAINING):
+        yield
 
 
 @pytest.fixture
