@@ -24,6 +24,7 @@ from bayesws.commands.arguments import (
 from bayesws.commands.terminal import wide_console
 from bayesws.evidence.curvature import KINDS as CURVATURES
 from bayesws.evidence.curvature import Curvature
+from bayesws.evidence.likelihood import likelihood_named
 from bayesws.io.progress import trial_bar
 from bayesws.io.provenance import command, versions
 from bayesws.trials import engine
@@ -75,7 +76,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument(
         "--curvature",
         choices=CURVATURES,
-        help="of the evidence that ranks (default: full or layer where affordable, else kron)",
+        help="of the evidence that ranks (default: full, by sampled columns where all cost too much)",
     )
     parser.add_argument("--json", action="store_true", help="print ranking.json, not tables")
     add_place(parser, "runs/select")
@@ -96,7 +97,9 @@ def _run(options: argparse.Namespace) -> None:
     if options.by_layer:
         for pair in product(groups, repeat=2):  # every two that may follow each other: fails here, not after fits
             group_network(pair, images, options.width)
-    asked = Curvature(options.curvature) if options.curvature else comparable_curvature(m() for m in networks.values())
+    made = (make() for make in networks.values())
+    judged_by = partial(comparable_curvature, made, images.train, likelihood_named(LIKELIHOOD))
+    asked = Curvature(options.curvature) if options.curvature else judged_by()
     network = {"width": options.width, "layers": options.layers}
     of_run = {"data": options.data, "task": options.task, **network, "versions": versions(), "command": command()}
     console = wide_console()

@@ -12,6 +12,7 @@ from bayesws.layers.contract import declarations
 
 AT_THE_END = 10**10  # multiplications of an exact determinant, at the end of a fit
 IN_A_STEP = 10**9  # of one that is computed again and again
+IN_A_RANKING = 5 * 10**10  # of one that networks are compared by, with nothing else to tell them apart
 ROW_NUMBERS = 25 * 10**7  # numbers in the rows of a determinant in function space: 1 GB
 STEP_ROWS = 500  # data in that of a step
 STEP_ROW_NUMBERS = 10**8
@@ -75,6 +76,26 @@ def step_curvature(
         if min(count, STEP_ROWS) * parameters <= STEP_ROW_NUMBERS:
             return Curvature("full", samples=1, rows=STEP_ROWS), None
     return kronecker_curvature(net, x, likelihood)
+
+
+def columns_in_a_ranking(parameters: int, count: int, columns: int) -> int:
+    """How many columns a datum networks of P parameters can be compared by: all, so many sampled ones, or 0.
+
+    As many as leave `determinant_cost` at most `IN_A_RANKING`, of at most 2000 data where they are sampled; one where
+    it costs more, while its rows have at most `ROW_NUMBERS` numbers.
+
+    Args:
+        parameters: P.
+        count: N, known.
+        columns: C, all that a datum has.
+    """
+    if determinant_cost(parameters, count * columns) <= IN_A_RANKING:
+        return columns
+    rows = min(count, ROWS)
+    if rows * parameters > ROW_NUMBERS:
+        return 0
+    affordable = (k for k in range(columns - 1, 1, -1) if determinant_cost(parameters, rows * k) <= IN_A_RANKING)
+    return next((k for k in affordable if rows * k * parameters <= ROW_NUMBERS), 1)
 
 
 def columns_of(net: nn.Module, x: Tensor, likelihood: Likelihood) -> int:

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from bayesws.evidence.by_default import columns_in_a_ranking, columns_of, parameters_of
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
+from bayesws.evidence.objective import batches_for
 from bayesws.evidence.reading import as_tensors
 from bayesws.io.arguments import path_of, whole
 from bayesws.io.only_writer import only_writer
@@ -21,6 +23,7 @@ from bayesws.trials.store import as_file_name
 
 LARGEST_WHOLE = 2000  # parameters of a network whose whole Hessian is taken
 LARGEST_LAYER = 10_000  # parameters of a layer whose joint block is taken
+FEW = 2  # data that are looked at beforehand
 
 
 def select(
@@ -41,10 +44,12 @@ def select(
 
     Kronecker factors err by different amounts for different stacks (fixed or soft, few elements or many), so the
     evidence that ranks is computed anew at the end, at the precisions and noise that training found. By default it is
-    "full" (exact, up to the Laplace approximation) where no network has more than 2000 parameters, else "layer" (a
-    lower bound: covariances between layers are left out) where no layer has more than 10 000, else "kron", which is no
-    bound at all. A difference of two lower bounds is itself no bound: a lead of a few nats between different
-    architectures is a tie. The choice and its meaning are in the result's settings, "evidence_curvature" and "bound".
+    "full" (exact, up to the Laplace approximation) where all networks can afford all columns, else by as many sampled
+    columns a datum as they can, with the same signs for all (see `by_default.columns_in_a_ranking`): every covariance
+    between layers is kept, and the Occam factor is too small by a share of about γ / 4N a column. Where memory holds no
+    rows, or the number of data is not known, it is "layer" (a lower bound: covariances between layers are left out) for
+    layers of at most 10 000 parameters, else "kron", which is no bound at all. A lead of a few nats by such numbers is
+    a tie. The choice and its meaning are in the result's settings, "evidence_curvature" and "bound".
 
     Args:
         networks: by name: networks, or functions that make one, called with torch's seed set. Networks that are given
@@ -75,7 +80,11 @@ def select(
     noise_model = likelihood_named(likelihood)
     steps = None if curvature is None else curvature_named(curvature)
     nets = {name: made(name, network, 0) for name, network in networks.items()}
-    asked = comparable_curvature(nets.values()) if evidence_curvature is None else curvature_named(evidence_curvature)
+    asked = (
+        comparable_curvature(nets.values(), data, noise_model)
+        if evidence_curvature is None
+        else curvature_named(evidence_curvature)
+    )
     common: dict[str, Any] = {"keep_posterior": False} | settings
     starts, fits = [], {}
     kept = None if checkpoints is None else path_of(checkpoints)
@@ -128,12 +137,31 @@ def ranking_of(
     return Ranking(rows, record, fits or {})
 
 
-def comparable_curvature(nets: Iterable[nn.Module]) -> Curvature:
-    """The sharpest curvature that all networks can afford: "full", "layer", or "kron" (see `select`)."""
-    largest, whole = 0, 0
-    for net in nets:
-        layers = [sum(p.numel for p in layer.pathways.values()) for layer in layers_of(net).values()]
-        largest, whole = max([largest, *layers]), max(whole, sum(layers))
-    if whole <= LARGEST_WHOLE:
+def comparable_curvature(nets: Iterable[nn.Module], data: Any, likelihood: Likelihood) -> Curvature:
+    """The sharpest curvature that all networks can afford on these data (see `select`)."""
+    nets = list(nets)
+    sizes = [parameters_of(net) for net in nets]
+    if max(sizes) <= LARGEST_WHOLE:
         return Curvature("full")
-    return Curvature("layer" if largest <= LARGEST_LAYER else "kron")
+    looked_at = [_columns(net, data, likelihood) for net in nets]
+    known = [found for found in looked_at if found is not None]
+    if len(known) == len(nets):
+        ranked_by = [columns_in_a_ranking(size, *found) for size, found in zip(sizes, known, strict=True)]
+        if all(columns == found for columns, (_, found) in zip(ranked_by, known, strict=True)):
+            return Curvature("full")
+        if min(ranked_by):
+            return Curvature("full", samples=min(ranked_by))
+    layers = [sum(p.numel for p in layer.pathways.values()) for net in nets for layer in layers_of(net).values()]
+    return Curvature("layer" if max(layers) <= LARGEST_LAYER else "kron")
+
+
+def _columns(net: nn.Module, data: Any, likelihood: Likelihood) -> tuple[int, int] | None:
+    """How many data, and columns of the likelihood's Hessian root a datum; None where that cannot be told beforehand:
+    a stream, or what the network cannot take, of which its fit says what is wrong with it.
+    """
+    try:
+        batches = batches_for(net, data, FEW)
+        x = batches.example()
+        return None if x is None or batches.total < 0 else (batches.total, columns_of(net, x, likelihood))
+    except (ValueError, TypeError, RuntimeError, IndexError):
+        return None

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from bayesws.evidence.curvature import Curvature
+from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.io.arguments import shown, whole
 from bayesws.trials.ranking import LayerRanking, Ranking
 from bayesws.trials.select import comparable_curvature, select
@@ -21,6 +22,7 @@ def select_layers(
     layers: int,
     data: Any,
     *,
+    likelihood: str | Likelihood = "classification",
     evidence_curvature: str | Curvature | None = None,
     **settings: Any,
 ) -> LayerRanking:
@@ -30,9 +32,9 @@ def select_layers(
         make: from a group for every layer, each one of `choices`, to a network; called with torch's seed set.
         choices: names of groups, such as "none" and "quarter-turns", or of whatever else a layer may have.
         layers: n.
-        data: as for `select`.
+        data, likelihood: as for `select`.
         evidence_curvature: as for `select`; chosen from the networks with one group throughout.
-        settings: further arguments of `select`, and so of `fit`, such as `likelihood`, `seeds`, `test` and `epochs`.
+        settings: further arguments of `select`, and so of `fit`, such as `seeds`, `test` and `epochs`.
 
     Raises:
         ValueError: no choices, one named twice, no layers; what `select` raises.
@@ -42,11 +44,11 @@ def select_layers(
     _check(choices, layers)
     if evidence_curvature is None:
         nets = [made(network_name(groups), partial(make, groups), 0) for groups in throughout(choices, layers)]
-        evidence_curvature = comparable_curvature(nets)
+        evidence_curvature = comparable_curvature(nets, data, likelihood_named(likelihood))
 
     def rank(networks: Sequence[Groups]) -> Ranking:
         by_name = {network_name(groups): partial(make, groups) for groups in networks}
-        return select(by_name, data, evidence_curvature=evidence_curvature, **settings)
+        return select(by_name, data, likelihood, evidence_curvature=evidence_curvature, **settings)
 
     return search_layers(rank, choices, layers)
 

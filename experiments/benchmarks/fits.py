@@ -13,7 +13,7 @@ from timing import interleaved, largest_resident_size, ratio
 
 import bayesws as bws
 
-OBJECTIVES = {
+OBJECTIVES: dict[str, bws.objectives.Objective] = {
     "evidence": bws.objectives.ByEvidence(),
     "task loss": bws.objectives.TaskLoss(weight_decays=(1e-3,)),  # one: nothing to choose
 }

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from refusals import assert_refused
 
 import bayesws as bws
 from bayesws.cli import main
+from bayesws.evidence.by_default import IN_A_RANKING, columns_in_a_ranking, determinant_cost
 from bayesws.layers import WSLinear
 from bayesws.sharing import Group, known_group
 from bayesws.trials.group_networks import group_networks
@@ -185,19 +187,44 @@ def test_one_curvature_for_all_and_said_which():
     assert "lower bound" in bws.Curvature("layer").bound and "no bound" in ranking.settings["bound"]
 
 
-SIZES = [([500], "full"), ([500, 1999], "full"), ([500, 2001], "layer"), ([10_001], "kron"), ([10, 10_001], "kron")]
+def columns(net, count, classes=10):
+    """By what networks of 8 × 8 images are ranked, of so many data."""
+    data = torch.zeros(count, 1, 8, 8), torch.arange(count) % classes
+    return comparable_curvature(net if isinstance(net, list) else [net], data, bws.Categorical())
 
 
-@pytest.mark.parametrize("sizes, kind", SIZES)
-def test_default_curvature_is_the_sharpest_that_all_can_afford(sizes, kind):
+def test_networks_are_ranked_by_as_many_columns_as_all_can_afford():
+    small, usual = bws.models.WSCNN(hidden_channels=2), bws.models.WSCNN()
+    wide = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2000), torch.nn.Linear(2000, 10))
+    assert sum(p.numel() for p in small.parameters()) < 2000 < sum(p.numel() for p in usual.parameters()) < 13_000
+    full, of = bws.Curvature("full"), partial(bws.Curvature, "full")
+    assert columns(small, 3000) == full  # of 2000 parameters or less H is whole for any data
+    assert columns(usual, 100) == full  # 1000 rows
+    assert columns(usual, 1000) == of(samples=2) and columns(usual, 20_000) == of(samples=1)
+    assert columns([small, usual], 1000) == of(samples=2)  # one for all
+    assert columns(wide, 1000) == of(samples=1) and columns([usual, wide], 1000) == of(samples=1)
+    assert columns(wide, 2000) == bws.Curvature("kron")  # 2000 rows of 150 010 numbers are too many
+    for parameters, count, most in [(12_000, 500, 10), (12_000, 1000, 10), (5000, 100_000, 10), (3000, 700, 3)]:
+        found = columns_in_a_ranking(parameters, count, most)
+        rows = min(count, 2000)
+        assert found == most or determinant_cost(parameters, rows * found) <= IN_A_RANKING
+        assert found == most or determinant_cost(parameters, rows * (found + 1)) > IN_A_RANKING
+    assert columns_in_a_ranking(3000, 700, 3) == 3 and columns_in_a_ranking(10**6, 2000, 1) == 0
+
+
+@pytest.mark.parametrize(
+    "sizes, kind", [([1999], "full"), ([2001], "layer"), ([10_001], "kron"), ([9, 10_001], "kron")]
+)
+def test_blocks_where_the_number_of_data_is_not_known(sizes, kind):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield torch.zeros(3), torch.zeros(1)
+
     nets = [torch.nn.Linear(size, 1, bias=False) for size in sizes]
-    assert comparable_curvature(nets).kind == kind
-
-
-def test_layer_blocks_where_the_whole_is_too_large():
-    linear = torch.nn.Linear(1500, 1, bias=False)
-    deep = torch.nn.Sequential(linear, torch.nn.Linear(1, 600, bias=False))
-    assert comparable_curvature([deep]).kind == "layer"
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=1)
+    assert comparable_curvature(nets, loader, bws.Gaussian()).kind == kind
+    deep = torch.nn.Sequential(torch.nn.Linear(1500, 1, bias=False), torch.nn.Linear(1, 600, bias=False))
+    assert comparable_curvature([deep], loader, bws.Gaussian()).kind == "layer"
 
 
 def test_networks_have_equal_width_and_share_over_their_group():
