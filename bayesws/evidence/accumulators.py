@@ -71,8 +71,9 @@ def accumulators_for(curvature: Curvature, layers: Layers, function_space: bool 
         return []
     if curvature.kind == "diag":
         return [DiagonalAccumulator(layers, pathways)]
-    if curvature.kind == "full" and function_space:
-        return [JointAccumulator(layers, pathways)]
+    if curvature.kind == "full":
+        kind = JointAccumulator if function_space else DenseAccumulator
+        return [kind(layers, pathways, curvature.samples or 1)]
     if curvature.kind != "kron":
         return _dense(layers, pathways, curvature.kind)
     sizes: dict[str, int] = {}
@@ -119,8 +120,6 @@ def _together(parts: list[Hessian], within: Nested) -> list[Hessian]:
 
 
 def _dense(layers: Layers, pathways: Named, kind: str) -> list[Accumulator]:
-    if kind == "full":
-        return [DenseAccumulator(layers, pathways)]
     blocks: dict[str, Named] = {}
     for name, (layer, pathway) in pathways.items():
         blocks.setdefault(_whole(layers, layer) if kind == "layer" else name, {})[name] = (layer, pathway)

@@ -10,9 +10,8 @@ from bayesws.evidence.shapes import multiplications_back, shapes_of
 from bayesws.evidence.thinning import root_of
 from bayesws.layers.contract import declarations
 
-AT_THE_END = 10**10  # multiplications of an exact determinant, at the end of a fit
+AT_THE_END = 5 * 10**10  # multiplications of a determinant at the end of a fit, or that networks are ranked by
 IN_A_STEP = 10**9  # of one that is computed again and again
-IN_A_RANKING = 5 * 10**10  # of one that networks are compared by, with nothing else to tell them apart
 ROW_NUMBERS = 25 * 10**7  # numbers in the rows of a determinant in function space: 1 GB
 STEP_ROWS = 500  # data in that of a step
 STEP_ROW_NUMBERS = 10**8
@@ -34,11 +33,9 @@ def determinant_cost(parameters: int, rows: int) -> int:
 def sharpest_curvature(
     net: nn.Module, count: int, example: Callable[[], Tensor | None], likelihood: Likelihood
 ) -> Curvature:
-    """ "full", the whole exact H, where it can be afforded; else by one sampled column a datum; else "kron".
+    """ "full", the whole exact H, where it can be afforded; else by sampled columns of the data; else "kron".
 
-    Of P parameters and N data with C columns, R = N · C: all columns where `determinant_cost` is at most `AT_THE_END`;
-    one sampled column of at most 2000 data where their rows have at most `ROW_NUMBERS` numbers; else as
-    `kronecker_curvature` says.
+    By as many columns as `full_curvature` says; where it says none, as `kronecker_curvature` does.
 
     Args:
         net: the network.
@@ -54,11 +51,8 @@ def sharpest_curvature(
         if parameters <= UNKNOWN:
             return Curvature("full")
         return Curvature("kron", samples=1) if x is None else kronecker_curvature(net, x, likelihood)[0]
-    if determinant_cost(parameters, count * columns_of(net, x, likelihood)) <= AT_THE_END:
-        return Curvature("full")
-    if min(count, ROWS) * parameters <= ROW_NUMBERS:
-        return Curvature("full", samples=1)
-    return kronecker_curvature(net, x, likelihood)[0]
+    sharpest = full_curvature(parameters, count, columns_of(net, x, likelihood))
+    return kronecker_curvature(net, x, likelihood)[0] if sharpest is None else sharpest
 
 
 def step_curvature(
@@ -78,24 +72,24 @@ def step_curvature(
     return kronecker_curvature(net, x, likelihood)
 
 
-def columns_in_a_ranking(parameters: int, count: int, columns: int) -> int:
-    """How many columns a datum networks of P parameters can be compared by: all, so many sampled ones, or 0.
+def full_curvature(parameters: int, count: int, columns: int) -> Curvature | None:
+    """ "full" of P parameters: by all columns, or as many sampled ones a datum as can be afforded; None where none can.
 
-    As many as leave `determinant_cost` at most `IN_A_RANKING`, of at most 2000 data where they are sampled; one where
-    it costs more, while its rows have at most `ROW_NUMBERS` numbers.
+    All where `determinant_cost` is at most `AT_THE_END`; else the most at which it is, of at most 2000 data; one where
+    it costs more, while its rows have at most `ROW_NUMBERS` numbers. From two on they are nearly exact (`jackknife`).
 
     Args:
         parameters: P.
         count: N, known.
         columns: C, all that a datum has.
     """
-    if determinant_cost(parameters, count * columns) <= IN_A_RANKING:
-        return columns
+    if determinant_cost(parameters, count * columns) <= AT_THE_END:
+        return Curvature("full")
     rows = min(count, ROWS)
     if rows * parameters > ROW_NUMBERS:
-        return 0
-    affordable = (k for k in range(columns - 1, 1, -1) if determinant_cost(parameters, rows * k) <= IN_A_RANKING)
-    return next((k for k in affordable if rows * k * parameters <= ROW_NUMBERS), 1)
+        return None
+    fewer = (k for k in range(columns - 1, 1, -1) if determinant_cost(parameters, rows * k) <= AT_THE_END)
+    return Curvature("full", samples=next((k for k in fewer if rows * k * parameters <= ROW_NUMBERS), 1))
 
 
 def columns_of(net: nn.Module, x: Tensor, likelihood: Likelihood) -> int:

@@ -24,8 +24,9 @@ class Curvature:
         exact_up_to: for "kron", layers with at most this many parameters keep their exact joint block.
         samples: random sign combinations of the columns of the likelihood's Hessian root, a datum; None takes all
             columns, and is exact. E[Ĥ] = H, and as log det is concave, E[log evidence] is an overestimate: for "full"
-            with one sample by a share of the Occam factor of the order of γ / 4N, of γ effective parameters. Kronecker
-            factors of inputs then take every fourth datum where there are 1000 patches and more for each of their rows.
+            with one sample by a share of the Occam factor of the order of γ / 4N, of γ effective parameters. With two
+            and more the jackknife takes that order away for "full" (see `jackknife`). Kronecker factors of inputs then
+            take every fourth datum where there are 1000 patches and more for each of their rows.
         subset: share of the data in (0, 1]; below 1 the evidence is the subset bound (see `bound`).
         seed: of the signs, of the subset and of the rows.
         rows: for "full" with samples, how many data the determinant is of where there are more: drawn as they matter
@@ -37,6 +38,8 @@ class Curvature:
     'lower bound: covariances between blocks left out'
     >>> Curvature("full", samples=1).bound
     'overestimate in expectation: sampled columns, and rows where there are more than 2000 data'
+    >>> Curvature("full", samples=2).bound
+    'estimate: 2 sampled columns with the jackknife, and rows where there are more than 2000 data'
 
     Raises:
         ValueError: unknown names, sizes that make no sense.
@@ -93,7 +96,10 @@ class Curvature:
             parts.append("no bound: every block is approximated by Kronecker factors")
         if self.samples is not None:
             rows = f", and rows where there are more than {self.rows} data" if self.kind == "full" else ""
-            parts.append(f"overestimate in expectation: sampled columns{rows}")
+            if self.kind == "full" and self.samples > 1:
+                parts.append(f"estimate: {self.samples} sampled columns with the jackknife{rows}")
+            else:
+                parts.append(f"overestimate in expectation: sampled columns{rows}")
         if self.subset < 1:
             parts.append("lower bound in expectation: subset of the data")
         return "; ".join(parts) or "exact"

@@ -11,14 +11,16 @@ Then det(I + Λ⁻¹ H) = det B, by Sylvester's identity, and with every covaria
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from bayesws.evidence.capture import CACHED, Layers
-from bayesws.evidence.hessian import DenseBlock, Hessian, LogPrecisions, cholesky
+from bayesws.evidence.hessian import Hessian, LogPrecisions, cholesky
+from bayesws.evidence.jackknife import Jackknifed
 from bayesws.evidence.rows import DenseAccumulator
-from bayesws.evidence.sums import Named, Sums
+from bayesws.evidence.sums import Key, Named, Sums
 
 
 @dataclass(frozen=True)
@@ -82,32 +84,53 @@ def gram(rows: Sequence[Tensor], start: int, stop: int) -> Tensor:
     return found
 
 
+def without_rows(space: FunctionSpace, start: int, stop: int, scale: float) -> FunctionSpace:
+    """The same without some rows, and H of what is left times a scale."""
+    count = len(next(iter(space.grams.values())))
+    kept = torch.cat([torch.arange(start), torch.arange(stop, count)])
+    return FunctionSpace({name: scale * gram[kept][:, kept] for name, gram in space.grams.items()})
+
+
 class JointAccumulator(DenseAccumulator):
     """H of all pathways, as its rows (R, P) while they are fewer than the parameters, and from then on as H, (P, P)."""
 
-    def __init__(self, layers: Layers, pathways: Named) -> None:
-        super().__init__(layers, pathways)
-        self._rows: list[Tensor] = []
+    def __init__(self, layers: Layers, pathways: Named, columns: int = 1) -> None:
+        super().__init__(layers, pathways, columns)
+        self._rows: dict[Key, list[Tensor]] = {}
+        self._count = 0  # of rows, those that became H included
 
     @property
     def sums(self) -> Sums:
         """H, or the rows that it follows from."""
-        return replace(super().sums, rows={self.key: tuple(self._rows)} if self._rows else {})
+        return replace(super().sums, rows={key: tuple(rows) for key, rows in self._rows.items()})
 
-    def add_rows(self, rows: Tensor) -> None:
+    def add_rows(self, key: Key, rows: Tensor) -> None:
         """Keep the rows, or what they add to H."""
-        self._rows.append(rows)
-        if self.key in self._tensors or sum(map(len, self._rows)) >= self.size:
-            for some in self._rows:
-                self.add_gram(self.key, some)
-            self._rows = []
+        self._rows.setdefault(key, []).append(rows)
+        self._count += len(rows)
+        if self._count >= self.size:
+            for column, kept in self._rows.items():
+                for some in kept:
+                    self.add_gram(column, some)
+            self._rows = {}
 
     def hessian(self, sums: Sums) -> Hessian | None:
         """In the smaller of the two spaces: parts may have summed what is large only together."""
-        rows, matrix = sums.rows.get(self.key, ()), sums.tensors.get(self.key)
-        if matrix is None and 0 < sum(map(len, rows)) < self.size:
-            return FunctionSpace.of(rows, self.sizes)
-        for some in rows:
-            gram = some.mT @ some
-            matrix = gram if matrix is None else matrix + gram
-        return None if matrix is None else DenseBlock(matrix, self.sizes)
+        rows = {key: sums.rows[key] for key in self.keys if key in sums.rows}
+        matrices = {key: sums.tensors[key] for key in self.keys if key in sums.tensors}
+        counts = [sum(map(len, parts)) for parts in rows.values()]
+        if not matrices and 0 < sum(counts) < self.size:
+            return self._of_rows([some for parts in rows.values() for some in parts], counts)
+        for key, parts in rows.items():
+            for some in parts:
+                gram = some.mT @ some
+                matrices[key] = matrices[key] + gram if key in matrices else gram
+        return self.of_matrices([matrices[key] for key in self.keys if key in matrices]) if matrices else None
+
+    def _of_rows(self, rows: Sequence[Tensor], counts: Sequence[int]) -> Hessian:
+        """From the rows of one column below those of the one before, and how many there are of each."""
+        space, columns = FunctionSpace.of(rows, self.sizes), len(counts)
+        if columns == 1:
+            return space
+        ends = [0, *accumulate(counts)]
+        return Jackknifed(space, columns, lambda j: without_rows(space, ends[j], ends[j + 1], columns / (columns - 1)))

@@ -93,8 +93,8 @@ def refuse_what_does_not_fit(
 
 
 def block_sizes(accumulators: Iterable[Accumulator]) -> list[int]:
-    """P of every dense block P × P."""
-    return [sum(p.numel for _, p in a.pathways.values()) for a in accumulators if isinstance(a, DenseAccumulator)]
+    """P of every dense block P × P; as often as there are columns that are summed one by one."""
+    return [a.size for a in accumulators if isinstance(a, DenseAccumulator) for _ in a.keys]
 
 
 def dense_bytes(layers: Layers, curvature: Curvature, like: Tensor) -> int:

@@ -179,10 +179,10 @@ def log_evidence(
             255 (see `evidence.examples`).
         likelihood: "classification" (logits, integer labels), "regression" (σ = 1), or a likelihood with its own σ.
         curvature: a `Curvature`, or its kind: "full" (exact; R × P and R² numbers of memory for R = data × columns, or
-            P² where that is less), "layer", "pathway", "kron" or "diag". `Curvature("full", samples=1)` has one row a
-            datum, of at most about 2000: the judge between starts and structures where "full" does not fit. None takes
-            "full" for at most 10 000 parameters; beyond them "kron", with one sampled column a datum where all columns
-            × positions × weights are more than 2·10⁸. The result's own `curvature` says which it was.
+            P² where that is less), "layer", "pathway", "kron" or "diag". `Curvature("full", samples=2)` has two rows a
+            datum, of at most about 2000: nearly exact, the judge between starts and structures where "full" does not
+            fit. None takes the sharpest that can be afforded (see `by_default.sharpest_curvature`). The result's own
+            `curvature` says which it was.
         prior: log precisions by pathway name, or one for all; those not named, and None, are the layers' own, and
             log 1 for plain torch layers. A `FitResult` has its own in `.prior`.
         batch_size: how many data are treated at once; does not change the result.

@@ -1,10 +1,13 @@
 """Blocks of H that need the exact rows of Jacobians: dense ones, and diagonals."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from bayesws.evidence.capture import CACHED, LayerIO, Layers, jacobian_rows
 from bayesws.evidence.hessian import DenseBlock, Hessian, Spectra
+from bayesws.evidence.jackknife import Jackknifed
 from bayesws.evidence.sampling import Draw
 from bayesws.evidence.shapes import Shapes
 from bayesws.evidence.sums import Key, Named, Summing, Sums
@@ -35,20 +38,30 @@ class RowAccumulator(Summing):
 
 
 class DenseAccumulator(RowAccumulator):
-    """H = Σ_n Jᵀ S Sᵀ J of some pathways jointly, (P, P); zero where a layer was not called."""
+    """H = Σ_n Jᵀ S Sᵀ J of some pathways jointly, (P, P); zero where a layer was not called.
 
-    def __init__(self, layers: Layers, pathways: Named) -> None:
+    Args:
+        columns: how many sampled ones a datum has, where they are to be summed one by one (see `jackknife`); else 1.
+    """
+
+    def __init__(self, layers: Layers, pathways: Named, columns: int = 1) -> None:
         super().__init__(layers, pathways)
-        self.key = ("block", *pathways)
+        self.keys: list[Key] = [("block", *pathways, str(column)) for column in range(columns)]
         self.sizes = {name: pathway.numel for name, (_, pathway) in pathways.items()}
+        self._next = 0  # which of its columns comes next of a batch
 
     @property
     def size(self) -> int:
         """P."""
         return sum(self.sizes.values())
 
+    def add_inputs(self, calls: dict[str, LayerIO], draw: Draw) -> None:
+        """Keep the batch's patches; its first column comes next."""
+        super().add_inputs(calls, draw)
+        self._next = 0
+
     def add_gradients(self, calls: dict[str, LayerIO], gradients: Gradients) -> None:
-        """Add the Gram matrix of the rows."""
+        """Add the Gram matrix of the rows, each column's to its own."""
         found = self.rows(calls, gradients)
         if not found:
             return
@@ -56,20 +69,34 @@ class DenseAccumulator(RowAccumulator):
         rows = [
             found[name] if name in found else some.new_zeros(*some.shape[:2], size) for name, size in self.sizes.items()
         ]
-        self.add_rows(torch.cat(rows, -1).flatten(0, 1))
+        for column in torch.cat(rows, -1).split(len(some) if len(self.keys) == 1 else 1):
+            self.add_rows(self.keys[self._next], column.flatten(0, 1))
+            self._next = (self._next + 1) % len(self.keys)
 
-    def add_rows(self, rows: Tensor) -> None:
+    def add_rows(self, key: Key, rows: Tensor) -> None:
         """Take in Sᵀ J of some columns and data, (rows, P)."""
-        self.add_gram(self.key, rows)
+        self.add_gram(key, rows)
 
     def numbers(self, shapes: Shapes) -> dict[Key, int]:
-        """P² where any of its layers is called."""
+        """P² a matrix, where any of its layers is called."""
         called = any(layer in shapes for layer, _ in self.pathways.values())
-        return {self.key: self.size**2} if called else {}
+        return dict.fromkeys(self.keys, self.size**2) if called else {}
 
     def hessian(self, sums: Sums) -> Hessian | None:
         """The dense block; None where no layer was called."""
-        return DenseBlock(sums.tensors[self.key], self.sizes) if self.key in sums.tensors else None
+        matrices = [sums.tensors[key] for key in self.keys if key in sums.tensors]
+        return self.of_matrices(matrices) if matrices else None
+
+    def of_matrices(self, matrices: Sequence[Tensor]) -> Hessian:
+        """H from its columns' parts, each (P, P)."""
+        if len(matrices) == 1:
+            return DenseBlock(matrices[0], self.sizes)
+        total, columns = torch.stack(list(matrices)).sum(0), len(matrices)
+
+        def without(column: int) -> DenseBlock:
+            return DenseBlock(columns / (columns - 1) * (total - matrices[column]), self.sizes)
+
+        return Jackknifed(DenseBlock(total, self.sizes), columns, without)
 
 
 class DiagonalAccumulator(RowAccumulator):

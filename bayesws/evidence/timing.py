@@ -85,7 +85,8 @@ def seconds_by_part(
     times, a_column = data / len(x), statistics.median(back)
     rows = rows_for(replace(curvature, subset=1.0), data, columns)
     if in_function_space(curvature, layers, rows):
-        factors = _seconds_of_function_space(rows, [p.numel for a in accumulators for _, p in a.pathways.values()], x)
+        sizes = [p.numel for a in accumulators for _, p in a.pathways.values()]
+        factors = _seconds_of_function_space(rows, sizes, curvature.samples or 1, x)
     else:
         a_column += sum(_seconds_of_gram(len(x), a.size, x) for a in accumulators if isinstance(a, _Rows))
         factors = _seconds_of_factors(accumulators, x)
@@ -112,14 +113,18 @@ def _seconds_of_gram(rows: int, size: int, like: Tensor) -> float:
     return seconds_of(lambda: total.addmm_(some.mT, some), like.device) * (size / part) ** 2
 
 
-def _seconds_of_function_space(rows: int, sizes: list[int], like: Tensor) -> float:
-    """Of the Gram matrices of all rows, and of their determinants: in the second and third power of the rows."""
+def _seconds_of_function_space(rows: int, sizes: list[int], samples: int, like: Tensor) -> float:
+    """Of the Gram matrices of all rows, and of their determinants: in the second and third power of the rows.
+
+    With several samples there are as many determinants more, each of the rows but one column's (see `jackknife`).
+    """
     part, columns = min(rows, SLICE), min(sum(sizes), SLICE)
     some = like.new_ones(part, columns)
     space = FunctionSpace.of([some], {"": columns})
     of_gram = seconds_of(lambda: FunctionSpace.of([some], {"": columns}), like.device)
     of_factors = seconds_of(lambda: _evaluate(space), like.device)
-    return of_gram * (rows / part) ** 2 * sum(sizes) / columns + of_factors * (rows / part) ** 3
+    determinants = 1 + samples * (1 - 1 / samples) ** 3
+    return of_gram * (rows / part) ** 2 * sum(sizes) / columns + of_factors * determinants * (rows / part) ** 3
 
 
 def _seconds_of_factors(accumulators: "list[Accumulator | _Rows]", like: Tensor) -> float:

@@ -78,7 +78,7 @@ def fit(
         likelihood: "classification", "regression", or a likelihood.
         objective: a short name, or a value with settings of its own, such as `objectives.FixedRatio(ratio=30.0)`.
         curvature: a `Curvature`, or its name: "kron", "full", "layer", "pathway" or "diag". None is "full", the exact
-            evidence, wherever it can be afforded: by all columns, else by one sampled column a datum (see
+            evidence, wherever it can be afforded: by all columns, else by sampled columns of the data (see
             `by_default.sharpest_curvature`, and `step_curvature` for the steps, which take fewer data), else "kron".
             Samples and subset are for the evidence's steps (unless the objective has a curvature of its own); the
             evidence at the end is without them, but for "full" where all columns are too many (see

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bayesws.evidence.by_default import AT_THE_END, columns_of, determinant_cost, parameters_of
+from bayesws.evidence.by_default import columns_of, full_curvature, parameters_of
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.memory import refuse_what_does_not_fit
 from bayesws.evidence.objective import Evidence, assemble, laplace_pass
@@ -39,10 +39,10 @@ def final_curvature(setting: Setting) -> Curvature:
     """All columns and all data of the fit's curvature, so that nothing is drawn.
 
     But "full" with sampled columns keeps them, their seed and its rows where the exact determinant costs too much: see
-    `by_default.determinant_cost`.
+    `by_default.full_curvature`.
     """
     curvature = setting.curvature
-    if curvature.kind == "full" and curvature.samples is not None and not _takes_whole(setting):
+    if curvature.kind == "full" and curvature.samples is not None and _affordable(setting) != Curvature("full"):
         return replace(curvature, subset=1.0)
     return curvature.exact()
 
@@ -72,11 +72,11 @@ def final_posterior(setting: Setting, work: Work, curvature: Curvature) -> dict[
 def judging_curvature(setting: Setting) -> Curvature:
     """The curvature by which the starts of a fit are compared: "full", or what memory holds.
 
-    All columns where their determinant costs at most `by_default.AT_THE_END`; else one sampled column a datum, with the
-    seed of the fit's curvature: the same signs for every start. Where no memory holds it, that which the fit ends with.
+    All columns, or as many sampled ones a datum as `by_default.full_curvature` says, with the seed of the fit's
+    curvature: the same signs for every start. Where no memory holds it, that which the fit ends with.
     """
-    sampled = Curvature("full", samples=1, seed=setting.curvature.seed)
-    asked = sampled.exact() if _takes_whole(setting) else sampled
+    affordable = _affordable(setting) or Curvature("full", samples=1)
+    asked = affordable if affordable.samples is None else replace(affordable, seed=setting.curvature.seed)
     try:
         rows = partial(rows_of, setting.net, setting.data, setting.likelihood, asked)
         refuse_what_does_not_fit(declarations(setting.net), asked, rows)
@@ -99,8 +99,8 @@ def judge(setting: Setting, work: Work, curvature: Curvature) -> float:
     return found
 
 
-def _takes_whole(setting: Setting) -> bool:
-    """Whether the exact determinant costs at most `AT_THE_END`; a stream counts as one column a datum."""
+def _affordable(setting: Setting) -> Curvature | None:
+    """The exact curvature that can be afforded; a stream counts as one column a datum."""
     x = setting.data.example()
     columns = 1 if x is None else columns_of(setting.net, x, setting.likelihood)
-    return determinant_cost(parameters_of(setting.net), len(setting.data) * columns) <= AT_THE_END
+    return full_curvature(parameters_of(setting.net), len(setting.data), columns)

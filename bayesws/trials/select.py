@@ -1,5 +1,6 @@
 """Which network do the data want? Networks trained alike and ranked by their evidence, with nothing held out."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -8,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from bayesws.evidence.by_default import columns_in_a_ranking, columns_of, parameters_of
+from bayesws.evidence.by_default import columns_of, full_curvature, parameters_of
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.evidence.objective import batches_for
@@ -45,11 +46,11 @@ def select(
     Kronecker factors err by different amounts for different stacks (fixed or soft, few elements or many), so the
     evidence that ranks is computed anew at the end, at the precisions and noise that training found. By default it is
     "full" (exact, up to the Laplace approximation) where all networks can afford all columns, else by as many sampled
-    columns a datum as they can, with the same signs for all (see `by_default.columns_in_a_ranking`): every covariance
-    between layers is kept, and the Occam factor is too small by a share of about γ / 4N a column. Where memory holds no
-    rows, or the number of data is not known, it is "layer" (a lower bound: covariances between layers are left out) for
-    layers of at most 10 000 parameters, else "kron", which is no bound at all. A lead of a few nats by such numbers is
-    a tie. The choice and its meaning are in the result's settings, "evidence_curvature" and "bound".
+    columns a datum as they can, with the same signs for all (see `by_default.full_curvature`): every covariance between
+    layers is kept. Where memory holds no rows, or the number of data is not known, it is "layer" (a lower bound:
+    covariances between layers are left out) for layers of at most 10 000 parameters, else "kron", which is no bound at
+    all. A lead of a few nats by such numbers is a tie. The choice and its meaning are in the result's settings,
+    "evidence_curvature" and "bound".
 
     Args:
         networks: by name: networks, or functions that make one, called with torch's seed set. Networks that are given
@@ -140,28 +141,25 @@ def ranking_of(
 def comparable_curvature(nets: Iterable[nn.Module], data: Any, likelihood: Likelihood) -> Curvature:
     """The sharpest curvature that all networks can afford on these data (see `select`)."""
     nets = list(nets)
-    sizes = [parameters_of(net) for net in nets]
-    if max(sizes) <= LARGEST_WHOLE:
+    if all(parameters_of(net) <= LARGEST_WHOLE for net in nets):
         return Curvature("full")
-    looked_at = [_columns(net, data, likelihood) for net in nets]
-    known = [found for found in looked_at if found is not None]
-    if len(known) == len(nets):
-        ranked_by = [columns_in_a_ranking(size, *found) for size, found in zip(sizes, known, strict=True)]
-        if all(columns == found for columns, (_, found) in zip(ranked_by, known, strict=True)):
-            return Curvature("full")
-        if min(ranked_by):
-            return Curvature("full", samples=min(ranked_by))
+    sharpest = [_sharpest(net, data, likelihood) for net in nets]
+    if None not in sharpest:
+        return min((found for found in sharpest if found), key=lambda found: found.samples or math.inf)
     layers = [sum(p.numel for p in layer.pathways.values()) for net in nets for layer in layers_of(net).values()]
     return Curvature("layer" if max(layers) <= LARGEST_LAYER else "kron")
 
 
-def _columns(net: nn.Module, data: Any, likelihood: Likelihood) -> tuple[int, int] | None:
-    """How many data, and columns of the likelihood's Hessian root a datum; None where that cannot be told beforehand:
-    a stream, or what the network cannot take, of which its fit says what is wrong with it.
+def _sharpest(net: nn.Module, data: Any, likelihood: Likelihood) -> Curvature | None:
+    """ "full" as a network can afford it; None where it cannot, and where the number of data, or of columns of the
+    likelihood's Hessian root, cannot be told beforehand: of a stream, and of what the network cannot take, of which its
+    fit says what is wrong with it.
     """
     try:
         batches = batches_for(net, data, FEW)
         x = batches.example()
-        return None if x is None or batches.total < 0 else (batches.total, columns_of(net, x, likelihood))
+        if x is None or batches.total < 0:
+            return None
+        return full_curvature(parameters_of(net), batches.total, columns_of(net, x, likelihood))
     except (ValueError, TypeError, RuntimeError, IndexError):
         return None

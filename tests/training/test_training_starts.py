@@ -103,12 +103,12 @@ def test_the_judge_is_the_exact_evidence_at_each_starts_own_precisions(data):
     assert abs(kept.log_evidence - fit.log_evidence) > 1e-3  # Kronecker factors are another estimate
 
 
-def test_the_judge_takes_one_sampled_column_where_all_are_too_many_and_the_fits_own_where_no_memory_holds_it(
+def test_the_judge_takes_sampled_columns_where_all_are_too_many_and_the_fits_own_where_no_memory_holds_it(
     data, monkeypatch
 ):
     asked = replace(setting(network(), data, 2), curvature=bws.Curvature("kron", samples=1, seed=4))
     assert judging_curvature(asked) == bws.Curvature("full")  # 34 parameters, 120 rows
-    monkeypatch.setattr("bayesws.training.outcome.AT_THE_END", 0)
+    monkeypatch.setattr("bayesws.evidence.by_default.AT_THE_END", 0)
     assert judging_curvature(asked) == bws.Curvature("full", samples=1, seed=4)
     monkeypatch.setattr("bayesws.evidence.memory.memory_at_hand", lambda device: 1000)
     assert judging_curvature(asked) == final_curvature(asked) == bws.Curvature("kron")

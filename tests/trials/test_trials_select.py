@@ -11,7 +11,7 @@ from refusals import assert_refused
 
 import bayesws as bws
 from bayesws.cli import main
-from bayesws.evidence.by_default import IN_A_RANKING, columns_in_a_ranking, determinant_cost
+from bayesws.evidence.by_default import AT_THE_END, determinant_cost, full_curvature
 from bayesws.layers import WSLinear
 from bayesws.sharing import Group, known_group
 from bayesws.trials.group_networks import group_networks
@@ -204,17 +204,17 @@ def test_networks_are_ranked_by_as_many_columns_as_all_can_afford():
     assert columns([small, usual], 1000) == of(samples=2)  # one for all
     assert columns(wide, 1000) == of(samples=1) and columns([usual, wide], 1000) == of(samples=1)
     assert columns(wide, 2000) == bws.Curvature("kron")  # 2000 rows of 150 010 numbers are too many
-    for parameters, count, most in [(12_000, 500, 10), (12_000, 1000, 10), (5000, 100_000, 10), (3000, 700, 3)]:
-        found = columns_in_a_ranking(parameters, count, most)
-        rows = min(count, 2000)
-        assert found == most or determinant_cost(parameters, rows * found) <= IN_A_RANKING
-        assert found == most or determinant_cost(parameters, rows * (found + 1)) > IN_A_RANKING
-    assert columns_in_a_ranking(3000, 700, 3) == 3 and columns_in_a_ranking(10**6, 2000, 1) == 0
+    for parameters, count, most in [(12_000, 500, 10), (12_000, 1000, 10), (5000, 3000, 10), (3000, 700, 3)]:
+        found, rows = full_curvature(parameters, count, most).samples or most, min(count, 2000)
+        assert determinant_cost(parameters, rows * found) <= AT_THE_END
+        assert found == most or determinant_cost(parameters, rows * (found + 1)) > AT_THE_END
+    assert full_curvature(3000, 700, 3) == full and full_curvature(10**6, 2000, 1) is None
 
 
-@pytest.mark.parametrize(
-    "sizes, kind", [([1999], "full"), ([2001], "layer"), ([10_001], "kron"), ([9, 10_001], "kron")]
-)
+SIZES = [([1999], "full"), ([2001], "layer"), ([10_001], "kron"), ([9, 10_001], "kron")]
+
+
+@pytest.mark.parametrize("sizes, kind", SIZES)
 def test_blocks_where_the_number_of_data_is_not_known(sizes, kind):
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):
