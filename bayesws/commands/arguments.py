@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -77,6 +77,11 @@ def width(text: str) -> int:
 def depth(text: str) -> int:
     """How many layers a network may have."""
     return _whole(text, 1, DEEPEST)
+
+
+def several(each: Callable[[str], int]) -> Callable[[str], list[int]]:
+    """Numbers with commas between them, each as `each` takes one; none twice."""
+    return lambda text: list(dict.fromkeys(each(part.strip()) for part in text.split(",")))
 
 
 def count(text: str) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -123,6 +124,16 @@ def group_networks(
             raise ValueError(f"group {name!r} is named twice: expected every group once")
         found[name] = partial(group_network, (name,) * layers, images, width)
     return found
+
+
+def size_name(group: str, width: int, layers: int, widths: Sequence[int], depths: Sequence[int]) -> str:
+    """What a ranking over several sizes calls a network: its group, and what of its size is not that of all.
+
+    >>> size_name("flips", 32, 3, [32], [2, 3])
+    'flips, 3 layers'
+    """
+    told = [f"{layers} layer{'s' * (layers > 1)}"] if len(depths) > 1 else []
+    return ", ".join([group, *told, *([f"width {width}"] if len(widths) > 1 else [])])
 
 
 def group_network(groups: tuple[str, ...], images: data_sets.ImageData, width: int = WIDTH) -> WSCNN:

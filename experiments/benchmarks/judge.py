@@ -17,6 +17,7 @@ import bayesws as bws
 
 WIDTHS = {"1k": 2, "11k": 14, "108k": 64}  # parameters, and channels of the first convolution
 SIZES = (500, 1000, 2000, 5000, 10_000)
+WIDE, FEWER = "108k", 2000  # whose sweeps over more data take minutes each
 AFFORDABLE = 5000  # rows, or parameters, up to which all columns are taken
 CURVATURES = {
     "one column": bws.Curvature("full", samples=1),
@@ -32,7 +33,7 @@ def table(repeats: int, quick: bool) -> dict[str, Any]:
     times: Rows = []
     memory: Rows = []
     for parameters, width in list(WIDTHS.items())[: 1 if quick else None]:
-        for count in (100,) if quick else SIZES:
+        for count in (100,) if quick else [n for n in SIZES if parameters != WIDE or n <= FEWER]:
             size = {"parameters": parameters, "data": count}
             times.append(size | _times(width, count, min(repeats, 3)))
             memory.append(size | {f"{name}, MB": _peak(width, count, name) for name in _affordable(width, count)})

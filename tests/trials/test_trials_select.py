@@ -289,6 +289,25 @@ def test_select_command_prints_tables(capsys, tmp_path):
         assert printed.index("disagree") < printed.index("By evidence")
 
 
+def test_select_command_over_widths_and_depths(capsys, tmp_path):
+    arguments = ["select", "--groups", "none,flips", "--train-size", "40", "--epochs", "1", "--out", str(tmp_path)]
+    assert main([*arguments, "--width", "2,4", "--layers", "1, 2"]) == 0
+    found = bws.trials.Ranking.load(tmp_path / "ranking.json")
+    sizes = {row.name: row.parameters for row in found.rows}
+    assert set(sizes) == {
+        f"{group}, {depth}, width {width}"
+        for group in ("none", "flips")
+        for depth in ("1 layer", "2 layers")
+        for width in (2, 4)
+    }
+    assert sizes["none, 1 layer, width 2"] == 2 * 9 + 2 + 2 * 10 + 10
+    assert sizes["flips, 2 layers, width 4"] == 2 * 9 + 2 + 2 * 4 * 9 + 2 + 2 * 10 + 10
+    assert {row.curvature for row in found.rows} == {bws.Curvature("full")}
+    capsys.readouterr()
+    assert main([*arguments, "--by-layer", "--layers", "1,2"]) == 2
+    assert "--by-layer with several widths or numbers of layers: expected one of each" in capsys.readouterr().err
+
+
 def test_saved_ranking_comes_back(run, tmp_path):
     ranking = bws.trials.Ranking.load(run / "ranking.json")
     ranking.save(tmp_path / "again.json")
