@@ -86,8 +86,9 @@ def gram(rows: Sequence[Tensor], start: int, stop: int) -> Tensor:
 
 def without_rows(space: FunctionSpace, start: int, stop: int, scale: float) -> FunctionSpace:
     """The same without some rows, and H of what is left times a scale."""
-    count = len(next(iter(space.grams.values())))
-    kept = torch.cat([torch.arange(start), torch.arange(stop, count)])
+    some = next(iter(space.grams.values()))
+    rows = torch.arange(len(some), device=some.device)
+    kept = torch.cat([rows[:start], rows[stop:]])
     return FunctionSpace({name: scale * gram[kept][:, kept] for name, gram in space.grams.items()})
 
 
