@@ -13,6 +13,7 @@ import bayesws as bws
 from bayesws.io.json_files import sealed
 from bayesws.io.tables import as_text
 from bayesws.trials import Comparison, LayerRanking, RankedNetwork, Ranking, Trial, log_bayes_factor
+from bayesws.trials.comparable import MEANING
 from bayesws.trials.select_layers import search_layers
 
 ONE, OTHER = "1" * 64, "2" * 64
@@ -148,7 +149,7 @@ def test_trials_know_their_data_and_rankings_theirs():
 
     comparison = bws.compare(make, (X, Y), (X, Y), 1, epochs=1, progress=False)
     digest = fitted((X, Y)).provenance.data
-    assert {(t.data, t.meaning) for t in comparison.trials} == {(digest, 1)}
+    assert {(t.data, t.meaning) for t in comparison.trials} == {(digest, MEANING)}
     assert bws.select({"a": make}, (X, Y), epochs=1, progress=False).best.data == digest
     loaded = bws.select({"a": make}, DataLoader(TensorDataset(X, Y), 4), epochs=1, progress=False)
     assert loaded.best.data is None and loaded.doubt

@@ -9,6 +9,7 @@ import torch
 
 import bayesws as bws
 from bayesws.trials import TrialLike, TrialSpec, run, spec, train_and_score
+from bayesws.trials.comparable import MEANING
 
 SPEC = TrialSpec(
     "turned",
@@ -59,12 +60,15 @@ def test_a_spec_comes_to_what_its_parts_do():
     assert record["data"] == fit.provenance.data and record["version"] == bws.__version__
     assert record["test_data"] == bws.fit(net, images.test, epochs=1, progress=False).provenance.data
     again = bws.trials.Trial.from_record(json.loads(json.dumps(record)))
-    assert (again.pathways, again.objective, again.meaning) == ("both", "fixed", 1)
+    assert (again.pathways, again.objective, again.meaning) == ("both", "fixed", MEANING)
 
 
 def test_the_dearest_spec_is_the_one_that_trains_most():
     cheap, dear = replace(SPEC, objective="evidence"), replace(SPEC, objective="validated")
-    assert cheap.cost < replace(SPEC, objective="task").cost < SPEC.cost < dear.cost
+    every = {k: v for k, v in SPEC.fit.items() if k != "weight_decays"}  # six of them
+    assert cheap.cost < SPEC.cost < replace(SPEC, fit=every).cost < replace(dear, fit=every).cost
+    assert SPEC.cost < dear.cost < replace(dear, fit=every).cost
+    assert replace(SPEC, fit=SPEC.fit | {"learning_rates": [0.01, 0.1]}).cost == SPEC.cost + 2 * cheap.cost
     assert replace(SPEC, objective="task").cost == 2 * cheap.cost  # one weight decay, and the last training
     assert replace(cheap, fit={"epochs": 4}).cost == 2 * cheap.cost
     assert replace(cheap, fit=cheap.fit | {"starts": 3}).cost == 3 * cheap.cost
@@ -120,7 +124,9 @@ def test_a_stored_trial_of_another_meaning_is_not_taken(tmp_path, monkeypatch):
     quick = replace(SPEC, objective="evidence", fit={"epochs": 1}, elsewhere=())
     run([quick], tmp_path)
     monkeypatch.setattr(spec, "MEANING", 99)
-    with pytest.raises(ValueError, match="numbers of meaning 1, expected 99: remove it, and the trial is run again"):
+    with pytest.raises(
+        ValueError, match=f"numbers of meaning {MEANING}, expected 99: remove it, and the trial is run again"
+    ):
         run([quick], tmp_path)
     with pytest.raises(ValueError, match="run with other settings"):
         run([replace(quick, fit={"epochs": 2})], tmp_path)
