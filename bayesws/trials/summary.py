@@ -6,6 +6,7 @@ figures need of it, and is read as the run is.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,9 @@ def records_in(cells: Iterable[Mapping[str, Any]], along: str = "seed") -> list[
 def summary_of(run: Mapping[str, Any], digits: int = 6) -> Record:
     """The summary of what `bayesws compare`, `study` or `select` wrote: settings, versions, command, and the cells.
 
-    Kept of every trial are its scores, the ρ and γ of its layers, the groups of learned stacks, and how many notes it
-    has. A ranking keeps its form: `Ranking.load` and `LayerRanking.load` read its summary.
+    Kept of every trial are its scores, the ρ and γ of its layers, the groups of learned stacks, which of several starts
+    was kept, and how many notes it has. A ranking keeps its form: `Ranking.load` and `LayerRanking.load` read its
+    summary.
 
     Args:
         run: the record in comparison.json, study.json or ranking.json.
@@ -85,7 +87,8 @@ def summary_of(run: Mapping[str, Any], digits: int = 6) -> Record:
         raise ValueError("no run of bayesws: expected the record of comparison.json, study.json or ranking.json")
     study = all("groups" in trial for trial in run["trials"])
     by = ("settings",) if study else ("task", "pathways", "objective")
-    return known | {"cells": cells_of(map(_of_study if study else _of_comparison, run["trials"]), by, digits=digits)}
+    kept_of = partial(_of_study, digits=digits) if study else _of_comparison
+    return known | {"cells": cells_of(map(kept_of, run["trials"]), by, digits=digits)}
 
 
 def trials_in(record: Mapping[str, Any]) -> list[Record]:
@@ -158,7 +161,7 @@ def _of_comparison(trial: Mapping[str, Any]) -> Record:
     return kept | {"layers": _layers(trial["sharing"]), "notes": len(trial["notes"])}
 
 
-def _of_study(trial: Mapping[str, Any]) -> Record:
+def _of_study(trial: Mapping[str, Any], digits: int) -> Record:
     settings = {name: trial["settings"].get(name) for name in ("task", "train_size", "method", "model")}
     left_out = ("task", "pathways", "start", "groups", "training_seconds", "version", "test_data")
     kept = _of_comparison({name: value for name, value in trial.items() if name not in left_out})
@@ -168,7 +171,9 @@ def _of_study(trial: Mapping[str, Any]) -> Record:
             group := trial["groups"].get(name)
         ):  # a fixed stack is the group it was given
             row |= {"group": group["name"], **{name: group[name] for name in GROUP_FIELDS}}
-    return {"settings": settings, **kept, "layers": _rounded(kept["layers"], 4)}
+    if starts := kept.pop("starts", None):
+        kept["start"] = next(start["number"] for start in starts if start["kept"])
+    return {"settings": settings, **kept, "layers": _rounded(kept["layers"], min(4, digits - 1))}
 
 
 def _trial(record: Mapping[str, Any]) -> Record:
