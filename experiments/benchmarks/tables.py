@@ -88,9 +88,6 @@ def of_hardened(tables: dict[str, Rows]) -> list[str]:
     return lines
 
 
-PAGE = {"layers": of_layers, "accuracy": of_accuracy, "blocks": of_blocks, "hardened": of_hardened}
-
-
 def as_they_are(tables: dict[str, Rows]) -> list[str]:
     """Every table of a suite; three numbers are a median with its quartiles."""
     lines = []
@@ -99,6 +96,16 @@ def as_they_are(tables: dict[str, Rows]) -> list[str]:
         lines += [title, "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         lines += [f"| {' | '.join(_shown(row[name]) for name in columns)} |" for row in rows] + [""]
     return lines
+
+
+PAGE = {
+    "layers": of_layers,
+    "accuracy": of_accuracy,
+    "blocks": of_blocks,
+    "hardened": of_hardened,
+    "judge": as_they_are,
+    "fits": as_they_are,
+}
 
 
 def _shown(value: Any) -> str:
