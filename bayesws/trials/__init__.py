@@ -1,7 +1,7 @@
 """Many fits: one value says what to train on what, one engine runs it, and results of the same data are compared."""
 
 from bayesws.trials.comparable import log_bayes_factor
-from bayesws.trials.comparison import Comparison
+from bayesws.trials.comparison import Comparison, Summary
 from bayesws.trials.engine import run
 from bayesws.trials.ranking import LayerRanking, RankedNetwork, Ranking
 from bayesws.trials.records import Trial
@@ -21,6 +21,7 @@ __all__ = [
     "LayerRanking",
     "RankedNetwork",
     "Ranking",
+    "Summary",
     "Trial",
     "TrialLike",
     "TrialSpec",

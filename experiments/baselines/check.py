@@ -6,7 +6,6 @@ from statistics import mean
 from typing import Any
 
 import bayesws as bws
-from bayesws.trials.comparison import Summary
 
 HERE = Path(__file__).parent
 EVIDENCE = "evidence"
@@ -39,12 +38,12 @@ def table(by_task: dict[str, dict[str, Trials]]) -> list[str]:
     for task, by_method in by_task.items():
         least = min(by_method, key=lambda method: mean(t["nll"] for t in by_method[method]))
         for method, trials in by_method.items():
-            nll = Summary.of([t["nll"] for t in trials]).show(3)
+            nll = bws.trials.Summary.of([t["nll"] for t in trials]).show(3)
             right = sum(drawn(trial) == PICTURE[task] for trial in trials)
             cells = [
                 task if method == next(iter(by_method)) else "",
                 method,
-                Summary.of([t["accuracy"] for t in trials]).show(1, 100),
+                bws.trials.Summary.of([t["accuracy"] for t in trials]).show(1, 100),
                 f"**{nll}**" if method == least else nll,
                 f"{100 * mean(t['calibration_error'] for t in trials):.1f}",
                 f"{mean(t['seconds'] for t in trials):.0f}",
@@ -62,7 +61,7 @@ def against(by_method: dict[str, Trials]) -> list[str]:
         losses = [mine[trial["seed"]] - trial["nll"] for trial in trials]
         if method != EVIDENCE:
             lower = sum(loss < 0 for loss in losses)
-            told.append(f"{method} {Summary.of(losses).show(3)}, lower in {lower} of {len(losses)}")
+            told.append(f"{method} {bws.trials.Summary.of(losses).show(3)}, lower in {lower} of {len(losses)}")
     return told
 
 
