@@ -134,8 +134,8 @@ def _run(options: argparse.Namespace) -> None:
     else:
         layers = []
         named = {
-            size_name(group, of_width, depth, options.width, options.layers): ((group,) * depth, of_width)
-            for of_width, depth in sizes
+            size_name(group, of_width, count, options.width, options.layers): ((group,) * count, of_width)
+            for of_width, count in sizes
             for group in groups
         }
         ranking = _ranked(options, named, evidence_curvature=asked)
