@@ -35,7 +35,7 @@ class OrbitDecomposition:
     """How much of one convolution's weights a shared pathway over one transform's orbits explains.
 
     Attributes:
-        explained: ρ, the intraclass correlation of the weights of an orbit, posterior mean; NaN if not measured.
+        explained: ρ, the intraclass correlation of the weights of an orbit, posterior median; NaN if not measured.
         interval: central 95 % credible interval of ρ.
         evidence: log evidence of sharing with unknown ρ against ρ = 0, in nats; below zero it speaks against sharing.
         chance: what 95 % of random pairings of the channels stay below.

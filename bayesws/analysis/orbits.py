@@ -57,17 +57,15 @@ class Sums:
         return -half_log_det - size / 2 * np.log(squares / total)
 
     def posterior(self) -> tuple[float, tuple[float, float], float]:
-        """Mean and central 95 % interval of ρ under a uniform prior on [0, 1), and the log evidence against ρ = 0."""
+        """Median and central 95 % interval of ρ under a uniform prior on [0, 1), and the log evidence against ρ = 0."""
         logs = self.log_likelihood_ratio(GRID)
         highest = float(logs.max())
         density = np.exp(logs - highest)
         steps = np.diff(GRID)
         mass = steps * (density[1:] + density[:-1]) / 2
         spread = np.concatenate([[0.0], mass.cumsum()])
-        low, high = np.interp([0.025, 0.975], spread / spread[-1], GRID)
-        middle = (GRID[1:] + GRID[:-1]) / 2
-        mean = float((mass * middle).sum() / mass.sum())
-        return mean, (float(low), float(high)), highest + float(np.log(mass.sum()))
+        low, median, high = np.interp([0.025, 0.5, 0.975], spread / spread[-1], GRID)
+        return float(median), (float(low), float(high)), highest + float(np.log(mass.sum()))
 
     def compared(self) -> int:
         """Number of weights that are not alone in their orbit."""

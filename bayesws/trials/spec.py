@@ -27,7 +27,7 @@ from bayesws.trials.comparable import MEANING
 from bayesws.trials.records import Trial
 
 WEIGHT_DECAYS = 6  # that the task loss chooses from
-TRAININGS = {"evidence": 1, "validated": 13, "constrained": 9}  # of an objective, roughly; 7 of the others
+TRAININGS = {"evidence": 1, "validated": 22, "constrained": 9}  # of an objective, roughly; 7 of the others
 IDLE_FIELDS = ("device", "fits", "labels")  # no number depends on these
 
 
