@@ -3,6 +3,7 @@
 Nothing here uses the library's curvature, patches, responses, pull-backs or factors.
 """
 
+import math
 from itertools import product
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import multivariate_normal
 from torch import nn
-from torch.func import functional_call, jacrev
+from torch.func import functional_call, jacrev, vmap
 
 from bayesws.layers import GroupHead, WeightSharing, WSLinear
 from bayesws.layers.weight_sharing import RESIDUAL_JITTER
@@ -384,3 +385,20 @@ def central_gradient(f, tensor, step=1e-4):
         direction[index] = 1.0
         gradient[index] = central_derivative(f, [tensor], [direction], step)
     return gradient
+
+
+def sampled_evidence(net, x, y, precision, samples=100_000):
+    """log ∫ p(y | x, θ) N(θ; 0, 1/precision) dθ of a net with one weight, by draws from the prior; and its error."""
+    (name,) = weight_names(net)
+    shape = net.get_parameter(name).shape
+    torch.manual_seed(0)
+
+    def log_likelihood(theta):
+        logits = functional_call(net, {name: theta}, (x,))
+        return -F.cross_entropy(logits, y, reduction="sum")
+
+    drawn = torch.randn(samples, *shape, dtype=torch.float64) * precision**-0.5
+    logs = torch.cat([vmap(log_likelihood)(part) for part in drawn.split(10_000)]).detach()
+    likelihoods = (logs - logs.max()).exp()
+    error = float(likelihoods.std() / likelihoods.mean()) / math.sqrt(samples)
+    return float(likelihoods.mean().log() + logs.max()), error

@@ -202,7 +202,7 @@ def _warn_of_normalisation(net: nn.Module) -> None:
     kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
     if found := next((name for name, m in net.named_modules() if isinstance(m, kinds)), None):
         warnings.warn(
-            f"layer {found!r} normalises: weights right before it are scale-invariant, and the linearised evidence "
-            "is not meaningful for their precision (arXiv 2206.08900)",
+            f"layer {found!r} normalises: weights right before it are scale-invariant, and the evidence is right only "
+            "at the precisions that a fit finds, δ‖θ‖² = γ (arXiv 2206.08900)",
             stacklevel=5,
         )

@@ -25,6 +25,8 @@ from bayesws.layers.contract import (
     structure,
 )
 
+SATURATED = 0.75  # effective parameters, as a share of sampled rows
+
 
 @dataclass(frozen=True)
 class PathwayEvidence:
@@ -91,6 +93,18 @@ class LaplacePass:
     examples: int
     outputs: int
     curvature: Curvature
+
+    def saturated(self, log_precisions: Mapping[str, Tensor]) -> bool:
+        """Whether sampled rows are too few for what the data determine: γ is more than three quarters of their number.
+
+        H has at most as many eigenvalues as there are rows, and so γ is at most their number. Where it comes near, the
+        Occam factor is too small, and precisions that are set by it let the network learn its data by heart.
+        """
+        curvature = self.curvature
+        if curvature.kind != "full" or curvature.samples is None:
+            return False
+        rows = min(self.examples, curvature.rows) * curvature.samples
+        return float(sum(self.hessian.effective(log_precisions).values())) > SATURATED * rows
 
 
 def laplace_pass(

@@ -41,8 +41,9 @@ class WSCNN(ConvolutionalNet):
             feature maps, which each reads as channels on its own group's elements (see `ChangeGroup`).
         norm: before every ReLU, "layer" for parameter-free layer normalisation over channels, group and positions,
             "batch" for batch normalisation, a channel's elements together, or None. It makes the weights before it
-            scale-invariant, and the evidence of their precisions meaningless (arXiv 2206.08900): for training on the
-            task loss.
+            scale-invariant: the true evidence does not know the scale of their prior. The fixed point δ‖θ‖² = γ, where
+            a fit ends, is the scale at which the Laplace evidence is right; at other precisions it is not (arXiv
+            2206.08900). Of the two only "layer" is a function of one datum, as the evidence needs it.
         pooling: whether there is maximum pooling.
         padding, padding_mode, device, dtype: as for `torch.nn.Conv2d`.
         keywords: the attributes of a `Sharing` in its place.

@@ -68,8 +68,8 @@ class WSResNet(ResidualNet):
         head_features: width of the hidden layer.
         dropout: probability of leaving out one of its units in training.
         norm: "instance" for all the normalisation above, or None for none. It makes the weights before it
-            scale-invariant, and the evidence of their precisions meaningless (arXiv 2206.08900): for the evidence take
-            None. What a normalisation would take out again, the biases before it, is there without it only.
+            scale-invariant: their evidence is right at the precisions that a fit finds, and at no others (see `WSCNN`).
+            What a normalisation would take out again, the biases before it, is there without it only.
         padding_mode, device, dtype: as for `torch.nn.Conv2d`.
         keywords: the attributes of a `Sharing` in its place.
 

@@ -40,7 +40,7 @@ class BurnIn:
                 self.epochs = epoch - 1
 
     def _settled(self) -> bool:
-        window = self.plan.every
+        window = self.plan.wait
         if len(self.descent) < 2 * window:
             return False
         before, now = fmean(self.descent[-2 * window : -window]), fmean(self.descent[-window:])

@@ -118,6 +118,7 @@ def fit(
     data = Batches(train, plan.batch_size, place, net=model)
     setting = Setting(model, data, noise, plan, asked, seed)
     few, told = _check(setting, chooser), list[str]()
+    setting = replace(setting, schedule=plan.for_data(len(data)))
     if curvature is None:
         setting, chooser, told = _by_default(setting, chooser, few)
     held = asked if keep_posterior else None

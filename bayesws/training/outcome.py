@@ -19,7 +19,8 @@ from bayesws.training.objectives.objective import Setting, Work
 
 @torch.no_grad()
 def final_evidence(setting: Setting, work: Work) -> Evidence:
-    """The evidence at the weights that the training ended with, with the curvature of `final_curvature`.
+    """The evidence at the weights that the training ended with, with the curvature of `final_curvature`; by Kronecker
+    factors where its sampled rows are too few for these data (`LaplacePass.saturated`).
 
     Its precisions are those that the objective trained with, or, where it has none, the best for these weights.
 
@@ -28,6 +29,9 @@ def final_evidence(setting: Setting, work: Work) -> Evidence:
     """
     done = laplace_pass(setting.net, setting.data, setting.likelihood, final_curvature(setting), check=False)
     work.settle(done)
+    if done.saturated(work.log_precisions):
+        done = laplace_pass(setting.net, setting.data, setting.likelihood, "kron", check=False)
+        work.settle(done)
     evidence = assemble(setting.net, done, work.log_precisions)
     if not math.isfinite(float(evidence)):
         raise FloatingPointError("the evidence is not finite at the end of the fit: check the data's scale")

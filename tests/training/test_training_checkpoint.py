@@ -6,7 +6,7 @@ from stopping import Stop, stopped_after
 
 import bayesws as bws
 from bayesws.training.checkpoint import Checkpoint
-from bayesws.training.objectives import Constrained
+from bayesws.training.objectives import ByEvidence, Constrained
 
 SETTINGS = {"epochs": 8, "burn_in": 0.2, "every": 2, "progress": False, "batch_size": 40}
 CASES = {
@@ -15,6 +15,7 @@ CASES = {
     "evidence, soft stack": ({"stack": "product", "group": None}, {"start": "random", "epochs": 4}),
     "task": ({}, {"objective": "task", "weight_decays": (0.0, 1e-3)}),
     "constrained": ({}, {"objective": Constrained(slacks=(1.0, 0.1), weight_decays=(1e-3,))}),
+    "too few rows": ({}, {"objective": ByEvidence(curvature=bws.Curvature("full", samples=1, rows=3))}),
     "one sampled column": ({}, {"objective": "evidence", "curvature": bws.Curvature("kron", samples=1)}),
 }
 

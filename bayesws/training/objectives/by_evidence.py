@@ -25,6 +25,10 @@ PRIOR_STEP = 10.0  # a step may be at most this many prior standard deviations p
 FEW_STEPS = 3  # on the hyperparameters: with fewer nothing can be said of their convergence
 SMALL_GAIN = 1e-3  # nats per datum: the next step on the precisions may wait twice as long
 LONGEST_WAIT = 4  # times `every`
+TOO_FEW_ROWS = (
+    "the data determine more parameters than sampled rows can hold: steps on the evidence took Kronecker factors of "
+    "one sampled column a datum"
+)
 UNSETTLED = 0.05  # relative change of the log evidence in the last hyperparameter step that is worth a note
 
 
@@ -100,6 +104,7 @@ class EvidenceAtWork:
         self.pathways = dict(named_pathways(net))
         self.due = steps_due(plan, len(setting.data))
         self.draws = 0  # of curvatures so far
+        self.saturated = False  # whether sampled rows were too few
         self.settling = Settling(structures(net))
         self.record: dict[str, float] = {}  # of this epoch's last step on the hyperparameters
         self.log_precisions = starting_log_precisions(net)
@@ -113,7 +118,7 @@ class EvidenceAtWork:
         else:
             self.log_precisions = {name: tensor.detach() for name, tensor in self.log_precisions.items()}
         self.burn_in = BurnIn(plan, structured=self.hyper_optimiser is not None)
-        self.wait = plan.every  # epochs between the last step on the precisions and the next
+        self.wait = plan.wait  # epochs between the last step on the precisions and the next
         self.next_step = 0  # the first epoch that it may be in
         self.descended: list[Tensor] = []  # what the weights descended on, by step of this epoch
         self._start_shared()
@@ -189,6 +194,7 @@ class EvidenceAtWork:
             tensors |= optimiser_state("hyper", self.hyper_optimiser)
         return tensors, {
             "draws": self.draws,
+            "saturated": self.saturated,
             "settling": self.settling.state(),
             "burn_in": self.burn_in.state(),
             "steps": [self.wait, self.next_step],
@@ -201,14 +207,14 @@ class EvidenceAtWork:
             tensor.copy_(tensors[f"prior.{name}"])
         if self.hyper_optimiser is not None:
             restore_optimiser("hyper", self.hyper_optimiser, tensors)
-        self.draws = values["draws"]
+        self.draws, self.saturated = values["draws"], values["saturated"]
         self.settling.restore(values["settling"])
         self.burn_in.restore(values["burn_in"])
         self.wait, self.next_step = values["steps"]
 
     def notes(self, history: list[dict[str, float]]) -> list[str]:
         """Stacks that did not converge, structure and evidence that still moved."""
-        notes = self.settling.notes()
+        notes = [*self.settling.notes(), *[TOO_FEW_ROWS] * self.saturated]
         records = [r["log_evidence"] for r in history if "log_evidence" in r]
         if len(records) < FEW_STEPS:
             notes.append(
@@ -231,21 +237,32 @@ class EvidenceAtWork:
     def _drawn(self) -> Curvature:
         """The curvature with draws of its own for this step."""
         self.draws += 1
-        return replace(self.curvature, seed=(self.curvature.seed + self.draws) % LARGEST_SEED)
+        curvature = Curvature("kron", samples=1) if self.saturated else self.curvature
+        return replace(curvature, seed=(self.curvature.seed + self.draws) % LARGEST_SEED)
 
     def _precision_step(self) -> dict[str, float]:
-        """MacKay's steps on one pass; where they gain little, the next pass waits longer."""
+        """MacKay's steps on one pass; where they gain little, the next pass waits longer.
+
+        Where sampled rows are too few (`LaplacePass.saturated`), this and all later passes take Kronecker factors.
+        """
         rebalance(self.pathways, self.log_precisions)
-        with torch.no_grad():
-            done = laplace_pass(
-                self.setting.net, self.setting.data, self.setting.likelihood, self._drawn(), check=False
-            )
-            before = float(assemble(self.setting.net, done, self.log_precisions))
-        set_precisions(self.setting, done, self.log_precisions, self.settings.fixed_point_steps, self.settings.damping)
+        done, before = self._step_on_precisions()
+        if done.saturated(self.log_precisions):
+            self.saturated = True
+            done, before = self._step_on_precisions()
         after = terms_of(assemble(self.setting.net, done, self.log_precisions))
-        every, settled = self.setting.schedule.every, after["log_evidence"] - before < SMALL_GAIN * done.examples
+        every, settled = self.setting.schedule.wait, after["log_evidence"] - before < SMALL_GAIN * done.examples
         self.wait = min(2 * self.wait, LONGEST_WAIT * every) if settled else every
         return after
+
+    @torch.no_grad()
+    def _step_on_precisions(self) -> tuple[LaplacePass, float]:
+        """A pass, MacKay's steps on it, in place, and the log evidence before them."""
+        setting = self.setting
+        done = laplace_pass(setting.net, setting.data, setting.likelihood, self._drawn(), check=False)
+        before = float(assemble(setting.net, done, self.log_precisions))
+        set_precisions(setting, done, self.log_precisions, self.settings.fixed_point_steps, self.settings.damping)
+        return done, before
 
     def _structure_step(self, optimiser: torch.optim.Optimizer) -> dict[str, float]:
         """One step on all hyperparameters with the whole gradient of the log evidence; MacKay's on the precisions.
