@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from bayesws import data as data_sets
 from bayesws.io.arguments import LARGEST, LARGEST_SEED, device_of, one_line, path_of, shown
+from bayesws.io.arguments import positive as positive_number
 from bayesws.io.files import check_writable
 from bayesws.io.only_writer import only_writer
 from bayesws.training.fit import Schedule
@@ -53,9 +54,26 @@ def add_network(parser: argparse.ArgumentParser, out: str) -> None:
     """A network's size, how long and from how many starts it is trained, and `add_place`."""
     parser.add_argument("--hidden-channels", type=width, default=8, help="for each group element (default 8)")
     parser.add_argument("--layers", type=depth, default=2, help="weight-sharing layers (default 2)")
+    parser.add_argument("--norm", choices=["none", "layer"], default="none", help="normalisation before every ReLU")
     parser.add_argument("--epochs", type=positive, help=f"default {Schedule().epochs}")
+    parser.add_argument(
+        "--learning-rate", type=rate, help=f"default {Schedule().learning_rate}; try 0.01 with --norm layer"
+    )
     parser.add_argument("--starts", type=positive, default=1, metavar="K", help="trained, of which the best is kept")
     add_place(parser, out)
+
+
+def network_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What `add_network` says of the network, as arguments of `WSCNN`; nothing of a normalisation that is not there."""
+    network = {"hidden_channels": options.hidden_channels, "layers": options.layers}
+    return network if options.norm == "none" else network | {"norm": options.norm}
+
+
+def schedule_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What it says of the training, as arguments of `bayesws.fit`: what was given, and the epochs."""
+    given = {"learning_rate": options.learning_rate} if options.learning_rate is not None else {}
+    given |= {"starts": options.starts} if options.starts > 1 else {}
+    return {"epochs": options.epochs or Schedule().epochs} | given
 
 
 def add_place(parser: argparse.ArgumentParser, out: str) -> None:
@@ -67,6 +85,14 @@ def add_place(parser: argparse.ArgumentParser, out: str) -> None:
 def positive(text: str) -> int:
     """A whole number of at least 1."""
     return _whole(text, 1, LARGEST)
+
+
+def rate(text: str) -> float:
+    """A positive number."""
+    try:
+        return positive_number("rate", float(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{shown(text)}: expected a positive number") from error
 
 
 def width(text: str) -> int:

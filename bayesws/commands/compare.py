@@ -15,7 +15,9 @@ from bayesws.commands.arguments import (
     count,
     data_arguments,
     known_tasks,
+    network_options,
     positive,
+    schedule_options,
     seed,
     writing_into,
 )
@@ -24,7 +26,6 @@ from bayesws.evidence.curvature import Curvature
 from bayesws.io.progress import trial_bar
 from bayesws.io.provenance import command, versions
 from bayesws.report.figures.comparison import save_picture
-from bayesws.training.fit import Schedule
 from bayesws.training.objectives.names import OBJECTIVES, objective_named
 from bayesws.trials import engine
 from bayesws.trials.compare import DEFAULT_OBJECTIVES
@@ -132,10 +133,9 @@ def _specs(options: argparse.Namespace) -> list[TrialSpec]:
     data, classes = data_arguments(options), {}
     for task in tasks:
         classes[task] = data_sets.load(**data, task=task, seed=options.seed).num_classes
-    network = {"hidden_channels": options.hidden_channels, "layers": options.layers}
+    network = network_options(options)
     same: dict[str, Any] = {
-        "fit": {"epochs": options.epochs or (QUICK_EPOCHS if options.quick else Schedule().epochs)}
-        | ({"starts": options.starts} if options.starts > 1 else {}),
+        "fit": schedule_options(options) | ({"epochs": QUICK_EPOCHS} if options.quick and not options.epochs else {}),
         "curvature": None if options.samples is None else Curvature("kron", samples=options.samples or None),
         "device": options.device,
     }

@@ -20,14 +20,16 @@ from bayesws.commands.arguments import (
     check_device,
     data_arguments,
     known_tasks,
+    network_options,
     place,
+    schedule_options,
     seed,
 )
 from bayesws.commands.terminal import wide_console
 from bayesws.io.files import check_writable, remove_folder, sweep_drafts, without_nan
 from bayesws.io.only_writer import only_writer
 from bayesws.io.provenance import command
-from bayesws.training.fit import Schedule, fit
+from bayesws.training.fit import fit
 from bayesws.training.objectives.names import OBJECTIVES
 from bayesws.training.result import FitResult
 from bayesws.training.saved import check_free_for
@@ -104,7 +106,7 @@ def _trained(options: argparse.Namespace, unfinished: Path) -> tuple[FitResult, 
     """The fit, from where it was stopped, and how it does on the test images."""
     images = data_sets.load(**data_arguments(options), task=options.task, seed=options.seed)
     torch.manual_seed(options.seed)
-    net = network_for(images, options.pathways, hidden_channels=options.hidden_channels, layers=options.layers)
+    net = network_for(images, options.pathways, **network_options(options))
     with _tensorboard(options.tensorboard) as watch:
         result = fit(
             net,
@@ -112,8 +114,7 @@ def _trained(options: argparse.Namespace, unfinished: Path) -> tuple[FitResult, 
             objective=options.objective,
             seed=options.seed,
             device=options.device,
-            epochs=options.epochs or Schedule().epochs,
-            starts=options.starts,
+            **schedule_options(options),
             checkpoint=unfinished,
             progress=watch,
         )

@@ -79,6 +79,22 @@ def test_all_starts_are_told(tmp_path, capsys):
     assert [start.number for start in starts] == [0, 1] and sum(start.kept for start in starts) == 1
 
 
+def test_normalisation_and_rate_reach_network_and_schedule(tmp_path, capsys):
+    arguments = [*SMALL, "--norm", "layer", "--learning-rate", "0.01", "--out", str(tmp_path / "fit")]
+    assert main(arguments) == 0
+    fit = bws.FitResult.load(tmp_path / "fit")
+    assert fit.model.settings["norm"] == "layer" and fit.recipe.schedule["learning_rate"] == 0.01
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "fast", "1e40"])
+def test_a_rate_that_is_none_is_told(rate, tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([*SMALL, f"--learning-rate={rate}", "--out", str(tmp_path / "fit")])
+    told = capsys.readouterr().err
+    assert left.value.code == 2 and "expected a positive number" in told and told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_numbers_as_json(tmp_path, capsys):
     assert main([*SMALL, "--out", str(tmp_path / "fit"), "--json"]) == 0
     numbers = json.loads(capsys.readouterr().out)
