@@ -103,7 +103,10 @@ class LaplacePass:
         curvature = self.curvature
         if curvature.kind != "full" or curvature.samples is None:
             return False
-        rows = min(self.examples, curvature.rows) * curvature.samples
+        looked_at = round(self.examples * curvature.subset)
+        if curvature.rows >= looked_at and curvature.samples >= self.outputs:
+            return False  # these are all rows that there are
+        rows = min(looked_at, curvature.rows) * curvature.samples
         return float(sum(self.hessian.effective(log_precisions).values())) > SATURATED * rows
 
 

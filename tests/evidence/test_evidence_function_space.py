@@ -21,7 +21,7 @@ from bayesws.evidence.function_space import FunctionSpace
 from bayesws.evidence.gathering import gather
 from bayesws.evidence.gradient import gradient_in
 from bayesws.evidence.hessian import DenseBlock
-from bayesws.evidence.objective import assemble, finish
+from bayesws.evidence.objective import assemble, finish, laplace_pass
 from bayesws.evidence.sampling import sampled_batches
 from bayesws.layers.contract import declarations, starting_log_precisions
 from bayesws.trials.comparable import log_bayes_factor
@@ -437,6 +437,29 @@ def test_rows_that_are_not_finite_are_told():
 
 
 # what a fit ends with
+
+
+@pytest.mark.parametrize(
+    "log_delta, curvature, expected",
+    [
+        (-6.0, Curvature("full", samples=1, rows=10), True),  # γ is nearly 10
+        (-6.0, Curvature("full", samples=1, subset=0.2), True),  # the same of 12 data
+        (2.0, Curvature("full", samples=1, rows=10), False),  # γ is some 3
+        (-6.0, Curvature("full", samples=1, rows=60), False),  # γ is at most 40, the parameters, of 60 rows
+        (-6.0, Curvature("full"), False),  # all rows are no draw
+    ],
+)
+def test_rows_that_cannot_hold_what_the_data_determine(log_delta, curvature, expected):
+    torch.manual_seed(0)
+    net, data = nn.Linear(10, 4, bias=False), Batches((torch.randn(60, 10), torch.arange(60) % 4))
+    done = laplace_pass(net, data, Categorical(), curvature)
+    assert done.saturated({"weight": torch.tensor(log_delta)}) == expected
+
+
+def test_all_columns_of_all_data_are_no_draw():
+    net, data = nn.Linear(40, 1, bias=False), Batches((torch.randn(20, 40), torch.randn(20, 1)))
+    done = laplace_pass(net, data, Gaussian(), Curvature("full", samples=1))
+    assert not done.saturated({"weight": torch.tensor(-9.0)})  # γ is nearly 20, and so is the rank of H
 
 
 def test_exact_drops_what_is_drawn():
