@@ -1,5 +1,6 @@
 """The Laplace evidence of a network: what the data says of its precisions, its noise and its structure."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
@@ -58,6 +59,7 @@ class Evidence:
         by_pathway: every pathway's part, by "layer.pathway".
         examples: number of data.
         curvature: what was computed; its `bound` says how the number stands to the exact one.
+        sampled_rows: of the determinant, where they were drawn (see `LaplacePass`).
     """
 
     data_fit: Tensor
@@ -66,6 +68,25 @@ class Evidence:
     by_pathway: dict[str, PathwayEvidence]
     examples: int
     curvature: Curvature
+    sampled_rows: int | None = None
+
+    @property
+    def saturated(self) -> bool:
+        """Whether sampled rows are too few for what the data determine: γ is more than three quarters of their number.
+
+        H has at most as many eigenvalues as there are rows, and so γ is at most their number. Where it comes near, the
+        Occam factor is too small, and precisions that are set by it let the network learn its data by heart.
+        """
+        effective = sum(float(part.effective.detach()) for part in self.by_pathway.values())
+        return self.sampled_rows is not None and effective > SATURATED * self.sampled_rows
+
+    @property
+    def too_few_rows(self) -> str:
+        """What there is to say where it is so."""
+        return (
+            f"the data determine more parameters than {self.sampled_rows} sampled rows can hold, so the evidence is too "
+            "high: take curvature='kron', or more rows"
+        )
 
     @property
     def total(self) -> Tensor:
@@ -94,20 +115,16 @@ class LaplacePass:
     outputs: int
     curvature: Curvature
 
-    def saturated(self, log_precisions: Mapping[str, Tensor]) -> bool:
-        """Whether sampled rows are too few for what the data determine: γ is more than three quarters of their number.
-
-        H has at most as many eigenvalues as there are rows, and so γ is at most their number. Where it comes near, the
-        Occam factor is too small, and precisions that are set by it let the network learn its data by heart.
-        """
+    @property
+    def sampled_rows(self) -> int | None:
+        """How many rows H was drawn as, and so the most eigenvalues that it can have; None where nothing was drawn."""
         curvature = self.curvature
         if curvature.kind != "full" or curvature.samples is None:
-            return False
+            return None
         looked_at = round(self.examples * curvature.subset)
         if curvature.rows >= looked_at and curvature.samples >= self.outputs:
-            return False  # these are all rows that there are
-        rows = min(looked_at, curvature.rows) * curvature.samples
-        return float(sum(self.hessian.effective(log_precisions).values())) > SATURATED * rows
+            return None  # these are all rows that there are
+        return min(looked_at, curvature.rows) * curvature.samples
 
 
 def laplace_pass(
@@ -169,6 +186,7 @@ def assemble(net: nn.Module, done: LaplacePass, log_precisions: Mapping[str, Ten
         by_pathway,
         done.examples,
         done.curvature,
+        done.sampled_rows,
     )
 
 
@@ -209,6 +227,8 @@ def log_evidence(
     Raises:
         ValueError: names that are unknown, data that does not fit, parameters that cannot be treated.
 
+    Warns: of sampled rows that are too few for what the data determine (`Evidence.saturated`).
+
     >>> net = nn.Linear(1, 1, bias=False)  # y = w x + noise, w ~ N(0, 1), noise ~ N(0, 1), one datum: p(D) = N(1; 0, 2)
     >>> _ = nn.init.constant_(net.weight, 0.5)  # the MAP
     >>> found = log_evidence(net, (torch.ones(1, 1), torch.ones(1, 1)), "regression")
@@ -238,7 +258,10 @@ def log_evidence(
         for name, tensor in starting_log_precisions(net).items()
         if id(tensor) in own
     }
-    return called_with(_Within(net), given, evidence)
+    found: Evidence = called_with(_Within(net), given, evidence)
+    if found.saturated:
+        warnings.warn(found.too_few_rows, stacklevel=2)
+    return found
 
 
 def batches_for(net: nn.Module, data: Any, batch_size: int) -> Batches:

@@ -20,22 +20,26 @@ from bayesws.training.objectives.objective import Setting, Work
 @torch.no_grad()
 def final_evidence(setting: Setting, work: Work) -> Evidence:
     """The evidence at the weights that the training ended with, with the curvature of `final_curvature`; by Kronecker
-    factors where its sampled rows are too few for these data (`LaplacePass.saturated`).
+    factors where its sampled rows are too few for these data (`Evidence.saturated`).
 
     Its precisions are those that the objective trained with, or, where it has none, the best for these weights.
 
     Raises:
         FloatingPointError: an evidence that is not finite.
     """
-    done = laplace_pass(setting.net, setting.data, setting.likelihood, final_curvature(setting), check=False)
-    work.settle(done)
-    if done.saturated(work.log_precisions):
-        done = laplace_pass(setting.net, setting.data, setting.likelihood, "kron", check=False)
-        work.settle(done)
-    evidence = assemble(setting.net, done, work.log_precisions)
+    evidence = _settled(setting, work, final_curvature(setting))
+    if evidence.saturated:
+        evidence = _settled(setting, work, Curvature("kron"))
     if not math.isfinite(float(evidence)):
         raise FloatingPointError("the evidence is not finite at the end of the fit: check the data's scale")
     return evidence
+
+
+def _settled(setting: Setting, work: Work, curvature: Curvature) -> Evidence:
+    """The evidence by a curvature, at the precisions that the objective settles on by it."""
+    done = laplace_pass(setting.net, setting.data, setting.likelihood, curvature, check=False)
+    work.settle(done)
+    return assemble(setting.net, done, work.log_precisions)
 
 
 @torch.no_grad()

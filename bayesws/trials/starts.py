@@ -97,10 +97,12 @@ def started(
     began = time.perf_counter()
     try:
         result = fit(net, data, likelihood, "evidence", curvature, seed=seed, **settings)
-        evidence = _evidence(result, data, evidence_curvature)
+        with torch.no_grad():
+            found = log_evidence(result.model, data, result.likelihood, evidence_curvature, prior=result.prior)
     except (ValueError, FloatingPointError, RuntimeError) as error:
         kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
         raise kind(f"network {name!r}: {error}") from error
+    evidence = EvidenceSummary.of(found)
     return result, Start(
         name,
         seed,
@@ -111,7 +113,7 @@ def started(
         _groups(result.model),
         result.recipe.schedule,
         time.perf_counter() - began,
-        list(result.notes),
+        [*result.notes, *[found.too_few_rows] * found.saturated],
         None if test is None else result.nll(*test, kind="map"),
         result.provenance.data,
         MEANING,
@@ -154,11 +156,6 @@ def made(name: str, network: nn.Module | Callable[[], nn.Module], seed: int) -> 
             f"network {name!r} of type {type(net).__name__}: expected a network, or a function that makes one"
         )
     return net
-
-
-def _evidence(result: FitResult, data: Any, curvature: Curvature) -> EvidenceSummary:
-    with torch.no_grad():
-        return EvidenceSummary.of(log_evidence(result.model, data, result.likelihood, curvature, prior=result.prior))
 
 
 def _groups(net: nn.Module) -> dict[str, str]:

@@ -453,13 +453,20 @@ def test_rows_that_cannot_hold_what_the_data_determine(log_delta, curvature, exp
     torch.manual_seed(0)
     net, data = nn.Linear(10, 4, bias=False), Batches((torch.randn(60, 10), torch.arange(60) % 4))
     done = laplace_pass(net, data, Categorical(), curvature)
-    assert done.saturated({"weight": torch.tensor(log_delta)}) == expected
+    assert assemble(net, done, {"weight": torch.tensor(log_delta)}).saturated == expected
+
+
+def test_an_evidence_of_too_few_rows_is_told():
+    torch.manual_seed(0)
+    net, data = nn.Linear(10, 4, bias=False), (torch.randn(60, 10), torch.arange(60) % 4)
+    with pytest.warns(UserWarning, match="than 10 sampled rows can hold.*take curvature='kron', or more rows"):
+        log_evidence(net, data, prior=-6.0, curvature=Curvature("full", samples=1, rows=10))
 
 
 def test_all_columns_of_all_data_are_no_draw():
     net, data = nn.Linear(40, 1, bias=False), Batches((torch.randn(20, 40), torch.randn(20, 1)))
     done = laplace_pass(net, data, Gaussian(), Curvature("full", samples=1))
-    assert not done.saturated({"weight": torch.tensor(-9.0)})  # γ is nearly 20, and so is the rank of H
+    assert not assemble(net, done, {"weight": torch.tensor(-9.0)}).saturated  # γ is nearly 20, and so is the rank of H
 
 
 def test_exact_drops_what_is_drawn():

@@ -243,26 +243,25 @@ class EvidenceAtWork:
     def _precision_step(self) -> dict[str, float]:
         """MacKay's steps on one pass; where they gain little, the next pass waits longer.
 
-        Where sampled rows are too few (`LaplacePass.saturated`), this and all later passes take Kronecker factors.
+        Where sampled rows are too few (`Evidence.saturated`), this and all later passes take Kronecker factors.
         """
         rebalance(self.pathways, self.log_precisions)
-        done, before = self._step_on_precisions()
-        if done.saturated(self.log_precisions):
+        before, after = self._step_on_precisions()
+        if after.saturated:
             self.saturated = True
-            done, before = self._step_on_precisions()
-        after = terms_of(assemble(self.setting.net, done, self.log_precisions))
-        every, settled = self.setting.schedule.wait, after["log_evidence"] - before < SMALL_GAIN * done.examples
-        self.wait = min(2 * self.wait, LONGEST_WAIT * every) if settled else every
-        return after
+            before, after = self._step_on_precisions()
+        gain, every = float(after) - float(before), self.setting.schedule.wait
+        self.wait = min(2 * self.wait, LONGEST_WAIT * every) if gain < SMALL_GAIN * after.examples else every
+        return terms_of(after)
 
     @torch.no_grad()
-    def _step_on_precisions(self) -> tuple[LaplacePass, float]:
-        """A pass, MacKay's steps on it, in place, and the log evidence before them."""
+    def _step_on_precisions(self) -> tuple[Evidence, Evidence]:
+        """MacKay's steps on one pass, in place: the evidence before them and after them."""
         setting = self.setting
         done = laplace_pass(setting.net, setting.data, setting.likelihood, self._drawn(), check=False)
-        before = float(assemble(setting.net, done, self.log_precisions))
+        before = assemble(setting.net, done, self.log_precisions)
         set_precisions(setting, done, self.log_precisions, self.settings.fixed_point_steps, self.settings.damping)
-        return done, before
+        return before, assemble(setting.net, done, self.log_precisions)
 
     def _structure_step(self, optimiser: torch.optim.Optimizer) -> dict[str, float]:
         """One step on all hyperparameters with the whole gradient of the log evidence; MacKay's on the precisions.
