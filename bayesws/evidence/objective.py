@@ -84,8 +84,8 @@ class Evidence:
     def too_few_rows(self) -> str:
         """What there is to say where it is so."""
         return (
-            f"the data determine more parameters than {self.sampled_rows} sampled rows can hold, so the evidence is too "
-            "high: take curvature='kron', or more rows"
+            f"the data determine more parameters than {self.sampled_rows} sampled rows can hold, so the evidence is "
+            "too high: take curvature='kron', or more rows"
         )
 
     @property
