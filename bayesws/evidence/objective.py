@@ -77,8 +77,9 @@ class Evidence:
         H has at most as many eigenvalues as there are rows, and so γ is at most their number. Where it comes near, the
         Occam factor is too small, and precisions that are set by it let the network learn its data by heart.
         """
-        effective = sum(float(part.effective.detach()) for part in self.by_pathway.values())
-        return self.sampled_rows is not None and effective > SATURATED * self.sampled_rows
+        if self.sampled_rows is None:
+            return False  # before anything is read back from a device
+        return sum(float(p.effective.detach()) for p in self.by_pathway.values()) > SATURATED * self.sampled_rows
 
     @property
     def too_few_rows(self) -> str:

@@ -1,6 +1,7 @@
 """Print the table of the page beside this file from the summaries of its five sets, in Markdown."""
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -34,23 +35,36 @@ def scores(trials: list[dict[str, Any]]) -> str:
     return f"{told([100 * t['accuracy'] for t in trials], 1)}, {told([t['nll'] for t in trials], 3)}"
 
 
+def strengths(trials: list[dict[str, Any]]) -> str:
+    """ρ of every layer, from the input up, mean over seeds."""
+    by_layer = zip(*([row["strength"] for row in trial["sharing"]] for trial in trials), strict=True)
+    return ", ".join(f"{mean(found):.2f}" for found in by_layer)
+
+
+def decay_of(trial: dict[str, Any]) -> float:
+    """The weight decay that a trial chose."""
+    return float(trial["weight_decay"])
+
+
 def main() -> None:
     """A row for every set and rival; the difference is the evidence's NLL less the rival's, seed by seed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent, help="with a folder a set")
     folder = parser.parse_args().folder
-    print("| upright images | evidence | log evidence a datum | batch norm | NLL less that of batch norm | lower in |")
-    print("|---" * 6 + "|")
+    print("| upright images | evidence | ρ by layer | batch norm | its weight decays | less batch norm's | lower in |")
+    print("|---" * 7 + "|")
     for name, title in SETS.items():
         trials = by_method(folder / name)
         ours = trials.pop("evidence")
-        size = ours[0]["settings"]["train_size"]
         for method, found in trials.items():
             less = [own["nll"] - other["nll"] for own, other in zip(ours, found, strict=True)]
             lower = f"{sum(value < 0 for value in less)} of {len(less)}"
             row = title + method.removeprefix("batch norm")
-            evidence = f"{mean(t['log_evidence'] for t in ours) / size:.3f}"
-            print(f"| {row} | {scores(ours)} | {evidence} | {scores(found)} | {told(less, 3)} | {lower} |")
+            less_than = told(less, 3)
+            decays = ", ".join(f"{count} × {decay:g}" for decay, count in Counter(map(decay_of, found)).most_common())
+            print(
+                f"| {row} | {scores(ours)} | {strengths(ours)} | {scores(found)} | {decays} | {less_than} | {lower} |"
+            )
 
 
 if __name__ == "__main__":
