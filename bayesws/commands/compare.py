@@ -119,7 +119,7 @@ def _run(options: argparse.Namespace) -> None:
         console.print(comparison.elsewhere_table())
     console.print(comparison.sharing_table())
     if not math.isnan(cost := comparison.cost()):
-        console.print(f"training by the evidence took {cost:.2f} times as long as by the task loss (median)")
+        console.print(f"one training by the evidence took {cost:.2f} times as long as one by the task loss (median)")
     for trial in comparison.trials:
         for note in trial.notes:
             console.print(f"note: {trial.task}, {trial.objective}, seed {trial.seed}: {note}")

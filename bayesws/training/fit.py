@@ -153,7 +153,6 @@ def _fitted(
     watching = partial(_watching, show, plan.epochs, chooser.name)
     split = Split(first.setting, watching, kept)
     chosen = chooser.choose(first.setting, split)
-    training = time.perf_counter()
     best, told_starts, doubts = best_start(Trainer(starts, chooser, chosen, watching, kept, watch), first, split)
     ended = time.perf_counter()
     setting, work, history = best.begun.setting, best.work, best.loop.history
@@ -168,7 +167,7 @@ def _fitted(
         evidence=best.evidence,
         history=history,
         recipe=_recipe(setting, chooser, chosen),
-        provenance=Provenance(versions(), setting.data.digest(), str(place), ended - started, ended - training),
+        provenance=Provenance(versions(), setting.data.digest(), str(place), ended - started, best.loop.seconds),
         start=best.begun.proposals,
         starts=told_starts,
         notes=(*work.notes(history), *told, *doubts, *notes),

@@ -1,6 +1,7 @@
 """The loop: epochs of steps on the weights, and in between what the objective does of its own."""
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,12 +24,14 @@ class Loop:
         setting: the network, the data, the likelihood, the schedule.
         work: the objective at work.
         history: one record an epoch.
+        seconds: wall time of these epochs, in all calls that trained them.
     """
 
     def __init__(self, setting: Setting, work: Work) -> None:
         self.setting, self.work = setting, work
         self.order = torch.Generator().manual_seed(setting.seed)
         self.history: list[Record] = []
+        self.seconds = 0.0
         groups: list[dict[str, Any]] = [
             {"params": [p.parameter], "pathway": name} for name, p in named_pathways(setting.net)
         ]
@@ -59,7 +62,9 @@ class Loop:
             for _ in range(done):
                 advance()
             for epoch in range(done + 1, plan.epochs + 1):
+                began = time.perf_counter()
                 self.history.append(self._epoch(epoch))
+                self.seconds += time.perf_counter() - began
                 watch(self.history[-1])
                 if checkpoint is not None:
                     checkpoint.after_epoch(self, what, epoch)
@@ -114,7 +119,7 @@ class Loop:
         tensors |= {"order": self.order.get_state(), "torch": torch.get_rng_state()}  # the latter is for dropout
         tensors |= optimiser_state("weights", self.optimiser)
         own, values = self.work.state()
-        return tensors | own, {"history": self.history, "objective": values}
+        return tensors | own, {"history": self.history, "seconds": self.seconds, "objective": values}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -127,4 +132,4 @@ class Loop:
         torch.set_rng_state(tensors["torch"])
         restore_optimiser("weights", self.optimiser, tensors)
         self.work.restore(tensors, values["objective"])
-        self.history = values["history"]
+        self.history, self.seconds = values["history"], values["seconds"]

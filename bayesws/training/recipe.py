@@ -42,7 +42,8 @@ class Provenance:
         data: SHA-256 of the training data; None for a DataLoader, which draws its order where nobody else can.
         device: where it was trained.
         seconds: wall time of the fit.
-        training_seconds: that of its last training alone, or of all starts, without the choice of settings.
+        training_seconds: that of the epochs of the one training that was kept: without the choice of settings, other
+            starts, and the evidence, judges and posterior at the end.
         more: what the caller knows, such as "command", "task" or "test" scores; JSON values.
     """
 

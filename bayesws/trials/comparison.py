@@ -225,8 +225,8 @@ class Comparison:
     def cost(self) -> float:
         """How many times as long training by the evidence took as by the task loss, the same number of epochs.
 
-        The median over pairs of equal task, pathways and seed, of the trainings of all starts (the task loss's choice
-        of a weight decay is left out); nan where there is no pair.
+        The median over pairs of equal task, pathways and seed, of one training each, the one that was kept: the task
+        loss's choice of a weight decay is left out, and of both the evidence at the end. nan where there is no pair.
         """
         seconds = {(t.task, t.pathways, t.seed, t.objective): t.training_seconds for t in self.trials}
         ratios = [

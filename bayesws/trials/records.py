@@ -30,7 +30,7 @@ class Trial:
         sharing: a row per layer.
         weight_decay: chosen for the task loss or a relative; None for the evidence.
         seconds: wall time of the fit, the choice of its settings included.
-        training_seconds: that of its last training alone, or of all starts.
+        training_seconds: that of the one training that was kept, without its end.
         notes: what did not converge.
         calibration_error: expected, on the test data, in [0, 1]: see `Scores`.
         brier: on the test data, in [0, 2]: see `Scores`.

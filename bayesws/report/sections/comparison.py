@@ -62,7 +62,7 @@ def comparison_section(comparison: Comparison, name: str) -> Section:
     summary = [s for task in tasks for s in _sentences(task, by_task[task])]
     cost = comparison.cost()
     if not math.isnan(cost):
-        summary.append(f"Training by the evidence took {cost:.2f} times as long as by the task loss (median).")
+        summary.append(f"One training by the evidence took {cost:.2f} times as long as one by the task loss (median).")
     return Section("Comparison", name, summary, blocks)
 
 
