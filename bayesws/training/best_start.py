@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bayesws.evidence.curvature import Curvature
 from bayesws.training.checkpoint import Checkpoint
 from bayesws.training.held_out import Split, Watching
 from bayesws.training.loop import Loop, Record
@@ -13,7 +14,8 @@ from bayesws.training.outcome import final_evidence, judge, judging_curvature
 from bayesws.training.starts import Begun, Starts
 from bayesws.training.summaries import EvidenceSummary, Start, best_of
 
-NOT_EXACT = "no memory holds the exact evidence: the starts were compared by {0.kind!r}, {0.bound}"
+NOT_EXACT = "no memory holds the exact evidence, or too few rows: the starts were compared by {0.kind!r}, {0.bound}"
+TOO_HIGH = "the evidence of start {0} is by too few sampled rows and too high: another is kept where there is one"
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def best_start(trainer: Trainer, first: Begun, split: Split) -> tuple[Trained, t
     An objective with a share `held_out` of the data, as the task loss has, chooses a start as it chooses its settings,
     and so is as fair a rival with starts as without: every start is trained on the rest, with what was chosen at start
     0, and the one with the smallest held-out negative log likelihood is trained on all data. Under any other every
-    start is trained on all data, and the one with the highest log evidence by `judging_curvature` is kept.
+    start is trained on all data, and the one with the highest log evidence by `judging_curvature` is kept; by Kronecker
+    factors where its sampled rows are too few for start 0.
 
     Args:
         trainer: of this fit.
@@ -124,11 +127,12 @@ def _by_evidence(trainer: Trainer, first: Begun) -> tuple[Trained, list[Start], 
         began = time.perf_counter()
         begun = first if number == 0 else starts.begun(number)
         trained = trainer.train(begun)
-        if curvature is None:
-            curvature = judging_curvature(begun.setting)
-        same = curvature == trained.evidence.curvature
-        judged = trained.evidence.log_evidence if same else judge(begun.setting, trained.work, curvature)
-        found.append(Start(number, begun.what, judged, None, curvature, time.perf_counter() - began))
+        judged, saturated = _judged(trained, curvature or judging_curvature(begun.setting))
+        if curvature is None and saturated:
+            judged, saturated = _judged(trained, Curvature("kron"))
+        curvature, score = judged.curvature, judged.log_evidence
+        seconds = time.perf_counter() - began
+        found.append(Start(number, begun.what, score, None, curvature, seconds, saturated=saturated))
         if best_of(found).number == number:
             best = trained
         if kept is not None:
@@ -138,7 +142,16 @@ def _by_evidence(trainer: Trainer, first: Begun) -> tuple[Trained, list[Start], 
         start = best_of(found)
         best = trainer.restored(kept, start, first if start.number == 0 else starts.begun(start.number))
     assert curvature is not None
-    return best, found, [] if curvature.kind == "full" else [NOT_EXACT.format(curvature)]
+    notes = [] if curvature.kind == "full" else [NOT_EXACT.format(curvature)]
+    return best, found, notes + [TOO_HIGH.format(start.number + 1) for start in found if start.saturated]
+
+
+def _judged(trained: Trained, curvature: Curvature) -> tuple[EvidenceSummary, bool]:
+    """A start's evidence by a curvature, and whether it is too high; the one that it reports never is."""
+    if curvature == trained.evidence.curvature:
+        return trained.evidence, False
+    found = judge(trained.begun.setting, trained.work, curvature)
+    return EvidenceSummary.of(found), found.saturated
 
 
 def _by_held_out(trainer: Trainer, first: Begun, split: Split, share: float) -> tuple[Trained, list[Start], list[str]]:

@@ -94,15 +94,15 @@ def judging_curvature(setting: Setting) -> Curvature:
 
 
 @torch.no_grad()
-def judge(setting: Setting, work: Work, curvature: Curvature) -> float:
-    """The log evidence of a start at its own final weights and precisions, nats: after `final_evidence`.
+def judge(setting: Setting, work: Work, curvature: Curvature) -> Evidence:
+    """The evidence of a start at its own final weights and precisions, by a curvature: after `final_evidence`.
 
     Raises:
         FloatingPointError: an evidence that is not finite.
     """
     done = laplace_pass(setting.net, setting.data, setting.likelihood, curvature, check=False)
-    found = float(assemble(setting.net, done, work.log_precisions))
-    if not math.isfinite(found):
+    found = assemble(setting.net, done, work.log_precisions)
+    if not math.isfinite(float(found)):
         raise FloatingPointError("the evidence that compares the starts is not finite: check the data's scale")
     return found
 

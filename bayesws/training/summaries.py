@@ -114,6 +114,7 @@ class Start:
         curvature: of that evidence, one for all starts.
         seconds: wall time of its training and its score; None where an earlier call took it and did not tell.
         kept: whether the fit is this one.
+        saturated: whether its evidence is too high, by too few sampled rows: see `Evidence.saturated`.
     """
 
     number: Count
@@ -123,15 +124,24 @@ class Start:
     curvature: Curvature | None
     seconds: Seconds | None
     kept: bool = False
+    saturated: bool = False
 
     @property
     def score(self) -> str:
         """What chooses, in words."""
         if self.log_evidence is not None:
-            return f"log evidence {self.log_evidence:.1f} nats"
+            return f"log evidence {self.log_evidence:.1f} nats" + ", too high" * self.saturated
         return f"held-out NLL {self.held_out_nll:.3f} nats per datum"
 
 
 def best_of(starts: Sequence[Start]) -> Start:
-    """The start with the highest log evidence, or the smallest held-out loss; the first of several that are equal."""
-    return max(starts, key=lambda s: -(s.held_out_nll or 0.0) if s.log_evidence is None else s.log_evidence)
+    """The start with the highest log evidence, or the smallest held-out loss; the first of several that are equal.
+
+    One whose evidence is too high is passed over for any other.
+    """
+
+    def score(start: Start) -> tuple[bool, float]:
+        loss = start.held_out_nll or 0.0
+        return not start.saturated, -loss if start.log_evidence is None else start.log_evidence
+
+    return max(starts, key=score)

@@ -2,8 +2,8 @@
 
 import copy
 import itertools
-import math
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -17,6 +17,7 @@ from bayesws.evidence.batches import Batches
 from bayesws.evidence.likelihood import likelihood_named
 from bayesws.layers.start import stack_starts
 from bayesws.sharing.groups import known_groups
+from bayesws.training import best_start
 from bayesws.training.checkpoint import Checkpoint
 from bayesws.training.objectives import Setting
 from bayesws.training.outcome import final_curvature, judging_curvature
@@ -119,6 +120,32 @@ def test_the_judge_takes_sampled_columns_where_all_are_too_many_and_the_fits_own
     fit = bws.fit(network(), data, starts=2, curvature="kron", **SETTINGS)
     assert any("compared by 'kron', no bound" in note for note in fit.notes)
     assert next(s for s in fit.starts if s.kept).log_evidence == fit.log_evidence
+
+
+def test_starts_are_not_compared_by_rows_that_are_too_few(data, monkeypatch):
+    few = bws.Curvature("full", samples=1)
+    monkeypatch.setattr("bayesws.evidence.objective.SATURATED", 0.0)  # no number of rows is enough
+    monkeypatch.setattr("bayesws.training.best_start.judging_curvature", lambda setting: few)
+    fit = bws.fit(network(), data, starts=2, curvature="kron", **SETTINGS)
+    assert {start.curvature for start in fit.starts} == {bws.Curvature("kron")}
+    assert next(s for s in fit.starts if s.kept).log_evidence == fit.log_evidence
+    assert any("or too few rows" in note for note in fit.notes)
+
+
+def test_a_later_start_whose_rows_are_too_few_is_passed_over(data, monkeypatch):
+    def judged(setting, work, curvature):
+        found = real(setting, work, curvature)
+        seen.append(found)
+        if len(seen) == 1:
+            return found
+        return replace(found, sampled_rows=1, data_fit=found.data_fit + 1000)  # as high as it likes
+
+    real, seen = best_start.judge, []
+    monkeypatch.setattr(best_start, "judge", judged)
+    fit = bws.fit(network(), data, starts=2, curvature="kron", **SETTINGS)
+    assert [(s.kept, s.saturated) for s in fit.starts] == [(True, False), (False, True)]
+    assert fit.starts[1].log_evidence > fit.starts[0].log_evidence and "too high" in fit.starts[1].score
+    assert any("evidence of start 2 is by too few sampled rows" in note for note in fit.notes)
 
 
 def test_what_is_frozen_stays_and_what_nothing_draws_is_told(data):
