@@ -109,7 +109,8 @@ def rebalance(pathways: Mapping[str, Pathway], log_precisions: Logs) -> None:
             # Σ = I/λ' + R Rᵀ/δ: Rᵀ Σ⁻¹ = δ (Rᵀ R + δ/λ' I)⁻¹ Rᵀ
             gram, delta = place.gram(), log_precisions[name].exp()
             ridge = delta / lambdas[place.outer].exp() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-            pulls[name] = delta * _solve(gram + ridge, split.whole[name] @ gram)
+            whole = split.whole[name]
+            pulls[name] = delta * _solve(gram + ridge, (whole.reshape(-1, len(gram)) @ gram).reshape(whole.shape))
             continue
         pulls[name] = lambdas[name].exp() * split.rest[name]
         for inner, lift in lifts[name]:
@@ -141,8 +142,8 @@ def _lifts(pathways: Mapping[str, Pathway]) -> Lifts:
 
 
 def _solve(matrix: Tensor, vectors: Tensor) -> Tensor:
-    """M⁻¹ v on the last axis, for a symmetric M."""
-    return torch.linalg.solve(matrix, vectors, left=False)
+    """M⁻¹ v of every n numbers in their order, for a symmetric M (n, n)."""
+    return torch.linalg.solve(matrix, vectors.reshape(-1, len(matrix)), left=False).reshape(vectors.shape)
 
 
 def _outermost(name: str, within: Nested) -> str:

@@ -25,6 +25,7 @@ from bayesws.layers.fold_group import FoldGroup
 from bayesws.layers.group_head import GroupHead
 from bayesws.layers.identify import Identified, Match, identify_group, identify_groups
 from bayesws.layers.linear import WSLinear
+from bayesws.layers.linear2d import Linear2d
 from bayesws.layers.sharing_settings import Sharing
 from bayesws.layers.stack import RepresentationStack
 from bayesws.layers.weight_sharing import WeightSharing
@@ -40,6 +41,7 @@ __all__ = [
     "Identified",
     "Joint",
     "Layer",
+    "Linear2d",
     "Match",
     "Pathway",
     "RepresentationStack",

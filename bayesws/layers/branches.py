@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayesws.layers.contract import Declaration, Joint, declare
+from bayesws.layers.contract import Declaration, Joint, Within, declare
+from bayesws.layers.linear2d import Linear2d, convolution_within
 
 REDUCTIONS = ("mean", "sum")
 
@@ -28,6 +29,9 @@ class Branches(nn.Module):
     the correlation, under the prior, of two entries that the first branch ties together and the others do not, as a
     convolution does beside a linear layer. It is there where each of two or more branches holds exactly one layer with
     a kernel to train.
+
+    An nn.Conv2d beside a `Linear2d` of the same images lies within its directions, and what the two are together is
+    accounted for once (`evidence.nesting`). Other branches have blocks of their own.
 
     Args:
         reduce: "mean" or "sum".
@@ -101,4 +105,15 @@ def _kernels(layer: Branches) -> dict[str, list[str]]:
 @declare.register
 def _(module: Branches) -> Joint:
     kernels = _kernels(module)
-    return Joint(module.strength_at if len(kernels) > 1 and all(kernels.values()) else None)
+    return Joint(module.strength_at if len(kernels) > 1 and all(kernels.values()) else None, _within(module))
+
+
+def _within(layer: Branches) -> dict[str, Within]:
+    """The places of the first convolution's pathways in those of a dense map beside it, by names in the container."""
+    branches = dict(layer.named_children())
+    for outer, dense in branches.items():
+        for inner, conv in branches.items():
+            if isinstance(dense, Linear2d) and type(conv) is nn.Conv2d:
+                if found := convolution_within(conv, dense, outer):
+                    return {f"{inner}.{name}": place for name, place in found.items()}
+    return {}

@@ -12,7 +12,7 @@ A module of your own becomes a layer by one registered function:
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, singledispatch
 from typing import Any
 
@@ -33,7 +33,7 @@ class Within:
         kappa: κ with Rᵀ R = κ I, or the least that is known with Rᵀ R ≤ κ I.
         lift: R, from θ to the shape of φ.
         lower: Rᵀ, from the shape of φ to that of θ.
-        gram: gives Rᵀ R, which acts on the last axis of θ; None where it is κ I.
+        gram: gives Rᵀ R, (n, n), which acts on every n numbers of θ in their order; None where it is κ I.
     """
 
     outer: str
@@ -156,9 +156,11 @@ class Joint:
 
     Attributes:
         strength: as for `Declaration`, by the pathways' names within the container ("conv.weight").
+        within: by such a name, the pathway of the container that it acts within.
     """
 
     strength: Strength | None = None
+    within: Mapping[str, Within] = field(default_factory=dict)
 
 
 @singledispatch
@@ -178,6 +180,7 @@ def declarations(net: nn.Module) -> dict[str, tuple[nn.Module, Declaration]]:
     """
     found: dict[str, tuple[nn.Module, Declaration]] = {}
     joint: str | None = None
+    places: dict[str, Within] = {}
     for name, module in net.named_modules():  # what a container holds comes right after it
         inside = joint is not None and is_within(name, joint)
         declared = declare(module)
@@ -185,20 +188,24 @@ def declarations(net: nn.Module) -> dict[str, tuple[nn.Module, Declaration]]:
             found[name] = (module, replace(declared, part_of=joint) if inside else declared)
         elif isinstance(declared, Joint) and not inside:
             joint = name
+            places |= {_joined(name, inner): _named(place, name) for inner, place in declared.within.items()}
     _check_declared(net, found)
-    return {name: (module, _placed(name, declaration)) for name, (module, declaration) in found.items()}
+    trained = {_joined(name, p.name) for name, (_, declaration) in found.items() for p in declaration.pathways}
+    for name, (_, declaration) in found.items():
+        places |= {_joined(name, p.name): _named(p.within, name) for p in declaration.pathways if p.within}
+    places = {inner: place for inner, place in places.items() if place.outer in trained}
+    return {name: (module, _placed(name, declaration, places)) for name, (module, declaration) in found.items()}
 
 
-def _placed(layer: str, declaration: Declaration) -> Declaration:
-    """The same, its pathways within others by the others' full names; only within trained ones."""
-    if not any(pathway.within for pathway in declaration.pathways):
-        return declaration
-    trained = {pathway.name for pathway in declaration.pathways}
-    pathways = []
-    for pathway in declaration.pathways:
-        place = pathway.within if pathway.within and pathway.within.outer in trained else None
-        pathways.append(replace(pathway, within=place and replace(place, outer=_joined(layer, place.outer))))
-    return replace(declaration, pathways=tuple(pathways))
+def _named(place: Within, layer: str) -> Within:
+    """The same, the outer pathway by its full name."""
+    return replace(place, outer=_joined(layer, place.outer))
+
+
+def _placed(layer: str, declaration: Declaration, places: Mapping[str, Within]) -> Declaration:
+    """The same, its pathways within the others that they have a place in."""
+    pathways = tuple(replace(p, within=places.get(_joined(layer, p.name))) for p in declaration.pathways)
+    return replace(declaration, pathways=pathways)
 
 
 def _check_declared(net: nn.Module, found: dict[str, tuple[nn.Module, Declaration]]) -> None:

@@ -17,6 +17,7 @@ from bayesws.layers.convert import replaced
 from bayesws.layers.fold_group import FoldGroup, plain_weight
 from bayesws.layers.group_head import GroupHead
 from bayesws.layers.linear import WSLinear
+from bayesws.layers.linear2d import Linear2d
 from bayesws.layers.tracing import is_plain, traced
 from bayesws.layers.weight_sharing import WeightSharing
 
@@ -68,6 +69,8 @@ def harden(source: Any, example: Shaped[Tensor, "batch ..."] | None = None) -> n
             twins[module] = _twin(module)
         elif isinstance(module, GroupHead):
             twins[module] = _flat_head(module)
+        elif isinstance(module, Linear2d):
+            twins[module] = _dense(module)
     net = replaced(net, twins)
     for module in reversed(list(net.modules())):  # what is within comes first
         if type(module) is Branches:
@@ -124,14 +127,24 @@ def _flat_twin(layer: WeightSharing) -> nn.Module:
 @torch.no_grad()
 def _flat_head(head: GroupHead) -> nn.Module:
     """The group axis folded into the channels, and nn.Linear on them."""
-    weight, has_bias = head.kernel().flatten(1), head.bias is not None
-    plain = nn.utils.skip_init(
-        nn.Linear, weight.shape[1], weight.shape[0], bias=has_bias, device=weight.device, dtype=weight.dtype
-    )
+    return nn.Sequential(nn.Flatten(), _linear(head.kernel().flatten(1), head.bias))
+
+
+@torch.no_grad()
+def _dense(layer: Linear2d) -> nn.Module:
+    """nn.Linear on the flat image, and the image again."""
+    plain = _linear(layer.weight, layer.bias)
+    return nn.Sequential(nn.Flatten(), plain, nn.Unflatten(1, (layer.out_channels, *layer.out_size)))
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """nn.Linear with these numbers."""
+    arguments: dict[str, Any] = {"bias": bias is not None, "device": weight.device, "dtype": weight.dtype}
+    plain: nn.Linear = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], **arguments)
     plain.weight.copy_(weight)
-    if head.bias is not None:
-        plain.bias.copy_(head.bias)
-    return nn.Sequential(nn.Flatten(), plain)
+    if bias is not None:
+        plain.bias.copy_(bias)
+    return plain
 
 
 def _graph_of(branches: Branches) -> fx.GraphModule:
