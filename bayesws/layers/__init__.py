@@ -22,12 +22,15 @@ from bayesws.layers.conv import WSConv2d, WSConv3d, WSLiftConv2d, WSLiftConv3d
 from bayesws.layers.convert import Conversion, share, sharing_plan
 from bayesws.layers.export import harden
 from bayesws.layers.fold_group import FoldGroup
+from bayesws.layers.group_conv import GroupConv2d
 from bayesws.layers.group_head import GroupHead
 from bayesws.layers.identify import Identified, Match, identify_group, identify_groups
 from bayesws.layers.linear import WSLinear
 from bayesws.layers.linear2d import Linear2d
 from bayesws.layers.sharing_settings import Sharing
 from bayesws.layers.stack import RepresentationStack
+from bayesws.layers.subsample import Subsample2d
+from bayesws.layers.turns import PoolGroup, StackTurns
 from bayesws.layers.weight_sharing import WeightSharing
 
 __all__ = [
@@ -37,6 +40,7 @@ __all__ = [
     "Declaration",
     "Deriving",
     "FoldGroup",
+    "GroupConv2d",
     "GroupHead",
     "Identified",
     "Joint",
@@ -44,10 +48,13 @@ __all__ = [
     "Linear2d",
     "Match",
     "Pathway",
+    "PoolGroup",
     "RepresentationStack",
     "Sharing",
+    "StackTurns",
     "Status",
     "Structure",
+    "Subsample2d",
     "WSConv2d",
     "WSConv3d",
     "WSLiftConv2d",

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayesws.layers.contract import Declaration, Joint, Within, declare
-from bayesws.layers.linear2d import Linear2d, convolution_within
+from bayesws.layers.containment import places_of
+from bayesws.layers.contract import Declaration, Joint, declare
 
 REDUCTIONS = ("mean", "sum")
 
@@ -30,8 +30,8 @@ class Branches(nn.Module):
     convolution does beside a linear layer. It is there where each of two or more branches holds exactly one layer with
     a kernel to train.
 
-    An nn.Conv2d beside a `Linear2d` of the same images lies within its directions, and what the two are together is
-    accounted for once (`evidence.nesting`). Other branches have blocks of their own.
+    An nn.Conv2d beside a `Linear2d` of the same images lies within its directions, a `GroupConv2d` within those of an
+    nn.Conv2d: what they are together is accounted for once (`evidence.nesting`). Others have blocks of their own.
 
     Args:
         reduce: "mean" or "sum".
@@ -105,15 +105,5 @@ def _kernels(layer: Branches) -> dict[str, list[str]]:
 @declare.register
 def _(module: Branches) -> Joint:
     kernels = _kernels(module)
-    return Joint(module.strength_at if len(kernels) > 1 and all(kernels.values()) else None, _within(module))
-
-
-def _within(layer: Branches) -> dict[str, Within]:
-    """The places of the first convolution's pathways in those of a dense map beside it, by names in the container."""
-    branches = dict(layer.named_children())
-    for outer, dense in branches.items():
-        for inner, conv in branches.items():
-            if isinstance(dense, Linear2d) and type(conv) is nn.Conv2d:
-                if found := convolution_within(conv, dense, outer):
-                    return {f"{inner}.{name}": place for name, place in found.items()}
-    return {}
+    strength = module.strength_at if len(kernels) > 1 and all(kernels.values()) else None
+    return Joint(strength, places_of(dict(module.named_children())))

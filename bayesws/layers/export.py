@@ -15,6 +15,7 @@ from bayesws.layers.branches import Branches
 from bayesws.layers.cache import Deriving
 from bayesws.layers.convert import replaced
 from bayesws.layers.fold_group import FoldGroup, plain_weight
+from bayesws.layers.group_conv import GroupConv2d
 from bayesws.layers.group_head import GroupHead
 from bayesws.layers.linear import WSLinear
 from bayesws.layers.linear2d import Linear2d
@@ -71,6 +72,8 @@ def harden(source: Any, example: Shaped[Tensor, "batch ..."] | None = None) -> n
             twins[module] = _flat_head(module)
         elif isinstance(module, Linear2d):
             twins[module] = _dense(module)
+        elif isinstance(module, GroupConv2d):
+            twins[module] = _by_parts(module)
     net = replaced(net, twins)
     for module in reversed(list(net.modules())):  # what is within comes first
         if type(module) is Branches:
@@ -135,6 +138,20 @@ def _dense(layer: Linear2d) -> nn.Module:
     """nn.Linear on the flat image, and the image again."""
     plain = _linear(layer.weight, layer.bias)
     return nn.Sequential(nn.Flatten(), plain, nn.Unflatten(1, (layer.out_channels, *layer.out_size)))
+
+
+@torch.no_grad()
+def _by_parts(layer: GroupConv2d) -> nn.Module:
+    """nn.Conv2d with a group for every part, all with the same kernel."""
+    arguments: dict[str, Any] = {name: getattr(layer, name) for name in ("stride", "padding", "dilation")}
+    arguments |= {"padding_mode": layer.padding_mode, "groups": layer.parts, "bias": layer.bias is not None}
+    arguments |= {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    channels = layer.parts * layer.in_channels, layer.parts * layer.out_channels
+    plain: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, *channels, layer.kernel_size, **arguments)
+    plain.weight.copy_(layer.weight.repeat(layer.parts, 1, 1, 1))
+    if layer.bias is not None and plain.bias is not None:
+        plain.bias.copy_(layer.bias.repeat(layer.parts))
+    return plain
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -14,7 +14,7 @@ Reshape = Callable[[Tensor], Tensor]
 @declare.register
 def _(module: nn.Linear) -> Declaration:
     return Declaration(
-        _trained([_weight(module.weight), _bias(module.bias)]), patches=_last_axis_first, responses=_last_axis_first
+        kernel_and_bias(module.weight, module.bias), patches=_last_axis_first, responses=_last_axis_first
     )
 
 
@@ -75,6 +75,11 @@ def _(module: nn.RMSNorm) -> Declaration | None:
         return x.reshape(x.shape[0], -1, module.weight.numel()).mT
 
     return _affine(module, lambda x: elements(F.rms_norm(x, module.normalized_shape, eps=module.eps)), elements)
+
+
+def kernel_and_bias(weight: object, bias: object) -> tuple[Pathway, ...]:
+    """Of a layer whose parameters are its kernel, (fan_out, ...), and a number for every row of it, or None."""
+    return _trained([_weight(weight), _bias(bias)])
 
 
 def _affine(module: nn.Module, patches: Reshape, responses: Reshape) -> Declaration | None:

@@ -1,6 +1,5 @@
-"""Linear2d: a dense map of all positions, and the convolutions that lie within it."""
+"""A convolution beside a dense map of all positions: where it lies within that, and one sum for both."""
 
-import oracles
 import pytest
 import torch
 from torch import nn
@@ -10,8 +9,8 @@ from bayesws.evidence.batches import Batches
 from bayesws.evidence.nesting import nested, rebalance
 from bayesws.evidence.objective import laplace_pass
 from bayesws.layers import Branches, Linear2d
+from bayesws.layers.containment import convolution_within
 from bayesws.layers.contract import named_pathways, starting_log_precisions
-from bayesws.layers.linear2d import convolution_within
 
 SIZE = (4, 5)
 CONVOLUTIONS = {  # with the sizes of their outputs
@@ -45,61 +44,6 @@ def matrix_of(conv):
     units = torch.eye(2 * SIZE[0] * SIZE[1]).reshape(-1, 2, *SIZE)
     with torch.no_grad():
         return (conv(units) - conv(torch.zeros(1, 2, *SIZE))).flatten(1).mT
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_every_position_is_summed_with_its_own_weights(bias):
-    layer, x = Linear2d(2, 3, SIZE, 2, bias=bias), torch.randn(6, 2, *SIZE)
-    weight = layer.weight.unflatten(0, (3, 2, 2)).unflatten(-1, (2, *SIZE))
-    expected = torch.einsum("opqihw,bihw->bopq", weight, x)
-    if bias:
-        expected = expected + layer.bias.reshape(3, 2, 2)
-    torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-13)  # sums in another order
-
-
-def test_it_keeps_the_layers_contract(device):
-    layer, other, x = Linear2d(1, 2, 3), Linear2d(1, 2, 3), torch.randn(2, 1, 3, 3)
-    names = [name for name, _ in layer.named_parameters()]
-    assert names == ["weight", "bias"] and layer.weight.shape == (18, 9) and layer.bias.shape == (18,)
-
-    def outputs(*values):
-        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))
-
-    assert torch.autograd.gradcheck(outputs, tuple(layer.parameters()))
-    assert not torch.equal(layer(x), other(x))
-    other.load_state_dict(layer.state_dict())
-    assert torch.equal(layer(x), other(x))
-    assert repr(Linear2d(1, 2, 3, 2, bias=False)) == "Linear2d(1, 2, size=(3, 3), out_size=(2, 2), bias=False)"
-    single = Linear2d(1, 2, 3, device=device, dtype=torch.float32)
-    y = single(x.float().to(device))
-    assert y.dtype == torch.float32 and y.device.type == device
-    plain = bws.harden(nn.Sequential(layer, nn.ReLU()))
-    assert [type(m) for m in plain[0]] == [nn.Flatten, nn.Linear, nn.Unflatten]
-    torch.testing.assert_close(plain(x), layer(x).relu(), rtol=1e-14, atol=0)
-
-
-@pytest.mark.parametrize(
-    "make, told",
-    [
-        (lambda: Linear2d(0, 1, 3), "in_channels=0"),
-        (lambda: Linear2d(1, 1, (3, 0)), "size width=0"),
-        (lambda: Linear2d(1, 1, 3, (1, 2, 3)), r"out_size=\(1, 2, 3\): expected one number, or height and width"),
-        (lambda: Linear2d(1, 1, 3)(torch.zeros(1, 1, 3, 4)), r"expected \(batch, 1, 3, 3\)"),
-    ],
-)
-def test_sizes_that_do_not_fit_are_told(make, told):
-    with pytest.raises(ValueError, match=told):
-        make()
-
-
-def test_its_evidence_is_that_of_the_dense_hessian():
-    net = nn.Sequential(Linear2d(1, 2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3))
-    x, y = torch.randn(7, 1, 3, 3), torch.arange(7) % 3
-    names = oracles.weight_names(net)
-    hessian = oracles.dense_ggn(net, x, oracles.softmax_hessian, names)
-    found = bws.log_evidence(net, (x, y), curvature="full")
-    expected = 0.5 * torch.linalg.slogdet(torch.eye(len(hessian)) + hessian).logabsdet
-    assert float(found.occam) == pytest.approx(float(expected), rel=1e-10)
 
 
 # A convolution lies within it
