@@ -142,7 +142,20 @@ def jacobian_rows(pathway: Pathway, patches: Tensor, gradients: Tensor) -> Tenso
         return pathway.pull_back(gradients.sum(-1))
     if pathway.acts == "scale":
         return pathway.pull_back((gradients * patches).sum(-1))
-    return pathway.pull_back(gradients @ patches.mT)
+    return pathway.pull_back(kernel_gradients(pathway, gradients, patches.mT))
+
+
+def kernel_gradients(pathway: Pathway, responses: Tensor, rows: Tensor) -> Tensor:
+    """g aᵀ as `pull_back` takes it, (..., fan_out, fan_in), or its blocks, (..., blocks, rows, columns).
+
+    Args:
+        pathway: of a kernel.
+        responses: g (..., fan_out, positions).
+        rows: aᵀ (..., positions, fan_in).
+    """
+    if pathway.blocks == 1:
+        return responses @ rows
+    return responses.unflatten(-2, (pathway.blocks, -1)) @ rows.unflatten(-1, (pathway.blocks, -1)).movedim(-2, -3)
 
 
 def _side_by_side(parts: list[Tensor]) -> Tensor:

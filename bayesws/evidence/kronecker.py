@@ -27,6 +27,9 @@ class KroneckerAccumulator(Summing):
         self.curvature, self.reduce = curvature, curvature.kfac == "reduce"
         self.kernels = list(dict.fromkeys(layer for layer, pathway in pathways.values() if pathway.acts == "kernel"))
         self.all_layers = list(dict.fromkeys(layer for layer, _ in pathways.values()))
+        self.blocks = {layer: pathway.blocks for layer, pathway in pathways.values() if pathway.acts == "kernel"}
+        whole = {layer for layer, pathway in pathways.values() if pathway.acts != "kernel"}  # a bias has all of B
+        self.blocks_out = {layer: 1 if layer in whole else blocks for layer, blocks in self.blocks.items()}
 
     def add_inputs(self, calls: dict[str, LayerIO], draw: Draw) -> None:
         """Add Σ a aᵀ, of every datum or, where columns are sampled and there is plenty, of every `THINNED`th."""
@@ -42,7 +45,8 @@ class KroneckerAccumulator(Summing):
                 patches = some.patches(declaration)
                 if self.reduce:
                     patches = patches.mean(-1, keepdim=True)
-                self.add(("inputs", layer), second_moment(patches), patches.shape[0] * patches.shape[-1])
+                moment = moments(patches, self.blocks[layer])
+                self.add(("inputs", layer), moment, patches.shape[0] * patches.shape[-1])
 
     def _plenty(self, declaration: Declaration, heard: LayerIO, examples: int) -> bool:
         size, positions = heard.first().patches(declaration).shape[1:]
@@ -60,12 +64,13 @@ class KroneckerAccumulator(Summing):
             responses = calls[layer].responses(self.layers[layer][1], gradients[layer]).flatten(0, 1)
             if self.reduce:
                 responses = responses.sum(-1, keepdim=True)
-            self.add(("outputs", layer), second_moment(responses))
+            self.add(("outputs", layer), moments(responses, self.blocks_out.get(layer, 1)))
 
     def numbers(self, shapes: Shapes) -> dict[Key, int]:
         """Those of A for every kernel, of B for every layer."""
-        found: dict[Key, int] = {("inputs", n): shapes[n].fan_in ** 2 for n in self.kernels if n in shapes}
-        return found | {("outputs", n): shapes[n].fan_out ** 2 for n in self.all_layers if n in shapes}
+        kernels, layers = ([n for n in names if n in shapes] for names in (self.kernels, self.all_layers))
+        found: dict[Key, int] = {("inputs", n): shapes[n].fan_in ** 2 // self.blocks[n] for n in kernels}
+        return found | {("outputs", n): shapes[n].fan_out ** 2 // self.blocks_out.get(n, 1) for n in layers}
 
     def factors(self, sums: Sums) -> dict[str, Factors]:
         """The blocks (A, B) of every pathway whose layer was called.
@@ -87,6 +92,9 @@ class KroneckerAccumulator(Summing):
                         "(samples=None), or add what other parts of the data have summed"
                     )
                 a = sums.tensors[inputs] / sums.counts[inputs]
+                if pathway.blocks > 1 and b.ndim == 2:
+                    b = b.unflatten(-1, (pathway.blocks, -1)).unflatten(0, (pathway.blocks, -1)).diagonal(0, 0, 2)
+                    b = b.movedim(-1, 0)
             split = pathway.reduced_factors if self.reduce and pathway.reduced_factors else pathway.factors
             found[name] = split(a, b)
         return found
@@ -113,6 +121,15 @@ class KroneckerAccumulator(Summing):
                 "learning rate"
             )
         return Spectra(eigenvalues)
+
+
+def moments(vectors: Tensor, blocks: int) -> Tensor:
+    """Σ v vᵀ over the first and the last axis of (batch, size, positions): (size, size), or that of every block of v,
+    (blocks, size / blocks, size / blocks)."""
+    if blocks == 1:
+        return second_moment(vectors)
+    rows = vectors.unflatten(1, (blocks, -1)).permute(1, 2, 0, 3).flatten(2)
+    return rows @ rows.mT
 
 
 def second_moment(vectors: Tensor) -> Tensor:

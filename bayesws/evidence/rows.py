@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bayesws.evidence.capture import CACHED, LayerIO, Layers, jacobian_rows
+from bayesws.evidence.capture import CACHED, LayerIO, Layers, jacobian_rows, kernel_gradients
 from bayesws.evidence.hessian import DenseBlock, Hessian, Spectra
 from bayesws.evidence.jackknife import Jackknifed
 from bayesws.evidence.sampling import Draw
@@ -131,7 +131,8 @@ def squared_rows(pathway: Pathway, patches: Tensor, responses: Tensor) -> Tensor
     if pathway.acts != "kernel":
         return jacobian_rows(pathway, patches, responses).square().sum((0, 1))
     if pathway.picks_entries and responses.shape[-1] == 1:
-        return pathway.pull_back(responses.square().sum(0).squeeze(-1).mT @ patches.square().squeeze(-1))
+        squares = responses.square().sum(0).squeeze(-1).mT, patches.square().squeeze(-1)
+        return pathway.pull_back(kernel_gradients(pathway, *squares))
     at_once = max(1, CACHED // max(1, responses.shape[2] * patches.shape[1]))
     total = responses.new_zeros(pathway.numel)
     for g, a in zip(responses.split(at_once, 1), patches.split(at_once), strict=True):

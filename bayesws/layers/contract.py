@@ -67,6 +67,9 @@ class Pathway:
             before and after they are squared: every parameter is an entry of the kernel.
         within: the pathway whose directions this one's are among; the two are accounted for jointly. None where there
             is none.
+        blocks: in how many equal blocks of its rows and columns the kernel is block diagonal, one for all kernels of a
+            layer; with more than one `pull_back` gets these alone, (..., blocks, rows, columns), and `factors` of A
+            and B, (blocks, columns, columns) and (blocks, rows, rows).
     """
 
     name: str
@@ -80,6 +83,7 @@ class Pathway:
     breaks_sharing: bool = False
     picks_entries: bool = False
     within: Within | None = None
+    blocks: int = 1
 
     @property
     def numel(self) -> int:

@@ -108,21 +108,16 @@ def _weight(weight: object) -> Pathway | None:
 def _grouped_weight(weight: object, groups: int) -> Pathway | None:
     """A convolution's weight; with groups the kernel of the whole layer is block diagonal in its channels."""
     parameter = _as_parameter(weight)
-    if parameter is None or groups == 1:
-        return _weight(weight)
+    return _weight(weight) if parameter is None or groups == 1 else block_diagonal(parameter, groups)
 
-    def blocks(kernel: Tensor) -> Tensor:
-        """The diagonal blocks of (..., groups · rows, groups · columns), (..., rows, columns, groups)."""
-        kernel = kernel.unflatten(-1, (groups, -1)).unflatten(-3, (groups, -1))
-        return kernel.diagonal(dim1=-4, dim2=-2)
 
-    def pull_back(kernel_gradient: Tensor) -> Tensor:
-        return blocks(kernel_gradient).movedim(-1, -3).flatten(-3)
+def block_diagonal(weight: nn.Parameter, blocks: int) -> Pathway:
+    """The pathway of a layer whose parameter is its kernel's blocks, one after the other, (blocks · rows, ...)."""
 
     def factors(a: Tensor, b: Tensor) -> Factors:
-        return list(zip(blocks(a).unbind(-1), blocks(b).unbind(-1), strict=True))
+        return list(zip(a, b, strict=True))
 
-    return Pathway("weight", parameter, None, pull_back, factors, picks_entries=True)
+    return Pathway("weight", weight, None, lambda k: k.flatten(-3), factors, picks_entries=True, blocks=blocks)
 
 
 def _bias(bias: object) -> Pathway | None:

@@ -88,7 +88,9 @@ def test_parameters_state_and_repr(name):
     assert torch.equal(layer(x), other(x))
     before = layer.weight.clone()
     layer.reset_parameters()
-    assert not torch.equal(layer.weight, before) and float(layer.weight.std()) == pytest.approx(float(before.std()), rel=0.5)
+    assert not torch.equal(layer.weight, before) and float(layer.weight.std()) == pytest.approx(
+        float(before.std()), rel=0.5
+    )
     assert LAYERS[name].make(bias=False).bias is None
 
 
