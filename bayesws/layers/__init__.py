@@ -21,6 +21,7 @@ from bayesws.layers.contract import (
 from bayesws.layers.conv import WSConv2d, WSConv3d, WSLiftConv2d, WSLiftConv3d
 from bayesws.layers.convert import Conversion, share, sharing_plan
 from bayesws.layers.export import harden
+from bayesws.layers.factored import FactoredLinear2d, GroupedLinear, Offset2d
 from bayesws.layers.fold_group import FoldGroup
 from bayesws.layers.group_conv import GroupConv2d
 from bayesws.layers.group_head import GroupHead
@@ -39,14 +40,17 @@ __all__ = [
     "Conversion",
     "Declaration",
     "Deriving",
+    "FactoredLinear2d",
     "FoldGroup",
     "GroupConv2d",
     "GroupHead",
+    "GroupedLinear",
     "Identified",
     "Joint",
     "Layer",
     "Linear2d",
     "Match",
+    "Offset2d",
     "Pathway",
     "PoolGroup",
     "RepresentationStack",

@@ -51,8 +51,8 @@ class Linear2d(nn.Module):
         check_sizes(in_channels=in_channels, out_channels=out_channels)
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.size = _pair("size", size)
-        self.out_size = self.size if out_size is None else _pair("out_size", out_size)
+        self.size = pair_of("size", size)
+        self.out_size = self.size if out_size is None else pair_of("out_size", out_size)
         shape = out_channels * math.prod(self.out_size), in_channels * math.prod(self.size)
         new: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(shape, **new))
@@ -84,7 +84,12 @@ class Linear2d(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, {sizes}, bias={self.bias is not None}"
 
 
-def _pair(name: str, size: int | Sequence[int]) -> tuple[int, int]:
+def pair_of(name: str, size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width, from one number for both or from two.
+
+    Raises:
+        ValueError: another number of them, a side below one.
+    """
     sides = (size, size) if isinstance(size, int) else tuple(size)
     if len(sides) != 2:
         raise ValueError(f"{name}={size!r}: expected one number, or height and width")

@@ -11,7 +11,16 @@ from torch import nn
 
 import bayesws as bws
 from bayesws.evidence.nesting import nested, rebalance
-from bayesws.layers import Branches, GroupConv2d, Linear2d, PoolGroup, StackTurns, Subsample2d
+from bayesws.layers import (
+    Branches,
+    FactoredLinear2d,
+    GroupConv2d,
+    GroupedLinear,
+    Linear2d,
+    PoolGroup,
+    StackTurns,
+    Subsample2d,
+)
 from bayesws.layers.containment import places_of
 from bayesws.layers.contract import named_pathways
 
@@ -23,6 +32,7 @@ class Layer:
     twin: Callable
     parameters: dict[str, tuple[int, ...]]
     text: str
+    has_bias: bool = True
 
 
 def by_parts(layer, x):
@@ -33,6 +43,12 @@ def by_parts(layer, x):
 def all_positions(layer, x):
     weight = layer.weight.unflatten(0, (3, 2, 2)).unflatten(-1, (2, 4, 5))
     return torch.einsum("opqihw,bihw->bopq", weight, x) + layer.bias.reshape(3, 2, 2)
+
+
+def factored(layer, x):
+    u, v = layer.inner.weight.unflatten(0, (2, 3)), layer.outer.weight.unflatten(0, (3, 4))
+    y = torch.einsum("opc,coq,bcq->bop", v, u, x.flatten(2)) + layer.offset.bias[:, None]
+    return y.unflatten(-1, (2, 2))
 
 
 LAYERS = {
@@ -49,6 +65,22 @@ LAYERS = {
         by_parts,
         {"weight": (2, 2, 2, 3), "bias": (2,)},
         "GroupConv2d(2, 2, kernel_size=(2, 3), parts=3, stride=(2, 2), padding=(1, 1))",
+    ),
+    "GroupedLinear": Layer(
+        lambda **k: GroupedLinear(3, 4, 2, **k),
+        (3, 4),
+        lambda layer, x: torch.stack([x[:, k] @ layer.weight[2 * k : 2 * k + 2].mT for k in range(3)], 1),
+        {"weight": (6, 4)},
+        "GroupedLinear(3, 4, 2)",
+        False,
+    ),
+    "FactoredLinear2d": Layer(
+        lambda **k: FactoredLinear2d(2, 3, (4, 5), 2, **k),
+        (2, 4, 5),
+        factored,
+        {"inner.weight": (6, 20), "outer.weight": (12, 2), "offset.bias": (3,)},
+        "FactoredLinear2d(\n  2, 3, size=(4, 5), out_size=(2, 2)\n  (inner): GroupedLinear(2, 20, 3)\n"
+        "  (outer): GroupedLinear(3, 2, 4)\n  (offset): Offset2d(3)\n)",
     ),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
@@ -86,12 +118,17 @@ def test_parameters_state_and_repr(name):
     assert not torch.equal(layer(x), other(x)) and repr(layer) == LAYERS[name].text
     other.load_state_dict(layer.state_dict())
     assert torch.equal(layer(x), other(x))
+    if LAYERS[name].has_bias:
+        assert not [n for n, _ in LAYERS[name].make(bias=False).named_parameters() if "bias" in n]
+
+
+@pytest.mark.parametrize("name", [n for n in LAYERS if "weight" in LAYERS[n].parameters])
+def test_weights_are_drawn_anew_alike(name):
+    layer = LAYERS[name].make()
     before = layer.weight.clone()
     layer.reset_parameters()
-    assert not torch.equal(layer.weight, before) and float(layer.weight.std()) == pytest.approx(
-        float(before.std()), rel=0.5
-    )
-    assert LAYERS[name].make(bias=False).bias is None
+    assert not torch.equal(layer.weight, before)
+    assert float(layer.weight.std()) == pytest.approx(float(before.std()), rel=0.5)
 
 
 @every_layer
@@ -105,22 +142,28 @@ def test_device_and_type(name, dtype, device):
 @every_layer
 def test_hardened_it_is_torchs_own(name):
     layer, x = LAYERS[name].make(), torch.randn(2, *LAYERS[name].inputs)
-    hard = bws.harden(nn.Sequential(layer, nn.ReLU()))
+    hard = bws.harden(nn.Sequential(layer, nn.ReLU()), x)
     assert all(type(m).__module__.startswith("torch") for m in hard.modules())
     torch.testing.assert_close(hard(x), layer(x).relu(), rtol=1e-12, atol=1e-13)
 
 
 @every_layer
 @pytest.mark.parametrize("frozen", ["", "weight", "bias"])
-def test_its_evidence_is_that_of_the_dense_hessian(name, frozen):
+@pytest.mark.parametrize("curvature", ["full", "diag", "layer"])
+def test_its_evidence_is_that_of_the_dense_hessian(name, frozen, curvature):
     layer = LAYERS[name].make()
     x, y = torch.randn(7, *LAYERS[name].inputs), torch.arange(7) % 3
     net = nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.Linear(layer(x)[0].numel(), 3))
-    for parameter in [getattr(layer, frozen)] if frozen else []:
-        parameter.requires_grad_(False)
+    for n, parameter in layer.named_parameters():
+        parameter.requires_grad_(not frozen or frozen not in n)
     names = [n for n in oracles.weight_names(net) if net.get_parameter(n).requires_grad]
     hessian = oracles.dense_ggn(net, x, oracles.softmax_hessian, names)
-    found = bws.log_evidence(net, (x, y), curvature="full")
+    found = bws.log_evidence(net, (x, y), curvature=curvature)
+    if curvature != "full":
+        sizes = [net.get_parameter(n).numel() for n in names]
+        layers = [n.rpartition(".")[0] for n in names]
+        places = torch.repeat_interleave(torch.tensor([layers.index(layer) for layer in layers]), torch.tensor(sizes))
+        hessian = hessian * (torch.eye(len(hessian)) if curvature == "diag" else places[:, None] == places)
     expected = 0.5 * torch.linalg.slogdet(torch.eye(len(hessian)) + hessian).logabsdet
     assert float(found.occam) == pytest.approx(float(expected), rel=1e-10)
 
@@ -134,6 +177,8 @@ def test_its_evidence_is_that_of_the_dense_hessian(name, frozen):
         (lambda: Linear2d(1, 1, 3)(torch.zeros(1, 1, 3, 4)), r"expected \(batch, 1, 3, 3\)"),
         (lambda: GroupConv2d(1, 1, 3, parts=0), "parts=0"),
         (lambda: GroupConv2d(2, 1, 3)(torch.zeros(1, 6, 4, 4)), r"expected \(batch, 4 · 2, height, width\)"),
+        (lambda: FactoredLinear2d(1, 1, 3)(torch.zeros(1, 1, 3, 4)), r"expected \(batch, 1, 3, 3\)"),
+        (lambda: GroupedLinear(2, 3, 1)(torch.zeros(1, 3, 2)), r"expected \(batch, 2, 3\)"),
         (lambda: StackTurns()(torch.zeros(1, 1, 3, 4)), "expected square ones"),
         (lambda: PoolGroup(4)(torch.zeros(1, 6, 2, 2)), "6 channels: expected a multiple of group_size=4"),
         (lambda: PoolGroup(reduce="sum"), "reduce='sum': expected 'max' or 'mean'"),
