@@ -1,6 +1,7 @@
 """Where weights are shared: modules with torch's own signatures that declare their pathways."""
 
 from bayesws.layers import plain  # registers what torch's own layers declare
+from bayesws.layers.anchors import Anchors2d
 from bayesws.layers.branches import Branches
 from bayesws.layers.cache import Deriving, computed_once
 from bayesws.layers.change_group import ChangeGroup
@@ -29,12 +30,14 @@ from bayesws.layers.identify import Identified, Match, identify_group, identify_
 from bayesws.layers.linear import WSLinear
 from bayesws.layers.linear2d import Linear2d
 from bayesws.layers.sharing_settings import Sharing
+from bayesws.layers.sparse import SparseConv2d, SparseLinear2d
 from bayesws.layers.stack import RepresentationStack
 from bayesws.layers.subsample import Subsample2d
 from bayesws.layers.turns import PoolGroup, StackTurns
 from bayesws.layers.weight_sharing import WeightSharing
 
 __all__ = [
+    "Anchors2d",
     "Branches",
     "ChangeGroup",
     "Conversion",
@@ -55,6 +58,8 @@ __all__ = [
     "PoolGroup",
     "RepresentationStack",
     "Sharing",
+    "SparseConv2d",
+    "SparseLinear2d",
     "StackTurns",
     "Status",
     "Structure",

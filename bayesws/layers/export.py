@@ -14,11 +14,13 @@ from bayesws.io.arguments import numbers
 from bayesws.layers.branches import Branches
 from bayesws.layers.cache import Deriving
 from bayesws.layers.convert import replaced
+from bayesws.layers.factored import GroupedLinear
 from bayesws.layers.fold_group import FoldGroup, plain_weight
 from bayesws.layers.group_conv import GroupConv2d
 from bayesws.layers.group_head import GroupHead
 from bayesws.layers.linear import WSLinear
 from bayesws.layers.linear2d import Linear2d
+from bayesws.layers.sparse import SparseConv2d
 from bayesws.layers.tracing import is_plain, traced
 from bayesws.layers.weight_sharing import WeightSharing
 
@@ -74,6 +76,10 @@ def harden(source: Any, example: Shaped[Tensor, "batch ..."] | None = None) -> n
             twins[module] = _dense(module)
         elif isinstance(module, GroupConv2d):
             twins[module] = _by_parts(module)
+        elif isinstance(module, SparseConv2d):
+            twins[module] = _dense_kernel(module)
+        elif isinstance(module, GroupedLinear):
+            twins[module] = _without_anchors(module)
     net = replaced(net, twins)
     for module in reversed(list(net.modules())):  # what is within comes first
         if type(module) is Branches:
@@ -143,14 +149,34 @@ def _dense(layer: Linear2d) -> nn.Module:
 @torch.no_grad()
 def _by_parts(layer: GroupConv2d) -> nn.Module:
     """nn.Conv2d with a group for every part, all with the same kernel."""
-    arguments: dict[str, Any] = {name: getattr(layer, name) for name in ("stride", "padding", "dilation")}
-    arguments |= {"padding_mode": layer.padding_mode, "groups": layer.parts, "bias": layer.bias is not None}
-    arguments |= {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    channels = layer.parts * layer.in_channels, layer.parts * layer.out_channels
+    bias = None if layer.bias is None else layer.bias.repeat(layer.parts)
+    return _convolution(layer, layer.weight.repeat(layer.parts, 1, 1, 1), bias, layer.parts)
+
+
+@torch.no_grad()
+def _dense_kernel(layer: SparseConv2d) -> nn.Module:
+    """nn.Conv2d with the interpolated kernel."""
+    return _convolution(layer, layer.kernel(), layer.bias)
+
+
+@torch.no_grad()
+def _without_anchors(layer: GroupedLinear) -> nn.Module:
+    """The same map with the interpolated kernel."""
+    new: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    plain = GroupedLinear(layer.groups, layer.in_features, layer.out_features, **new)
+    plain.weight.copy_(layer.kernel().flatten(0, 1))
+    return plain
+
+
+def _convolution(layer: Any, weight: Tensor, bias: Tensor | None, groups: int = 1) -> nn.Conv2d:
+    """nn.Conv2d of a layer's geometry with these numbers."""
+    arguments: dict[str, Any] = {n: getattr(layer, n) for n in ("stride", "padding", "dilation", "padding_mode")}
+    arguments |= {"groups": groups, "bias": bias is not None, "device": weight.device, "dtype": weight.dtype}
+    channels = weight.shape[1] * groups, weight.shape[0]
     plain: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, *channels, layer.kernel_size, **arguments)
-    plain.weight.copy_(layer.weight.repeat(layer.parts, 1, 1, 1))
-    if layer.bias is not None and plain.bias is not None:
-        plain.bias.copy_(layer.bias.repeat(layer.parts))
+    plain.weight.copy_(weight)
+    if bias is not None and plain.bias is not None:
+        plain.bias.copy_(bias)
     return plain
 
 

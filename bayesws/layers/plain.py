@@ -100,19 +100,23 @@ def _as_parameter(value: object) -> nn.Parameter | None:
 def _weight(weight: object) -> Pathway | None:
     """The pathway of a layer whose parameter is its effective kernel itself."""
     parameter = _as_parameter(weight)
-    if parameter is None:
-        return None
-    return Pathway("weight", parameter, None, lambda k: k.flatten(-2), lambda a, b: [(a, b)], picks_entries=True)
+    return None if parameter is None else _kernel(parameter)
+
+
+def _kernel(weight: nn.Parameter) -> Pathway:
+    return Pathway("weight", weight, None, lambda k: k.flatten(-2), lambda a, b: [(a, b)], picks_entries=True)
 
 
 def _grouped_weight(weight: object, groups: int) -> Pathway | None:
     """A convolution's weight; with groups the kernel of the whole layer is block diagonal in its channels."""
     parameter = _as_parameter(weight)
-    return _weight(weight) if parameter is None or groups == 1 else block_diagonal(parameter, groups)
+    return None if parameter is None else block_diagonal(parameter, groups)
 
 
 def block_diagonal(weight: nn.Parameter, blocks: int) -> Pathway:
     """The pathway of a layer whose parameter is its kernel's blocks, one after the other, (blocks · rows, ...)."""
+    if blocks == 1:
+        return _kernel(weight)
 
     def factors(a: Tensor, b: Tensor) -> Factors:
         return list(zip(a, b, strict=True))
