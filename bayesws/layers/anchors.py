@@ -92,8 +92,8 @@ class Anchors2d(Deriving):
     @torch.no_grad()
     def values_for(self, values: Float[Tensor, "... positions"]) -> Float[Tensor, "... anchors"]:
         """The values at the anchors whose interpolation is nearest to these at all positions, by least squares."""
-        found = torch.linalg.lstsq(self.interpolation(), values.flatten(0, -2).mT, driver="gelsy").solution
-        return found.mT.unflatten(0, values.shape[:-1])
+        p = self.interpolation()  # nearly the identity at the anchors, so that Pᵀ P is well conditioned
+        return torch.linalg.solve(p.mT @ p, values @ p, left=False)
 
     def extra_repr(self) -> str:
         """Grid and number of anchors."""

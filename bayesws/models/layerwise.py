@@ -1,0 +1,158 @@
+"""LayerwiseNet: blocks that are a mean of maps, from fully connected to convolution and group convolution."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bayesws.io.arguments import whole
+from bayesws.layers.branches import Branches
+from bayesws.layers.factored import FactoredLinear2d
+from bayesws.layers.group_conv import GroupConv2d
+from bayesws.layers.linear2d import Linear2d
+from bayesws.layers.sizes import check_sizes
+from bayesws.layers.sparse import SparseConv2d, SparseLinear2d
+from bayesws.layers.subsample import Subsample2d
+from bayesws.layers.turns import TURNS, PoolGroup, StackTurns
+
+WIDTHS = (1, 2, 2, 4, 4, 8, 8, 16)  # of the blocks' outputs, in units of `width`
+STRIDES = (1, 2, 1, 2, 1, 2, 2, 2)
+HIDDEN = 64  # of the head, in units of `width`
+KERNEL = 3
+ANCHORS, ANCHORS_BESIDE = 7, 4  # of a sparse kernel's 9 taps, alone and beside a map of all positions
+FREE_SCALE = 0.1  # of maps beside one that shares more, as in every sharing layer
+
+Make = Callable[..., nn.Module]
+
+
+def _strided(convolution: nn.Module, stride: int, choose: str) -> nn.Module:
+    """Every stride-th position of what a convolution gives."""
+    return convolution if stride == 1 else nn.Sequential(convolution, Subsample2d(stride, choose))
+
+
+class LayerwiseNet(nn.Module):
+    """Eight blocks y = ReLU(mean of branches), then a head of one hidden layer: which branch each layer needs, the
+    evidence says.
+
+    Branches, the one that shares most first:
+
+        gconv   one 3 × 3 convolution for each of the image's four quarter turns
+        conv    a 3 × 3 convolution; s-conv one that is interpolated from anchors
+        f-fc    a map of all positions in two factors; s-fc one that is interpolated from anchors
+        fc      a map of all positions
+
+    Convolutions are padded circularly and keep every second position where the image is halved (`Subsample2d`), maps
+    of all positions go straight to the halved image. With gconv the image is stacked in its turns at the start, all
+    other branches act on all of their channels at once, and the maximum over the stack comes before the head. Beside
+    one that shares more, a branch starts at a tenth of its weights, so that it does not fit first and hide the sharing.
+
+    Args:
+        blocks: branches joined by "+", such as "fc+conv"; of every block.
+        width: α, channels of the first block; 16 α of the last.
+        in_channels: of the images.
+        size: their height and width, a power of two.
+        num_classes: outputs.
+        choose: which positions `Subsample2d` keeps: "example", or "batch" as published, which has no evidence.
+        device, dtype: as for `torch.nn.Linear`.
+
+    Shapes: x (batch, in_channels, size, size) to logits (batch, num_classes).
+
+    Raises:
+        ValueError: unknown branches or one twice, sizes below one or no power of two.
+
+    Reference: arXiv 2310.06131, section 6 and its networks.
+
+    >>> net = LayerwiseNet("fc+conv", width=1, in_channels=1, size=16)
+    >>> net(torch.zeros(2, 1, 16, 16)).shape, [name for name, _ in net.blocks[0].named_children()]
+    (torch.Size([2, 10]), ['conv', 'fc'])
+    """
+
+    def __init__(
+        self,
+        blocks: str = "fc+conv",
+        width: int = 10,
+        in_channels: int = 3,
+        size: int = 32,
+        num_classes: int = 10,
+        *,
+        choose: str = "example",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        names = _branches(blocks)
+        check_sizes(width=width, in_channels=in_channels, size=size)
+        whole("num_classes", num_classes, least=2)
+        if size & (size - 1):
+            raise ValueError(f"size={size}: expected a power of two, such as {2 ** round(math.log2(size))}")
+        self.settings: dict[str, Any] = {"blocks": blocks, "width": width, "in_channels": in_channels, "size": size}
+        self.settings |= {"num_classes": num_classes, "choose": choose}
+        new: dict[str, Any] = {"device": device, "dtype": dtype}
+        parts = TURNS if "gconv" in names else 1
+        self.lift = StackTurns() if parts > 1 else nn.Identity()
+        self.blocks = nn.ModuleList()
+        channels = in_channels
+        for width_of, stride in zip(WIDTHS, STRIDES, strict=True):
+            stride = min(stride, size)  # one position is not halved
+            made = _makers(names, channels, width * width_of, size, stride, parts, choose, new)
+            branches: dict[str, Any] = {name.replace("-", "_"): made[name]() for name in names}
+            self.blocks.append(Branches(**branches))
+            channels, size = width * width_of, size // stride
+        self.pool = PoolGroup(parts) if parts > 1 else nn.Identity()
+        features = channels * size**2
+        self.head = nn.Sequential(
+            nn.Linear(features, width * HIDDEN, **new), nn.ReLU(), nn.Linear(width * HIDDEN, num_classes, **new)
+        )
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Make all branches of a block but the first small: after they were drawn as their own layers draw them."""
+        for block in self.blocks:
+            for branch in list(block.children())[1:]:
+                last = branch.outer if isinstance(branch, FactoredLinear2d) else branch
+                for module in last.modules():
+                    if isinstance(weight := getattr(module, "weight", None), nn.Parameter):
+                        weight.mul_(FREE_SCALE)
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Class logits."""
+        features = self.lift(x)
+        for block in self.blocks:
+            features = block(features).relu()
+        return self.head(self.pool(features).flatten(1))
+
+
+ORDER = ("gconv", "conv", "s-conv", "f-fc", "s-fc", "fc")
+
+
+def _branches(blocks: str) -> list[str]:
+    """The names, the one that shares most first."""
+    names = blocks.split("+") if isinstance(blocks, str) else []
+    if not names or not set(names) <= set(ORDER) or len(set(names)) < len(names):
+        raise ValueError(f"blocks={blocks!r}: expected one or more of {', '.join(ORDER)}, joined by '+'")
+    return sorted(names, key=ORDER.index)
+
+
+def _makers(
+    names: list[str], channels: int, out: int, size: int, stride: int, parts: int, choose: str, new: dict[str, Any]
+) -> dict[str, Callable[[], nn.Module]]:
+    """By branch what makes it; channels are those of one part."""
+    between, sizes = (parts * channels, parts * out), (size, size // stride)
+    convolution: dict[str, Any] = {"padding": KERNEL // 2, "padding_mode": "circular"} | new
+    anchors = ANCHORS_BESIDE if any(name.endswith("fc") for name in names) else ANCHORS
+
+    def strided(make: Make, *given: int, **more: int) -> Callable[[], nn.Module]:
+        return lambda: _strided(make(*given, **more, **convolution), stride, choose)
+
+    return {
+        "gconv": strided(GroupConv2d, channels, out, KERNEL, parts=parts),
+        "conv": strided(nn.Conv2d, *between, KERNEL),
+        "s-conv": strided(SparseConv2d, *between, KERNEL, anchors),
+        "f-fc": lambda: FactoredLinear2d(*between, *sizes, **new),
+        "s-fc": lambda: SparseLinear2d(*between, *sizes, **new),
+        "fc": lambda: Linear2d(*between, *sizes, **new),
+    }
