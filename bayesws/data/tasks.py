@@ -24,16 +24,18 @@ class Task:
         apply: (x, y, generator) to (x, y); x of shape (batch, channels, height, width), y of shape (batch,),
             the generator on the CPU. It draws from that generator and from nothing else.
         classes: how many classes it makes, None where the labels stay.
+        times: how many classes it makes of each, where they stay otherwise.
     """
 
     name: str
     description: str
     apply: Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
     classes: int | None = None
+    times: int = 1
 
     def num_classes(self, original: int) -> int:
         """How many classes it makes of the original number."""
-        return original if self.classes is None else self.classes
+        return self.times * original if self.classes is None else self.classes
 
 
 _PLAIN = {
@@ -50,6 +52,13 @@ _PLAIN = {
         Task("flipped", "mirrored left-right at random", partial(transforms.reverse, axes=(-1,))),
         Task("half-turned", "turned by 180 degrees at random", partial(transforms.reverse, axes=(-2, -1))),
         Task("dihedral", "moved by a random one of the eight motions of the square", transforms.turn_and_flip),
+        Task("quadrant", "in a random quadrant of a canvas of twice the side, label kept", transforms.place),
+        Task(
+            "quadrant-told",
+            "the same, label = 4 times the label + number of the quadrant",
+            partial(transforms.place, relabel=True),
+            times=4,
+        ),
     )
 }
 # name: (how it is written with numbers, what these are when it is written without)

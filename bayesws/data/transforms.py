@@ -52,6 +52,18 @@ def translate(x: Tensor, y: Tensor, generator: Generator, fraction: float) -> Pa
     return shift(x, down, right), y
 
 
+def place(x: Tensor, y: Tensor, generator: Generator, relabel: bool = False) -> Pair:
+    """In one of the four quadrants q of a canvas of twice the height and width; with ``relabel`` the label becomes
+    4 y + q, q = 0 above on the left, then on the right, then below."""
+    quadrants = torch.randint(4, (len(x),), generator=generator)
+    height, width = x.shape[-2:]
+    canvas = x.new_zeros(*x.shape[:-2], 2, height, 2, width)
+    each = torch.arange(len(x))
+    canvas[each, :, quadrants // 2, :, quadrants % 2] = x
+    canvas = canvas.flatten(-2).flatten(-3, -2)
+    return canvas, 4 * y + quadrants.to(y) if relabel else y
+
+
 def vary(
     x: Tensor,
     y: Tensor,

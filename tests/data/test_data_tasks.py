@@ -39,6 +39,18 @@ def test_turned_and_orientation_are_rot90_by_the_turns_drawn():
         assert torch.equal(out, torch.rot90(image, k, dims=(1, 2)))
 
 
+def test_an_image_is_placed_in_the_quadrant_that_is_told():
+    x, y = noise(64, 2, 3), torch.arange(64) % 10
+    placed, kept = task("quadrant").apply(x, y, draw())
+    again, told = task("quadrant-told").apply(x, y, draw())
+    assert torch.equal(placed, again) and torch.equal(kept, y) and torch.equal(told // 4, y)
+    assert set((told % 4).tolist()) == {0, 1, 2, 3} and placed.shape == (64, 1, 4, 6)
+    for image, quadrant, canvas in zip(x, (told % 4).tolist(), placed, strict=True):
+        down, right = 2 * (quadrant // 2), 3 * (quadrant % 2)
+        assert torch.equal(canvas[:, down : down + 2, right : right + 3], image)
+        assert torch.isclose(canvas.sum(), image.sum())
+
+
 def square():
     return [torch.rot90(image, k, (-2, -1)) for image in (noise(), noise().flip(-1)) for k in range(4)]
 
@@ -119,9 +131,11 @@ def test_transform_is_seeded_and_leaves_the_global_generator_alone(name):
             assert torch.equal(a, b)
     fixed = name in ("upright", "rotated:90:90", "rescaled:1:1")
     assert torch.equal(first.train[0], other.train[0]) == fixed
-    assert first.num_classes == (4 if name == "orientation" else 10)
+    assert first.num_classes == {"orientation": 4, "quadrant-told": 40}.get(name, 10)
     assert first.name == ("noise" if name == "upright" else f"noise/{name}")
-    assert first.image_shape == data.image_shape and -1e-6 < first.train[0].min() and first.train[0].max() < 1.1001
+    channels, *sides = data.image_shape
+    assert first.image_shape == (channels, *(side * (2 if "quadrant" in name else 1) for side in sides))
+    assert -1e-6 < first.train[0].min() and first.train[0].max() < 1.1001
 
 
 def test_the_splits_draw_independently_and_the_input_is_not_changed():
