@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bayesws.layers.contract import Within
 from bayesws.layers.group_conv import GroupConv2d
 from bayesws.layers.linear2d import Linear2d
-from bayesws.layers.patches import image_patches, pad_image
+from bayesws.layers.patches import geometry_of, image_patches, pad_image
 
 DISTINCT = 1e-6  # the least eigenvalue of Rᵀ R beside the largest
 Places = dict[str, Within]  # by the inner module's pathways, "weight" and "bias"
@@ -129,9 +129,8 @@ def parts_within(inner: GroupConv2d, conv: nn.Conv2d, name: str) -> Places:
     """
     parts = inner.parts
     channels = (parts * inner.in_channels, parts * inner.out_channels)
-    geometry = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
-    alike = all(getattr(inner, key) == getattr(conv, key) for key in geometry)
-    if conv.groups != 1 or (conv.in_channels, conv.out_channels) != channels or not alike:
+    alike = geometry_of(inner) == geometry_of(conv) and channels == (conv.in_channels, conv.out_channels)
+    if conv.groups != 1 or not alike:
         return {}
 
     def lift(kernel: Tensor) -> Tensor:

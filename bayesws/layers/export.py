@@ -2,6 +2,7 @@
 
 import copy
 import operator
+from collections.abc import Callable
 from functools import reduce as fold
 from typing import Any
 
@@ -66,20 +67,8 @@ def harden(source: Any, example: Shaped[Tensor, "batch ..."] | None = None) -> n
     original, net = copy.deepcopy(model).eval(), copy.deepcopy(model)
     twins: dict[nn.Module, nn.Module] = {}
     for module in net.modules():
-        if isinstance(module, FoldGroup):
-            twins[module] = _flat_twin(module.layer)
-        elif isinstance(module, WeightSharing):
-            twins[module] = _twin(module)
-        elif isinstance(module, GroupHead):
-            twins[module] = _flat_head(module)
-        elif isinstance(module, Linear2d):
-            twins[module] = _dense(module)
-        elif isinstance(module, GroupConv2d):
-            twins[module] = _by_parts(module)
-        elif isinstance(module, SparseConv2d):
-            twins[module] = _dense_kernel(module)
-        elif isinstance(module, GroupedLinear):
-            twins[module] = _without_anchors(module)
+        if make := next((make for kind, make in TWINS if isinstance(module, kind)), None):
+            twins[module] = make(module)
     net = replaced(net, twins)
     for module in reversed(list(net.modules())):  # what is within comes first
         if type(module) is Branches:
@@ -188,6 +177,18 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     if bias is not None:
         plain.bias.copy_(bias)
     return plain
+
+
+# the first kind that a module is of says what makes its twin
+TWINS: tuple[tuple[type[nn.Module], Callable[[Any], nn.Module]], ...] = (
+    (FoldGroup, lambda module: _flat_twin(module.layer)),
+    (WeightSharing, _twin),
+    (GroupHead, _flat_head),
+    (Linear2d, _dense),
+    (GroupConv2d, _by_parts),
+    (SparseConv2d, _dense_kernel),
+    (GroupedLinear, _without_anchors),
+)
 
 
 def _graph_of(branches: Branches) -> fx.GraphModule:

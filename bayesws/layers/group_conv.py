@@ -4,12 +4,11 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayesws.layers.contract import Declaration, declare
-from bayesws.layers.patches import image_patches, pad_image
+from bayesws.layers.patches import convolved2d, geometry_of, geometry_told, image_patches
 from bayesws.layers.plain import kernel_and_bias
 from bayesws.layers.sizes import check_sizes
 
@@ -71,8 +70,7 @@ class GroupConv2d(nn.Module):
                 f"input of shape {tuple(x.shape)}: expected (batch, {self.parts} · {self.in_channels}, height, width) "
                 "for this GroupConv2d"
             )
-        padded = pad_image(self._parts(x), self.kernel_size, self.padding, self.dilation, self.padding_mode)
-        y = F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation)
+        y = convolved2d(self._parts(x), self.weight, self.bias, geometry_of(self))
         return y.unflatten(0, (-1, self.parts)).flatten(1, 2)
 
     def _parts(self, x: Tensor) -> Tensor:
@@ -85,8 +83,7 @@ class GroupConv2d(nn.Module):
 
     def patches(self, x: Tensor) -> Tensor:
         """(batch, fan_in, parts · positions): what the kernel is multiplied with."""
-        geometry = (self.kernel_size, self.stride, self.padding, self.dilation, self.padding_mode)
-        return self._by_datum(image_patches(self._parts(x), *geometry))
+        return self._by_datum(image_patches(self._parts(x), *geometry_of(self)))
 
     def responses(self, y: Tensor) -> Tensor:
         """(batch, out_channels, parts · positions): the products."""
@@ -94,10 +91,8 @@ class GroupConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         """Channels, parts and geometry."""
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, parts={self.parts}"
-        plain = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "padding_mode": "zeros"}
-        changed = [f"{key}={getattr(self, key)!r}" for key, value in plain.items() if getattr(self, key) != value]
-        return ", ".join([text, *changed, *["bias=False"] * (self.bias is None)])
+        text = f"{self.in_channels}, {self.out_channels}, {geometry_told(self)}, parts={self.parts}"
+        return text + ", bias=False" * (self.bias is None)
 
 
 @declare.register

@@ -1,9 +1,31 @@
 """The patches that a convolution in one, two or three dimensions multiplies with its kernel."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
 Sizes = tuple[int, ...]
+Geometry = tuple[Sizes, Sizes, str | Sizes, Sizes, str]
+
+
+def geometry_of(module: Any) -> Geometry:
+    """Kernel size, stride, padding, dilation and padding mode of a convolution, as `image_patches` takes them."""
+    return module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode
+
+
+def geometry_told(module: Any) -> str:
+    """For a repr: the kernel's size, and what else is not torch's default."""
+    size, stride, padding, dilation, mode = geometry_of(module)
+    others = {"stride": (stride, 1), "padding": (padding, 0), "dilation": (dilation, 1)}
+    told = [f"{n}={value}" for n, (value, plain) in others.items() if value != (plain,) * len(size)]
+    return ", ".join([f"kernel_size={size}", *told, *[f"padding_mode={mode!r}"] * (mode != "zeros")])
+
+
+def convolved2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """F.conv2d, its padding as nn.Conv2d has it."""
+    kernel_size, stride, padding, dilation, mode = geometry
+    return F.conv2d(pad_image(x, kernel_size, padding, dilation, mode), weight, bias, stride, 0, dilation)
 
 
 def image_patches(

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayesws.layers.contract import Declaration, Factors, Pathway, declare
-from bayesws.layers.patches import image_patches
+from bayesws.layers.patches import geometry_of, image_patches
 
 Reshape = Callable[[Tensor], Tensor]
 
@@ -22,7 +22,7 @@ def _(module: nn.Linear) -> Declaration:
 @declare.register(nn.Conv2d)
 @declare.register(nn.Conv3d)
 def _(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Declaration:
-    geometry = (module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode)
+    geometry = geometry_of(module)
     return Declaration(
         _trained([_grouped_weight(module.weight, module.groups), _bias(module.bias)]),
         patches=lambda x: image_patches(x, *geometry),

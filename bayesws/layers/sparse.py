@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,7 +14,7 @@ from bayesws.layers.cache import Deriving
 from bayesws.layers.contract import Declaration, Factors, Pathway, declare
 from bayesws.layers.factored import FactoredLinear2d
 from bayesws.layers.linear2d import pair_of
-from bayesws.layers.patches import image_patches, pad_image
+from bayesws.layers.patches import convolved2d, geometry_of, geometry_told, image_patches
 from bayesws.layers.plain import kernel_and_bias
 from bayesws.layers.sizes import check_sizes
 
@@ -87,12 +86,11 @@ class SparseConv2d(Deriving):
 
     def forward(self, x: Float[Tensor, "batch in height width"]) -> Float[Tensor, "batch out height_out width_out"]:
         """Apply the layer."""
-        padded = pad_image(x, self.kernel_size, self.padding, self.dilation, self.padding_mode)
-        return F.conv2d(padded, self.kernel(), self.bias, self.stride, 0, self.dilation)
+        return convolved2d(x, self.kernel(), self.bias, geometry_of(self))
 
     def patches(self, x: Tensor) -> Tensor:
         """(batch, fan_in, positions): what the kernel is multiplied with."""
-        return image_patches(x, self.kernel_size, self.stride, self.padding, self.dilation, self.padding_mode)
+        return image_patches(x, *geometry_of(self))
 
     def at_anchors(self, by_tap: Tensor) -> Tensor:
         """The last axis, (in · taps), to (in · anchors) by Pᵀ."""
@@ -105,10 +103,7 @@ class SparseConv2d(Deriving):
 
     def extra_repr(self) -> str:
         """Channels and geometry."""
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
-        plain = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "padding_mode": "zeros"}
-        changed = [f"{key}={getattr(self, key)!r}" for key, value in plain.items() if getattr(self, key) != value]
-        return ", ".join([text, *changed, *["bias=False"] * (self.bias is None)])
+        return f"{self.in_channels}, {self.out_channels}, {geometry_told(self)}" + ", bias=False" * (self.bias is None)
 
 
 @declare.register

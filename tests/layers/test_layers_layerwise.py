@@ -79,7 +79,7 @@ LAYERS = {
         (6, 4, 5),
         by_parts,
         {"weight": (2, 2, 2, 3), "bias": (2,)},
-        "GroupConv2d(2, 2, kernel_size=(2, 3), parts=3, stride=(2, 2), padding=(1, 1))",
+        "GroupConv2d(2, 2, kernel_size=(2, 3), stride=(2, 2), padding=(1, 1), parts=3)",
     ),
     "GroupedLinear": Layer(
         lambda **k: GroupedLinear(3, 4, 2, **k),
