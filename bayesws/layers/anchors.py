@@ -37,11 +37,8 @@ class Anchors2d(Deriving):
 
     Reference: arXiv 2310.06131, section 4 (sparse layers; lengthscale 1, s = 0.01).
 
-    >>> Anchors2d(3, 4).places.round()
-    tensor([[1., 1.],
-            [0., 0.],
-            [2., 2.],
-            [0., 2.]])
+    >>> Anchors2d(3, 4).places.tolist()
+    [[1.0, 1.0], [0.0, 0.0], [0.0, 2.0], [2.0, 0.0]]
     """
 
     def __init__(

@@ -26,8 +26,7 @@ class Subsample2d(nn.Module):
 
     Reference: arXiv 2310.06131, appendix; Xu et al. (2021), "Group equivariant subsampling".
 
-    >>> x = torch.tensor([[[[0.0, 1.0], [5.0, 2.0]]]])
-    >>> Subsample2d(2)(x)
+    >>> Subsample2d(2)(Tensor([[[[0.0, 1.0], [5.0, 2.0]]]]))
     tensor([[[[5.]]]])
     """
 

@@ -1,5 +1,6 @@
 """Plain numbers of a fit: its evidence, what its layers share, what their inputs proposed, its starts."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,8 @@ from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.objective import Evidence
 from bayesws.io.json_files import Count, Finite, Fraction, Measured, Seconds
 from bayesws.sharing.candidates import Candidates
+
+BIASES = ("bias", "offset")  # last part of the name of a pathway that is none of a branch's weights
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,28 @@ class SharingRow:
     effective: dict[str, Measured]
     parameters: dict[str, Count]
     log_precisions: dict[str, Measured]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """By branch (of a sharing layer by pathway) its share in what the layer uses of its branches, in [0, 1].
+
+        A branch uses γ / P of its P weights, biases left out; the shares are these, over their sum. nan where nothing
+        is used. Reference: arXiv 2310.06131, relative effective dimensions.
+
+        >>> effective, parameters = {"conv.weight": 9.0, "fc.weight": 10.0}, {"conv.weight": 18, "fc.weight": 1000}
+        >>> SharingRow("0", 0.9, effective, parameters, {}).shares
+        {'conv': 0.9803921568627451, 'fc': 0.0196078431372549}
+        """
+        used: dict[str, float] = {}
+        sizes: dict[str, int] = {}
+        for name, gamma in self.effective.items():
+            branch = name.partition(".")[0]
+            if name.rpartition(".")[2] not in BIASES:
+                used[branch] = used.get(branch, 0.0) + gamma
+                sizes[branch] = sizes.get(branch, 0) + self.parameters[name]
+        relative = {branch: gamma / sizes[branch] for branch, gamma in used.items()}
+        total = sum(relative.values())
+        return {branch: value / total if total else math.nan for branch, value in relative.items()}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """LayerwiseNet: the published sizes, what its blocks hold, and what passes through them."""
 
+import math
+
 import pytest
 import torch
 
@@ -31,6 +33,9 @@ def test_it_trains_has_an_evidence_and_is_built_again(blocks, tmp_path):
     fit = bws.fit(small(blocks, 4), (x, y), curvature="kron", epochs=4, burn_in=0.25, every=1, progress=False)
     assert fit.log_evidence < 0 and [row.name for row in fit.sharing][-2:] == ["head.0", "head.2"]
     assert len(fit.sharing) == 10 and fit.predict(x).shape == (12, 3)
+    for row in fit.sharing[:8]:
+        assert set(row.shares) == {name.replace("-", "_") for name in blocks.split("+")}
+        assert math.isnan(sum(row.shares.values())) or sum(row.shares.values()) == pytest.approx(1)
     fit.save(tmp_path / "fit")
     again = bws.FitResult.load(tmp_path / "fit")
     assert torch.equal(again.model(x), fit.model(x))
