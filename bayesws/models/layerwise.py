@@ -24,6 +24,7 @@ HIDDEN = 64  # of the head, in units of `width`
 KERNEL = 3
 ANCHORS, ANCHORS_BESIDE = 7, 4  # of a sparse kernel's 9 taps, alone and beside a map of all positions
 FREE_SCALE = 0.1  # of maps beside one that shares more, as in every sharing layer
+UNIT = math.sqrt(3)  # times U(±1/√fan_in) has the variance 1/fan_in
 
 Make = Callable[..., nn.Module]
 
@@ -110,13 +111,21 @@ class LayerwiseNet(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Make all branches of a block but the first small: after they were drawn as their own layers draw them."""
+        """From weights as their own layers draw them, U(±1/√fan_in), to a start at which signals keep their size.
+
+        The mean divides by the number of branches K and ReLU halves the mean square, so that weights need the variance
+        2 K² / fan_in (He et al., 2015) in the first branch of a block; the others are a tenth of that.
+        """
         for block in self.blocks:
-            for branch in list(block.children())[1:]:
-                last = branch.outer if isinstance(branch, FactoredLinear2d) else branch
-                for module in last.modules():
-                    if isinstance(weight := getattr(module, "weight", None), nn.Parameter):
-                        weight.mul_(FREE_SCALE)
+            branches = list(block.children())
+            for branch in branches:
+                scale = UNIT * math.sqrt(2) * len(branches) * (1.0 if branch is branches[0] else FREE_SCALE)
+                if isinstance(branch, FactoredLinear2d):
+                    branch.inner.weight.mul_(UNIT)
+                    branch.outer.weight.mul_(scale)
+                else:
+                    _kernel_of(branch).mul_(scale)
+        _kernel_of(self.head).mul_(UNIT * math.sqrt(2))
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Class logits."""
@@ -124,6 +133,12 @@ class LayerwiseNet(nn.Module):
         for block in self.blocks:
             features = block(features).relu()
         return self.head(self.pool(features).flatten(1))
+
+
+def _kernel_of(module: nn.Module) -> Tensor:
+    """The weight of the first layer that a module holds."""
+    weights = (getattr(part, "weight", None) for part in module.modules())
+    return next(weight for weight in weights if isinstance(weight, nn.Parameter))
 
 
 ORDER = ("gconv", "conv", "s-conv", "f-fc", "s-fc", "fc")

@@ -74,12 +74,24 @@ def test_a_branch_beside_one_that_shares_more_starts_small():
         net = draw(LayerwiseNet("fc+conv+f-fc", width=2, in_channels=1, size=16))
         block = net.blocks[0]
         for weight, bound in (
-            (block.conv.weight, 1 / 3),
-            (block.fc.weight, 0.1 / 16),
-            (block.f_fc.inner.weight, 1 / 16),
-            (block.f_fc.outer.weight, 0.1),
+            (block.conv.weight, 3 * 6**0.5 / 3),
+            (block.fc.weight, 0.3 * 6**0.5 / 16),
+            (block.f_fc.inner.weight, 3**0.5 / 16),
+            (block.f_fc.outer.weight, 0.3 * 6**0.5),
         ):
             assert 0.6 * bound < float(weight.detach().abs().max()) <= bound
+
+
+@pytest.mark.parametrize("blocks", ["conv", "fc", "f-fc", "fc+conv", "gconv+conv+f-fc"])
+def test_signals_keep_their_size_at_the_start(blocks):
+    """Within a factor of four over eight blocks; by torch's own start they would be a thousandth."""
+    torch.manual_seed(0)
+    net, x = LayerwiseNet(blocks, width=8, in_channels=1, size=16), torch.randn(16, 1, 16, 16)
+    features = net.lift(x)
+    with torch.no_grad():
+        for block in net.blocks:
+            features = block(features).relu()
+    assert 0.25 < float(features.square().mean().sqrt() / x.square().mean().sqrt()) < 4
 
 
 def test_turns_of_the_image_pass_through_group_convolutions_alone():
