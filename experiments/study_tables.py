@@ -3,7 +3,8 @@
     python experiments/study_tables.py experiments/turned_mnist/large
 
 A study of one task and one number of images has a row a method; one of several has a column for each: accuracy in %
-(mean ± standard error over seeds), test NLL in nats per datum.
+(mean ± standard error over seeds), test NLL in nats per datum. With --special-cases a row for each: accuracy in %, NLL
+and log evidence, in nats per datum.
 """
 
 import argparse
@@ -15,6 +16,8 @@ from statistics import mean, median, stdev
 from typing import Any
 
 import bayesws as bws
+
+ALONE = ("chooses", "shared alone", "free alone")  # a network, and as the ends of its special cases' names
 
 Trials = list[dict[str, Any]]
 Place = tuple[str, int]
@@ -81,11 +84,37 @@ def several_places(cells: dict[tuple[Place, str], Trials], evidence: bool) -> li
     return rows
 
 
+def special_cases(cells: dict[tuple[Place, str], Trials]) -> list[list[str]]:
+    """A row a place: a network that chooses, its special cases, and it less the better of these.
+
+    That is the better one in the mean over seeds, by evidence and by test NLL; all have the same seeds.
+    """
+    rows = [["images", *ALONE, "evidence less the better's", "NLL less the better's"]]
+    methods = list(dict.fromkeys(method for _, method in cells))
+    whole = next(m for m in methods if m.startswith("evidence") and not m.endswith(ALONE[1:]))
+    alone = [next(m for m in methods if m.endswith(end)) for end in ALONE[1:]]
+    for place in dict.fromkeys(place for place, _ in cells):
+        own, *others = (sorted(cells[place, method], key=lambda t: t["seed"]) for method in (whole, *alone))
+        by_evidence = max(others, key=lambda trials: mean(t["log_evidence"] for t in trials))
+        by_nll = min(others, key=lambda trials: mean(t["nll"] for t in trials))
+        pairs = list(zip(own, by_evidence, strict=True))
+        evidence = [(t["log_evidence"] - other["log_evidence"]) / place[1] for t, other in pairs]
+        nll = [t["nll"] - other["nll"] for t, other in zip(own, by_nll, strict=True)]
+        shown = [
+            f"{over_seeds([t['accuracy'] for t in trials], 2, 100)}, {mean(t['nll'] for t in trials):.3f}, "
+            f"{mean(t['log_evidence'] for t in trials) / place[1]:.4f}"
+            for trials in (own, *others)
+        ]
+        rows.append([place[0], *shown, over_seeds(evidence, 4), over_seeds(nll, 3)])
+    return rows
+
+
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="with a study's summary.json")
     parser.add_argument("--evidence", action="store_true", help="a column with the log evidence, nats per datum")
+    parser.add_argument("--special-cases", action="store_true", help="a network that chooses beside what it contains")
     options = parser.parse_args()
     try:
         cells = trials_by_cell(options.folder)
@@ -93,7 +122,10 @@ def main() -> int:
         print(f"study_tables: error: {error}; expected the folder of a study's summary", file=sys.stderr)
         return 2
     alone = len({place for place, _ in cells}) == 1 and not options.evidence
-    rows = one_place(cells) if alone else several_places(cells, options.evidence)
+    if options.special_cases:
+        rows = special_cases(cells)
+    else:
+        rows = one_place(cells) if alone else several_places(cells, options.evidence)
     rows.insert(1, ["---"] * len(rows[0]))
     for row in rows:
         print(f"| {' | '.join(row)} |".replace("|  |", "| |"))
