@@ -41,6 +41,8 @@ class Anchors2d(Deriving):
     [[1.0, 1.0], [0.0, 0.0], [0.0, 2.0], [2.0, 0.0]]
     """
 
+    grid: Tensor
+
     def __init__(
         self,
         size: int | Sequence[int],
@@ -62,11 +64,9 @@ class Anchors2d(Deriving):
         self.noise = noise
         new: dict[str, Any] = {"device": device, "dtype": dtype}
         grid = torch.cartesian_prod(*(torch.arange(float(side), dtype=torch.float64) for side in self.size))
-        self.register_buffer("grid", grid.to(**new) if dtype else grid.to(torch.get_default_dtype()).to(device), False)
         self.log_lengthscale = nn.Parameter(torch.full((), math.log(lengthscale), **new))
+        self.register_buffer("grid", grid.to(self.log_lengthscale), persistent=False)
         self.places = nn.Parameter(self.grid[_spread(grid, count)].clone(), requires_grad=learn_places)
-
-    grid: Tensor
 
     @property
     def count(self) -> int:

@@ -59,7 +59,7 @@ class SparseConv2d(Deriving):
         new: dict[str, Any] = {"device": device, "dtype": dtype}
         mode: Any = {"padding_mode": padding_mode}
         like = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, **mode)  # torch's checks
-        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, 1
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.padding = like.kernel_size, like.stride, like.padding
         self.dilation, self.padding_mode = like.dilation, padding_mode
         self.anchors = Anchors2d(like.kernel_size, anchors, lengthscale, learn_places=learn_places, **new)

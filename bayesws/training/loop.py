@@ -132,4 +132,4 @@ class Loop:
         torch.set_rng_state(tensors["torch"])
         restore_optimiser("weights", self.optimiser, tensors)
         self.work.restore(tensors, values["objective"])
-        self.history, self.seconds = values["history"], values["seconds"]
+        self.history, self.seconds = values["history"], values.get("seconds", 0.0)  # earlier versions told none
