@@ -43,6 +43,14 @@ def tight_sinkhorn(monkeypatch):
     monkeypatch.setattr(doubly_stochastic, "sinkhorn", tight)
 
 
+@pytest.fixture
+def double():
+    """Tensors are in float64 where nothing else is asked for."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request):
     if request.param == "cuda" and not torch.cuda.is_available():

@@ -35,7 +35,7 @@ class Anchors2d(Deriving):
     Raises:
         ValueError: sizes below one, more anchors than positions, a lengthscale or noise that is not positive.
 
-    Reference: arXiv 2310.06131, section 4 (sparse layers; lengthscale 1, s = 0.01).
+    Reference: arXiv 2310.06131 (sparse layers; lengthscale 1, s = 0.01).
 
     >>> Anchors2d(3, 4).places.tolist()
     [[1.0, 1.0], [0.0, 0.0], [0.0, 2.0], [2.0, 0.0]]

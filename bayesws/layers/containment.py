@@ -69,8 +69,8 @@ def convolution_within(conv: nn.Conv2d, dense: Linear2d, name: str) -> Places:
     values = torch.linalg.eigvalsh(gram)
     if values[0] < DISTINCT * values[-1]:
         return {}
-    kappa = float(values[-1])
-    whole = bool((gram == kappa * torch.eye(len(gram), dtype=gram.dtype)).all())
+    whole = torch.equal(gram, gram[0, 0] * torch.eye(len(gram), dtype=gram.dtype))
+    kappa = float(gram[0, 0] if whole else values[-1])
     matrix = (dense.out_channels, positions, dense.in_channels, pixels)
 
     def lift(kernel: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bayesws.layers.anchors import Anchors2d, structure_of
 from bayesws.layers.contract import Declaration, Factors, declare
-from bayesws.layers.linear2d import pair_of
+from bayesws.layers.linear2d import ImageMap
 from bayesws.layers.plain import block_diagonal, kernel_and_bias
 from bayesws.layers.sizes import check_sizes
 
@@ -159,7 +159,7 @@ def _(module: Offset2d) -> Declaration:
     )
 
 
-class FactoredLinear2d(nn.Module):
+class FactoredLinear2d(ImageMap):
     """y[o, p] = Σ_c V[p, o, c] Σ_q U[o, c, q] x[c, q] + b[o]: a map of all positions with U and V in the place of W.
 
     Two linear maps in a chain, each with a precision of its own: for every pair of channels one number that all
@@ -177,7 +177,7 @@ class FactoredLinear2d(nn.Module):
     Raises:
         ValueError: sizes below one, an input of another shape.
 
-    Reference: arXiv 2310.06131, section 4 (F-FC).
+    Reference: arXiv 2310.06131 (F-FC).
 
     >>> FactoredLinear2d(3, 10, 32, 16)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10, 16, 16])
@@ -196,11 +196,7 @@ class FactoredLinear2d(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_sizes(in_channels=in_channels, out_channels=out_channels)
-        super().__init__()
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.size = pair_of("size", size)
-        self.out_size = self.size if out_size is None else pair_of("out_size", out_size)
+        super().__init__(in_channels, out_channels, size, out_size)
         new: dict[str, Any] = {"device": device, "dtype": dtype}
         self.inner = GroupedLinear(in_channels, math.prod(self.size), out_channels, anchors_in=anchors_in, **new)
         positions = math.prod(self.out_size)
@@ -209,15 +205,6 @@ class FactoredLinear2d(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch in height width"]) -> Float[Tensor, "batch out height_out width_out"]:
         """Apply the layer."""
-        if x.ndim != 4 or tuple(x.shape[1:]) != (self.in_channels, *self.size):
-            raise ValueError(
-                f"input of shape {tuple(x.shape)}: expected (batch, {self.in_channels}, {self.size[0]}, "
-                f"{self.size[1]}) for this {type(self).__name__}; give the size of its input as size="
-            )
+        self.check(x)
         pairs = self.inner(x.flatten(2)).transpose(1, 2)  # (batch, out, in)
         return self.offset(self.outer(pairs).unflatten(-1, self.out_size))
-
-    def extra_repr(self) -> str:
-        """Channels and sizes."""
-        sizes = f"size={self.size}" + (f", out_size={self.out_size}" if self.out_size != self.size else "")
-        return f"{self.in_channels}, {self.out_channels}, {sizes}"

@@ -13,7 +13,42 @@ from bayesws.layers.plain import kernel_and_bias
 from bayesws.layers.sizes import check_sizes
 
 
-class Linear2d(nn.Module):
+class ImageMap(nn.Module):
+    """What maps from all positions of an image to all positions of another have in common: their sizes.
+
+    Args:
+        in_channels, out_channels: of the images.
+        size: height and width of the input, or one number for both.
+        out_size: of the output; None is that of the input.
+
+    Raises:
+        ValueError: sizes below one.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, size: int | Sequence[int], out_size: int | Sequence[int] | None
+    ) -> None:
+        check_sizes(in_channels=in_channels, out_channels=out_channels)
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.size = pair_of("size", size)
+        self.out_size = self.size if out_size is None else pair_of("out_size", out_size)
+
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError for an input of another shape."""
+        if x.ndim != 4 or tuple(x.shape[1:]) != (self.in_channels, *self.size):
+            raise ValueError(
+                f"input of shape {tuple(x.shape)}: expected (batch, {self.in_channels}, {self.size[0]}, "
+                f"{self.size[1]}) for this {type(self).__name__}; give the size of its input as size="
+            )
+
+    def extra_repr(self) -> str:
+        """Channels and sizes."""
+        sizes = f"size={self.size}" + (f", out_size={self.out_size}" if self.out_size != self.size else "")
+        return f"{self.in_channels}, {self.out_channels}, {sizes}"
+
+
+class Linear2d(ImageMap):
     """y[o, p] = Σ_{i, q} W[o, p, i, q] x[i, q] + b[o, p]: from all positions q to all positions p, nothing shared.
 
     Beside an nn.Conv2d in `Branches` it is the free pathway of a layer that may or may not be a convolution: the
@@ -32,7 +67,7 @@ class Linear2d(nn.Module):
     Raises:
         ValueError: sizes below one, an input of another shape.
 
-    Reference: arXiv 2310.06131, section 3 (FC).
+    Reference: arXiv 2310.06131 (FC).
 
     >>> Linear2d(3, 10, 32)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10, 32, 32])
@@ -48,11 +83,7 @@ class Linear2d(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_sizes(in_channels=in_channels, out_channels=out_channels)
-        super().__init__()
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.size = pair_of("size", size)
-        self.out_size = self.size if out_size is None else pair_of("out_size", out_size)
+        super().__init__(in_channels, out_channels, size, out_size)
         shape = out_channels * math.prod(self.out_size), in_channels * math.prod(self.size)
         new: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(shape, **new))
@@ -67,21 +98,13 @@ class Linear2d(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch in height width"]) -> Float[Tensor, "batch out height_out width_out"]:
         """Apply the layer."""
-        if x.ndim != 4 or tuple(x.shape[1:]) != (self.in_channels, *self.size):
-            raise ValueError(
-                f"input of shape {tuple(x.shape)}: expected (batch, {self.in_channels}, {self.size[0]}, "
-                f"{self.size[1]}) for this Linear2d; give the size of its input as size="
-            )
-        return nn.functional.linear(x.flatten(1), self.weight, self.bias).unflatten(1, self._out_shape)
-
-    @property
-    def _out_shape(self) -> tuple[int, int, int]:
-        return self.out_channels, *self.out_size
+        self.check(x)
+        y = nn.functional.linear(x.flatten(1), self.weight, self.bias)
+        return y.unflatten(1, (self.out_channels, *self.out_size))
 
     def extra_repr(self) -> str:
-        """Channels and sizes."""
-        sizes = f"size={self.size}" + (f", out_size={self.out_size}" if self.out_size != self.size else "")
-        return f"{self.in_channels}, {self.out_channels}, {sizes}, bias={self.bias is not None}"
+        """Channels, sizes, and whether there is a bias."""
+        return f"{super().extra_repr()}, bias={self.bias is not None}"
 
 
 def pair_of(name: str, size: int | Sequence[int]) -> tuple[int, int]:
@@ -90,7 +113,7 @@ def pair_of(name: str, size: int | Sequence[int]) -> tuple[int, int]:
     Raises:
         ValueError: another number of them, a side below one.
     """
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
     if len(sides) != 2:
         raise ValueError(f"{name}={size!r}: expected one number, or height and width")
     check_sizes(**{f"{name} {side}": length for side, length in zip(("height", "width"), sides, strict=True)})

@@ -34,7 +34,7 @@ class SparseConv2d(Deriving):
     Raises:
         ValueError: as for `Anchors2d`; sizes below one.
 
-    Reference: arXiv 2310.06131, section 4 (S-CONV).
+    Reference: arXiv 2310.06131 (S-CONV).
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class SparseLinear2d(FactoredLinear2d):
     Raises:
         ValueError: as for `FactoredLinear2d` and `Anchors2d`.
 
-    Reference: arXiv 2310.06131, section 4 (S-FC).
+    Reference: arXiv 2310.06131 (S-FC).
     """
 
     def __init__(

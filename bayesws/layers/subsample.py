@@ -24,7 +24,7 @@ class Subsample2d(nn.Module):
     Raises:
         ValueError: a size below one, an unknown choice; images whose sides are no multiple of the stride.
 
-    Reference: arXiv 2310.06131, appendix; Xu et al. (2021), "Group equivariant subsampling".
+    Reference: arXiv 2310.06131.
 
     >>> Subsample2d(2)(Tensor([[[[0.0, 1.0], [5.0, 2.0]]]]))
     tensor([[[[5.]]]])

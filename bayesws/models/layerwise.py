@@ -18,6 +18,7 @@ from bayesws.layers.sparse import SparseConv2d, SparseLinear2d
 from bayesws.layers.subsample import Subsample2d
 from bayesws.layers.turns import TURNS, PoolGroup, StackTurns
 
+ORDER = ("gconv", "conv", "s-conv", "f-fc", "s-fc", "fc")  # of branches, the one that shares most first
 WIDTHS = (1, 2, 2, 4, 4, 8, 8, 16)  # of the blocks' outputs, in units of `width`
 STRIDES = (1, 2, 1, 2, 1, 2, 2, 2)
 HIDDEN = 64  # of the head, in units of `width`
@@ -27,11 +28,6 @@ FREE_SCALE = 0.1  # of maps beside one that shares more, as in every sharing lay
 UNIT = math.sqrt(3)  # times U(±1/√fan_in) has the variance 1/fan_in
 
 Make = Callable[..., nn.Module]
-
-
-def _strided(convolution: nn.Module, stride: int, choose: str) -> nn.Module:
-    """Every stride-th position of what a convolution gives."""
-    return convolution if stride == 1 else nn.Sequential(convolution, Subsample2d(stride, choose))
 
 
 class LayerwiseNet(nn.Module):
@@ -64,7 +60,7 @@ class LayerwiseNet(nn.Module):
     Raises:
         ValueError: unknown branches or one twice, sizes below one or no power of two.
 
-    Reference: arXiv 2310.06131, section 6 and its networks.
+    Reference: arXiv 2310.06131; He et al. (2015) for the start.
 
     >>> net = LayerwiseNet("fc+conv", width=1, in_channels=1, size=16)
     >>> net(torch.zeros(2, 1, 16, 16)).shape, [name for name, _ in net.blocks[0].named_children()]
@@ -111,11 +107,14 @@ class LayerwiseNet(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """From weights as their own layers draw them, U(±1/√fan_in), to a start at which signals keep their size.
+        """Draw all weights as their own layers do, U(±1/√fan_in), and scale them so that signals keep their size.
 
         The mean divides by the number of branches K and ReLU halves the mean square, so that weights need the variance
         2 K² / fan_in (He et al., 2015) in the first branch of a block; the others are a tenth of that.
         """
+        for module in self.modules():
+            if module is not self and callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
         for block in self.blocks:
             branches = list(block.children())
             for branch in branches:
@@ -139,9 +138,6 @@ def _kernel_of(module: nn.Module) -> Tensor:
     """The weight of the first layer that a module holds."""
     weights = (getattr(part, "weight", None) for part in module.modules())
     return next(weight for weight in weights if isinstance(weight, nn.Parameter))
-
-
-ORDER = ("gconv", "conv", "s-conv", "f-fc", "s-fc", "fc")
 
 
 def _branches(blocks: str) -> list[str]:
@@ -171,3 +167,8 @@ def _makers(
         "s-fc": lambda: SparseLinear2d(*between, *sizes, **new),
         "fc": lambda: Linear2d(*between, *sizes, **new),
     }
+
+
+def _strided(convolution: nn.Module, stride: int, choose: str) -> nn.Module:
+    """Every stride-th position of what a convolution gives."""
+    return convolution if stride == 1 else nn.Sequential(convolution, Subsample2d(stride, choose))

@@ -20,11 +20,7 @@ PROBLEMS = 300
 CLOSED = 60.0  # log precision, in float64
 
 
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def random_problem(seed):

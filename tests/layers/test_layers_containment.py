@@ -27,11 +27,8 @@ KAPPA_I = ("valid", "stride", "circular", "dilated")
 
 
 @pytest.fixture(autouse=True)
-def double():
+def drawn(double):
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def both(case, bias=True):

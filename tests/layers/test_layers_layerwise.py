@@ -123,11 +123,8 @@ every_layer = pytest.mark.parametrize("name", LAYERS)
 
 
 @pytest.fixture(autouse=True)
-def double():
+def drawn(double):
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @every_layer
@@ -213,6 +210,7 @@ def test_its_evidence_is_that_of_the_dense_hessian(name, frozen, curvature):
         (lambda: Linear2d(0, 1, 3), "in_channels=0"),
         (lambda: Linear2d(1, 1, (3, 0)), "size width=0"),
         (lambda: Linear2d(1, 1, 3, (1, 2, 3)), r"out_size=\(1, 2, 3\): expected one number, or height and width"),
+        (lambda: Linear2d(1, 1, 2.5), "size height=2.5: expected a whole number"),
         (lambda: Linear2d(1, 1, 3)(torch.zeros(1, 1, 3, 4)), r"expected \(batch, 1, 3, 3\)"),
         (lambda: GroupConv2d(1, 1, 3, parts=0), "parts=0"),
         (lambda: GroupConv2d(2, 1, 3)(torch.zeros(1, 6, 4, 4)), r"expected \(batch, 4 · 2, height, width\)"),
@@ -228,7 +226,7 @@ def test_its_evidence_is_that_of_the_dense_hessian(name, frozen, curvature):
         (lambda: Subsample2d(2)(torch.zeros(1, 1, 4, 5)), "expected sides that are multiples of stride=2"),
     ],
 )
-def test_what_does_not_fit_is_told(make, told):
+def test_what_does_not_fit_is_told(make, told, without_type_checks):
     with pytest.raises(ValueError, match=told):
         make()
 
