@@ -89,7 +89,7 @@ def special_cases(cells: dict[tuple[Place, str], Trials]) -> list[list[str]]:
 
     That is the better one in the mean over seeds, by evidence and by test NLL; all have the same seeds.
     """
-    rows = [["images", *ALONE, "evidence less the better's", "NLL less the better's"]]
+    rows = [["images", *ALONE, "its ρ by layer", "evidence less the better's (by seed)", "NLL less the better's"]]
     methods = list(dict.fromkeys(method for _, method in cells))
     whole = next(m for m in methods if m.startswith("evidence") and not m.endswith(ALONE[1:]))
     alone = [next(m for m in methods if m.endswith(end)) for end in ALONE[1:]]
@@ -105,7 +105,22 @@ def special_cases(cells: dict[tuple[Place, str], Trials]) -> list[list[str]]:
             f"{mean(t['log_evidence'] for t in trials) / place[1]:.4f}"
             for trials in (own, *others)
         ]
-        rows.append([place[0], *shown, over_seeds(evidence, 4), over_seeds(nll, 3)])
+        by_layer = zip(*([row["strength"] for row in trial["sharing"]] for trial in own), strict=True)
+        strengths = ", ".join(f"{mean(found):.2f}" for found in by_layer)
+        by_seed = f"{over_seeds(evidence, 4)} ({min(evidence):.4f} to {max(evidence):.4f})"
+        rows.append([place[0], *shown, strengths, by_seed, over_seeds(nll, 3)])
+    return rows
+
+
+def chosen(cells: dict[tuple[Place, str], Trials]) -> list[list[str]]:
+    """A row for every method that chose a weight decay: how often which, by place."""
+    rows = [["method", "images", "its weight decays"]]
+    for (place, method), trials in cells.items():
+        if all(trial["objective"] != "evidence" for trial in trials):
+            counts = Counter(trial["weight_decay"] for trial in trials)
+            rows.append(
+                [method, place[0], ", ".join(f"{count} × {decay:g}" for decay, count in sorted(counts.items()))]
+            )
     return rows
 
 
@@ -115,6 +130,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="with a study's summary.json")
     parser.add_argument("--evidence", action="store_true", help="a column with the log evidence, nats per datum")
     parser.add_argument("--special-cases", action="store_true", help="a network that chooses beside what it contains")
+    parser.add_argument("--chosen", action="store_true", help="which weight decays were chosen")
     options = parser.parse_args()
     try:
         cells = trials_by_cell(options.folder)
@@ -124,6 +140,8 @@ def main() -> int:
     alone = len({place for place, _ in cells}) == 1 and not options.evidence
     if options.special_cases:
         rows = special_cases(cells)
+    elif options.chosen:
+        rows = chosen(cells)
     else:
         rows = one_place(cells) if alone else several_places(cells, options.evidence)
     rows.insert(1, ["---"] * len(rows[0]))

@@ -210,7 +210,7 @@ def test_its_evidence_is_that_of_the_dense_hessian(name, frozen, curvature):
         (lambda: Linear2d(0, 1, 3), "in_channels=0"),
         (lambda: Linear2d(1, 1, (3, 0)), "size width=0"),
         (lambda: Linear2d(1, 1, 3, (1, 2, 3)), r"out_size=\(1, 2, 3\): expected one number, or height and width"),
-        (lambda: Linear2d(1, 1, 2.5), "size height=2.5: expected a whole number"),
+        (lambda: Linear2d(1, 1, 2.5), "size height=2.5: expected at least 1, a whole number"),
         (lambda: Linear2d(1, 1, 3)(torch.zeros(1, 1, 3, 4)), r"expected \(batch, 1, 3, 3\)"),
         (lambda: GroupConv2d(1, 1, 3, parts=0), "parts=0"),
         (lambda: GroupConv2d(2, 1, 3)(torch.zeros(1, 6, 4, 4)), r"expected \(batch, 4 · 2, height, width\)"),
