@@ -47,6 +47,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--download", action="store_true", help="let torchvision download the set")
     parser.add_argument("--train-size", type=positive, help="training images (default: 1000 digits, else all)")
     parser.add_argument("--test-size", type=positive, help="test images (default: all)")
+    parser.add_argument("--pad", type=count, default=0, help="pixels of zeros to put around every image (default 0)")
     parser.add_argument("--side", type=positive, help="pixels a side to average images down to (default: as they are)")
 
 
@@ -150,6 +151,7 @@ def data_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "train_size": options.train_size,
         "test_size": options.test_size,
         "side": options.side,
+        **({"pad": options.pad} if options.pad else {}),  # runs from before it was known are gone on with
     }
 
 

@@ -23,6 +23,7 @@ def load(
     download: bool = False,
     train_size: int | None = None,
     test_size: int | None = None,
+    pad: int = 0,
     side: int | None = None,
 ) -> ImageData:
     """An image set by name, cut to size, with a symmetry planted.
@@ -35,6 +36,7 @@ def load(
         download: let torchvision fetch a set that is not there.
         train_size: number of training images; None is 1000 for digits and all for the others.
         test_size: number of test images; None is all (for digits, all that do not train).
+        pad: pixels of zeros to put around every image, before the task's motions; 2 make MNIST 32×32.
         side: pixels a side to average the images down to, after the task's motions; None leaves them.
 
     Raises:
@@ -45,7 +47,7 @@ def load(
     ImageData('digits/orientation', train=500, test=1297, images=1x8x8, num_classes=4)
     """
     seed = seed_of(seed)
-    for what, size in (("train_size", train_size), ("test_size", test_size), ("side", side)):
+    for what, size in (("train_size", train_size), ("test_size", test_size), ("pad", pad), ("side", side)):
         if size is not None:
             whole(what, size, 0)  # what a set has enough of it tells itself
     find_task(task)  # a misspelt task is told before anything is read or downloaded
@@ -58,5 +60,5 @@ def load(
         data = npz(name).subset(train_size, test_size, seed)
     else:
         raise unknown_name("data set", name, ("digits", *_DOWNLOADED), also=", or a path that ends in .npz")
-    moved = transform(data, task, seed)
+    moved = transform(data.padded(pad) if pad else data, task, seed)
     return moved if side is None else moved.shrunk(side)

@@ -124,6 +124,18 @@ class ImageData:
             test=_draw(self.test, test, seed, "test"),
         )
 
+    def padded(self, pad: int) -> "ImageData":
+        """So many pixels of zeros at each of the four sides of every image.
+
+        Raises:
+            ValueError: fewer than none, or more than the images' longer side has.
+        """
+        _, height, width = self.image_shape
+        if not 0 <= pad <= max(height, width):
+            raise ValueError(f"pad={pad} around images of {height}×{width}: expected 0 to {max(height, width)}")
+        larger = [(F.pad(x, [pad] * 4), y) for x, y in (self.train, self.test)]
+        return replace(self, train=larger[0], test=larger[1])
+
     def shrunk(self, side: int) -> "ImageData":
         """The images averaged down to side × side pixels, each the mean of a square of theirs.
 

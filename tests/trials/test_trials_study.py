@@ -368,3 +368,14 @@ def test_shrunk_images_are_means_of_squares():
     torch.testing.assert_close(images.train[0][:, :, 1, 2], full.train[0][:, :, 2:4, 4:6].mean((-2, -1)))
     with pytest.raises(ValueError, match="cannot be averaged to a side of 3"):
         full.shrunk(3)
+
+
+def test_zeros_are_put_around_images_before_they_are_moved_and_averaged():
+    plain, padded = (load("digits", train_size=3, task="quadrant", pad=pad) for pad in (0, 4))
+    assert padded.image_shape == (1, 32, 32)
+    for small, large in zip(plain.train[0], padded.train[0], strict=True):
+        down, right = (small[0].amax(1 - axis).argmax() // 8 * 16 + 4 for axis in (0, 1))
+        torch.testing.assert_close(large[:, down : down + 8, right : right + 8].sum(), small.sum())
+    assert load("digits", train_size=3, pad=4, side=4).image_shape == (1, 4, 4)
+    with pytest.raises(ValueError, match="pad=9 around images of 8×8: expected 0 to 8"):
+        load("digits", train_size=3, pad=9)
