@@ -2,6 +2,7 @@
 
 import argparse
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -55,15 +56,15 @@ def main() -> None:
     print("|---" * 7 + "|")
     for name, title in SETS.items():
         trials = by_method(folder / name)
-        ours = trials.pop("evidence")
-        for method, found in trials.items():
-            less = [own["nll"] - other["nll"] for own, other in zip(ours, found, strict=True)]
+        ours = {method: trials.pop(method) for method in list(trials) if method.startswith("evidence")}
+        for (method, own), (rival, found) in product(ours.items(), trials.items()):
+            less = [mine["nll"] - other["nll"] for mine, other in zip(own, found, strict=True)]
             lower = f"{sum(value < 0 for value in less)} of {len(less)}"
-            row = title + method.removeprefix("batch norm")
+            row = title + method.removeprefix("evidence") + rival.removeprefix("batch norm")
             less_than = told(less, 3)
             decays = ", ".join(f"{count} × {decay:g}" for decay, count in Counter(map(decay_of, found)).most_common())
             print(
-                f"| {row} | {scores(ours)} | {strengths(ours)} | {scores(found)} | {decays} | {less_than} | {lower} |"
+                f"| {row} | {scores(own)} | {strengths(own)} | {scores(found)} | {decays} | {less_than} | {lower} |"
             )
 
 
