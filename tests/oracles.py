@@ -13,7 +13,8 @@ from scipy.stats import multivariate_normal
 from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
-from bayesws.layers import GroupHead, WeightSharing, WSLinear
+from bayesws.layers import GroupConv2d, GroupHead, Linear2d, SparseConv2d, WeightSharing, WSLinear
+from bayesws.layers.factored import GroupedLinear, Offset2d
 from bayesws.layers.weight_sharing import RESIDUAL_JITTER
 
 # Outputs and their Hessians
@@ -47,11 +48,13 @@ NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm),
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LayerNorm, nn.RMSNorm),
 )
+OF_IMAGES = (Linear2d, GroupConv2d, SparseConv2d, GroupedLinear, Offset2d)
 
 
 def weight_names(net):
-    """Names of everything with a prior: all parameters but log precisions and logits."""
-    return [n for n, _ in net.named_parameters() if "log_precisions" not in n and "logits" not in n]
+    """Names of everything with a prior: all parameters but log precisions, logits and anchors."""
+    hyper = ("log_precisions", "logits", "anchors")
+    return [n for n, _ in net.named_parameters() if not any(word in n for word in hyper)]
 
 
 def pathway_of(net, parameter):
@@ -166,8 +169,12 @@ def coupled_shares(values, precisions, pairs):
 
 def patches_of(module, x):
     """For every datum the list of vectors that the kernel is applied to, by slicing."""
-    if isinstance(module, GroupHead):
+    if isinstance(module, GroupHead | Linear2d | GroupedLinear):
         return [[datum.flatten()] for datum in x]
+    if isinstance(module, GroupConv2d):
+        like = nn.Conv2d(1, 1, module.kernel_size, module.stride, module.padding, module.dilation)
+        like.padding_mode = module.padding_mode
+        return [[v for part in datum.chunk(module.parts) for v in patches_of(like, part[None])[0]] for datum in x]
     if isinstance(module, nn.Linear | WSLinear):
         return [list(datum.reshape(-1, datum.shape[-1])) for datum in x]
     spatial = len(module.kernel_size)
@@ -199,6 +206,11 @@ def patches_of(module, x):
 
 def responses_of(module, gradient):
     """For every datum the list of output gradients, (out,) or, for sharing layers, (out, G)."""
+    if isinstance(module, Linear2d | GroupedLinear):
+        return [[g.flatten()] for g in gradient]
+    if isinstance(module, GroupConv2d):
+        parts = [g.chunk(module.parts) for g in gradient]
+        return [[column for part in of_datum for column in part.flatten(1).T] for of_datum in parts]
     if isinstance(module, nn.Linear | GroupHead):
         return [list(g.reshape(-1, g.shape[-1])) for g in gradient]
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
@@ -218,11 +230,13 @@ def hessian_columns(hessian):
 def kron_seconds(net, x, hessian, reduce=False):
     """By layer: A = mean of a aᵀ over data, calls and positions, B = Σ g gᵀ over data, columns, calls, positions.
 
-    With `reduce`, a is averaged and g summed over a datum's calls and positions first. A normalisation has B alone.
+    With `reduce`, a is averaged and g summed over a datum's calls and positions first. A normalisation has B alone, as
+    has an offset.
     """
+    kinds = (WeightSharing, GroupHead, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *NORMS, *OF_IMAGES)
     heard, handles = {}, []
     for name, module in net.named_modules():
-        if isinstance(module, (WeightSharing, GroupHead, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *NORMS)):
+        if isinstance(module, kinds):
 
             def hear(_module, inputs, output, name=name):
                 output = output if output.requires_grad else output.detach().requires_grad_()  # frozen up to here
@@ -237,7 +251,7 @@ def kron_seconds(net, x, hessian, reduce=False):
     seconds = {}
     for name, calls in heard.items():
         module, a, b, count = net.get_submodule(name), 0, 0, 0
-        inputs = [] if isinstance(module, NORMS) else [call_input for call_input, _ in calls]
+        inputs = [] if isinstance(module, (*NORMS, Offset2d)) else [call_input for call_input, _ in calls]
         for datum in range(len(x)):
             vectors = [v for call_input in inputs for v in patches_of(module, call_input[datum : datum + 1])[0]]
             for v in [sum(vectors) / len(vectors)] if reduce and vectors else vectors:
@@ -282,6 +296,19 @@ def free_root(layer):
     return roots
 
 
+def interpolation_of(anchors):
+    """P = K_tz (K_zz + s² I)⁻¹, entry by entry."""
+    places, length = anchors.places.detach(), math.exp(anchors.log_lengthscale.item())
+    grid = [torch.tensor(t, dtype=places.dtype) for t in product(*(range(n) for n in anchors.size))]
+
+    def kernel(left, right):
+        values = [[math.exp(-float((a - b).square().sum()) / (2 * length**2)) for b in right] for a in left]
+        return torch.tensor(values, dtype=places.dtype)
+
+    noisy = kernel(places, places) + anchors.noise**2 * torch.eye(len(places), dtype=places.dtype)
+    return kernel(grid, places) @ torch.linalg.inv(noisy)
+
+
 def _through(a, left, right, channels):
     """Every channel pair's block of A, seen through a stack: M_gᵀ A_ij M_g."""
     d = len(left)
@@ -297,7 +324,7 @@ def kron_blocks(net, x, hessian, reduce=False):
     blocks = {}
     for name, (a, b) in kron_seconds(net, x, hessian, reduce).items():
         module = net.get_submodule(name)
-        if isinstance(module, NORMS):  # the exact block of its factor is for the dense matrix to give
+        if isinstance(module, (*NORMS, Offset2d)):  # the exact block of its factor is for the dense matrix to give
             if getattr(module, "bias", None) is not None:
                 blocks[f"{name}.bias"] = b
             continue
@@ -306,6 +333,22 @@ def kron_blocks(net, x, hessian, reduce=False):
             mean = torch.kron(torch.eye(module.in_features, dtype=a.dtype), copies)  # w to its copies w/G
             blocks |= {f"{name}.shared": torch.kron(b, mean.T @ a @ mean), f"{name}.free": torch.kron(b, a)}
             blocks[f"{name}.bias"] = b
+            continue
+        if isinstance(module, SparseConv2d):
+            p = torch.kron(torch.eye(module.in_channels, dtype=a.dtype), interpolation_of(module.anchors))
+            blocks |= {f"{name}.weight": torch.kron(b, p.T @ a @ p), f"{name}.bias": b}
+            continue
+        if isinstance(module, GroupedLinear):  # every group by itself
+            p, q = (
+                torch.eye(n, dtype=a.dtype) if anchors is None else interpolation_of(anchors)
+                for n, anchors in [
+                    (module.in_features, module.anchors_in),
+                    (module.out_features, module.anchors_out),
+                ]
+            )
+            eye = torch.eye(module.groups, dtype=a.dtype)
+            p, q = torch.kron(eye, p), torch.kron(eye, q)
+            blocks[f"{name}.weight"] = grouped(q.T @ b @ q, p.T @ a @ p, module.groups)
             continue
         if not isinstance(module, WeightSharing):
             blocks[f"{name}.weight"] = (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from bayesws import data as data_sets
 from bayesws.commands.arguments import (
@@ -24,14 +25,16 @@ from bayesws.commands.arguments import (
     place,
     schedule_options,
     seed,
+    width,
 )
 from bayesws.commands.terminal import wide_console
 from bayesws.io.files import check_writable, remove_folder, sweep_drafts, without_nan
 from bayesws.io.only_writer import only_writer
 from bayesws.io.provenance import command
+from bayesws.models.layerwise import LayerwiseNet
 from bayesws.training.fit import fit
 from bayesws.training.objectives.names import OBJECTIVES
-from bayesws.training.result import FitResult
+from bayesws.training.result import FitResult, SharingRow
 from bayesws.training.saved import check_free_for
 from bayesws.trials.by_layer import in_use
 from bayesws.trials.compare import network_for
@@ -50,13 +53,20 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         "goes on from there.",
         epilog="examples:\n  bayesws fit --task orientation --out runs/orientation\n"
         "  bayesws fit --data mine.npz --objective task --epochs 100\n"
-        "  bayesws fit --task turned --starts 3",
+        "  bayesws fit --task turned --starts 3\n"
+        "  bayesws fit --task quadrant --blocks fc+conv --width 2 --learning-rate 0.01",
     )
     add_data(parser)
     parser.add_argument("--task", default="upright", metavar="TASK", help=f"{known_tasks()} (default upright)")
     parser.add_argument("--seed", type=seed, default=0, help="of split, weights and order (default 0)")
     parser.add_argument("--objective", choices=OBJECTIVES, default="evidence", help="default evidence")
     parser.add_argument("--pathways", choices=tuple(PATHWAYS), default="both", help="default both, shared and free")
+    parser.add_argument(
+        "--blocks",
+        metavar="A+B",
+        help="a network of eight blocks, each the mean of gconv, conv, s-conv, f-fc, s-fc or fc",
+    )
+    parser.add_argument("--width", type=width, help="of its first block, in channels (default 10)")
     parser.add_argument("--tensorboard", type=place, metavar="DIR", help="log the training curves for TensorBoard")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     add_network(parser, "runs/fit")
@@ -98,7 +108,7 @@ def run(options: argparse.Namespace) -> None:
     console.print(f"log evidence {result.log_evidence:.1f} nats, summed over {result.evidence.examples} images")
     for row in result.sharing:
         strength = "" if math.isnan(row.strength) else f"ρ = {row.strength:.2f}; "
-        console.print(f"{row.name}: {strength}effective parameters: {in_use([row], ', ')}")
+        console.print(f"{row.name}: {strength}{_of_branches(row)}effective parameters: {in_use([row], ', ')}")
     console.print(f"written: {options.out}")
 
 
@@ -106,7 +116,7 @@ def _trained(options: argparse.Namespace, unfinished: Path) -> tuple[FitResult, 
     """The fit, from where it was stopped, and how it does on the test images."""
     images = data_sets.load(**data_arguments(options), task=options.task, seed=options.seed)
     torch.manual_seed(options.seed)
-    net = network_for(images, options.pathways, **network_options(options))
+    net = _network(options, images)
     with _tensorboard(options.tensorboard) as watch:
         result = fit(
             net,
@@ -121,6 +131,33 @@ def _trained(options: argparse.Namespace, unfinished: Path) -> tuple[FitResult, 
     scores = Scores.of(result, *images.test)
     told = {"data": options.data, "task": options.task, "command": command(), "test": asdict(scores)}
     return result.with_provenance(**told), scores
+
+
+def _network(options: argparse.Namespace, images: data_sets.ImageData) -> nn.Module:
+    """A `LayerwiseNet` where blocks are given, else a `WSCNN`."""
+    if options.blocks is None:
+        if options.width is not None:
+            raise ValueError(f"--width {options.width} is of a network of --blocks: give both, or --hidden-channels")
+        return network_for(images, options.pathways, **network_options(options))
+    ignored = {"--pathways": "both", "--hidden-channels": 8, "--layers": 2, "--norm": "none"}
+    for name, default in ignored.items():
+        if getattr(options, name[2:].replace("-", "_")) != default:
+            raise ValueError(f"{name} beside --blocks {options.blocks}: such a network has eight blocks and a --width")
+    channels, height, width = images.image_shape
+    if height != width or height & (height - 1):
+        raise ValueError(
+            f"--blocks {options.blocks} on images of {height}×{width}: expected a side that is a power of two; "
+            "try --pad and --side (MNIST: --pad 2 --side 16)"
+        )
+    settings = {"in_channels": channels, "num_classes": images.num_classes, "size": height}
+    return LayerwiseNet(options.blocks, **settings | ({} if options.width is None else {"width": options.width}))
+
+
+def _of_branches(row: SharingRow) -> str:
+    """How a sum of branches is parted, in words; nothing of other layers."""
+    if len(row.branches) < 2:
+        return ""
+    return f"branches {', '.join(f'{name} {share:.2f}' for name, share in row.shares.items())}; "
 
 
 def _check_same_command(folder: Path) -> None:

@@ -80,6 +80,15 @@ class SharingRow:
     log_precisions: dict[str, Measured]
 
     @property
+    def branches(self) -> list[str]:
+        """The names of the modules that the layer is a sum of, see `Branches`; none where it is one module.
+
+        >>> SharingRow("0", 0.9, {}, {"conv.weight": 18, "conv.bias": 2, "fc.0.weight": 1000}, {}).branches
+        ['conv', 'fc']
+        """
+        return list(dict.fromkeys(name.partition(".")[0] for name in self.parameters if "." in name))
+
+    @property
     def shares(self) -> dict[str, float]:
         """By branch (of a sharing layer by pathway) its share in what the layer uses of its branches, in [0, 1].
 

@@ -63,9 +63,7 @@ def main() -> None:
             row = title + method.removeprefix("evidence") + rival.removeprefix("batch norm")
             less_than = told(less, 3)
             decays = ", ".join(f"{count} × {decay:g}" for decay, count in Counter(map(decay_of, found)).most_common())
-            print(
-                f"| {row} | {scores(own)} | {strengths(own)} | {scores(found)} | {decays} | {less_than} | {lower} |"
-            )
+            print(f"| {row} | {scores(own)} | {strengths(own)} | {scores(found)} | {decays} | {less_than} | {lower} |")
 
 
 if __name__ == "__main__":

@@ -161,3 +161,30 @@ def test_out_is_looked_at_before_anything_is_loaded(case, tmp_path, capsys, monk
     told = capsys.readouterr().err
     assert code == 2 and message in told and told.count("\n") == 1 and len(told) < 400
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.filterwarnings("ignore:only 1 steps")
+def test_a_network_of_branches(tmp_path, capsys):
+    blocks = ["fit", "--epochs", "2", "--train-size", "60", "--blocks", "conv+fc", "--width", "1"]
+    assert main([*blocks, "--out", str(tmp_path / "fit")]) == 0
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in ("blocks.0: ρ = 0.", "; branches conv ", "conv.weight"))
+    fit = bws.FitResult.load(tmp_path / "fit")
+    assert fit.model.settings["blocks"] == "conv+fc" and list(fit.sharing[0].shares) == ["conv", "fc"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--width", "2"], "--width 2 is of a network of --blocks: give both"),
+        (["--blocks", "fc", "--norm", "layer"], "--norm beside --blocks fc: such a network has eight blocks"),
+        (["--blocks", "fc", "--pathways", "free"], "--pathways beside --blocks fc"),
+        (["--blocks", "fc+dense"], "blocks='fc+dense': expected one or more of gconv"),
+        (["--blocks", "fc", "--pad", "1"], "images of 10×10: expected a side that is a power of two; try --pad"),
+        (["--pad", "9"], "pad=9 around images of 8×8: expected 0 to 8"),
+    ],
+)
+def test_networks_that_do_not_fit_are_told(arguments, told, tmp_path, capsys):
+    assert main([*SMALL[:5], *arguments, "--out", str(tmp_path / "fit")]) == 2
+    err = capsys.readouterr().err
+    assert told in err and not any(tmp_path.iterdir())

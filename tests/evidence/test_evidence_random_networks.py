@@ -30,6 +30,7 @@ CURVATURES = {name: Curvature(name) for name in EXACT} | {
 WIDEST, MOST = 48, 160  # features that a layer may put out, parameters that it may have
 KINDS = (
     *("Linear", "Conv1d", "Conv2d", "Conv3d", "WSLinear", "WSLiftConv2d", "WSConv2d", "WSLiftConv3d", "WSConv3d"),
+    *("Linear2d", "FactoredLinear2d", "SparseLinear2d", "SparseConv2d", "GroupConv2d"),
     *("LayerNorm", "RMSNorm"),
     *("BatchNorm", "GroupNorm", "InstanceNorm"),  # in any dimension
     *("called chain", "called parallel"),
@@ -118,7 +119,8 @@ def build(problem: Problem) -> nn.Sequential:
     net = nn.Sequential(*called[:-1], *middle, called[-1], *end).eval()
     for layer, module in zip(problem.layers, called, strict=True):
         for name, parameter in module.named_parameters():
-            parameter.normal_().mul_(layer.logits if "logits" in name else layer.scale)
+            if "anchors" not in name:
+                parameter.normal_().mul_(layer.logits if "logits" in name else layer.scale)
         if getattr(module.layer, "running_mean", None) is not None:
             module.layer.running_mean.normal_()
             module.layer.running_var.uniform_(0.5, 2.0)
@@ -211,6 +213,8 @@ def layer_for(draw, shape: tuple[int, ...]) -> Layer | None:
     makers = [linear, ws_linear, normalisation_of_channels] + [normalisation_of_elements] * 3
     if 1 <= spatial <= 3:
         makers = [convolution, normalisation_of_channels] * 3 + makers
+    if spatial == 2:
+        makers = [map_of_positions] * 4 + makers
     if 2 <= spatial <= 4:
         makers = [ws_convolution] * 6 + makers
     kind, options = draw(draw(st.sampled_from(makers))(shape))
@@ -311,6 +315,23 @@ def ws_convolution(draw, shape):
     shared = draw(sharing({"trivial": 1} | (turns if k > 1 else {}), None if lifts else shape[1]))
     channels = {"in_channels": shape[0], "out_channels": draw(st.integers(1, 2))}
     return f"WS{'Lift' if lifts else ''}Conv{dims}d", channels | place | shared
+
+
+@st.composite
+def map_of_positions(draw, shape):
+    """Of images: dense, factored, interpolated or of parts."""
+    kinds = ["Linear2d", "FactoredLinear2d", "SparseLinear2d", "SparseConv2d", "GroupConv2d"]
+    kind = draw(st.sampled_from(kinds))
+    options = {"in_channels": shape[0], "out_channels": draw(st.integers(1, 2)), "bias": draw(st.booleans())}
+    if kind in ("Linear2d", "FactoredLinear2d", "SparseLinear2d"):
+        options |= {"size": shape[1:], "out_size": draw(st.tuples(st.integers(1, 2), st.integers(1, 3)))}
+        return kind, options | ({"lengthscale": draw(st.sampled_from([0.5, 2.0]))} if kind[0] == "S" else {})
+    place = draw(geometry(shape[1:], any_kernel=True))
+    if kind == "SparseConv2d":
+        place["anchors"] = draw(st.integers(1, math.prod(place["kernel_size"])))
+        return kind, options | place
+    parts = draw(st.sampled_from([n for n in (1, 2, 3, 4) if shape[0] % n == 0]))
+    return kind, options | place | {"parts": parts, "in_channels": shape[0] // parts}
 
 
 @st.composite

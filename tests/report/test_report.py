@@ -283,6 +283,23 @@ def test_fit_of_a_plain_network(tmp_path):
     assert "Starts: the highest evidence is kept" in text and text.count(" kept ") == 2
 
 
+def test_how_layers_part_what_they_use_of_their_branches():
+    """Bars from 0 to 1; layers of one module are left out."""
+    counts = {"conv.weight": 18, "conv.bias": 2, "fc.0.weight": 1000}
+    rows = [
+        SharingRow("blocks.0", 0.9, {"conv.weight": 9.0, "conv.bias": 2.0, "fc.0.weight": 500.0}, counts, {}),
+        SharingRow("blocks.1", 0.9, {"conv.weight": 18.0, "conv.bias": 2.0, "fc.0.weight": 0.0}, counts, {}),
+        SharingRow("head", float("nan"), {"weight": 3.0}, {"weight": 9}, {}),
+    ]
+    (drawing,) = fit_section.branches_drawings(rows, "fit")
+    (axes,) = drawing.draw().axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["blocks.0", "blocks.1"]
+    bars = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
+    assert bars == [(0.0, 0.5), (0.0, 1.0), (0.5, 0.5), (1.0, 0.0)]  # conv, then fc
+    assert drawing.svg().count("blocks.1") == 1
+    assert fit_section.branches_drawings(rows[2:], "fit") == []
+
+
 def test_large_stacks_are_shown_in_part():
     shown = [axes for axes in stack_figure(torch.eye(200).expand(20, -1, -1)).axes if axes.axison]
     assert len(shown) == MOST

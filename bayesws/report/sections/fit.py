@@ -16,9 +16,19 @@ from bayesws.layers.contract import structures
 from bayesws.report.figures.curves import evidence_curves, loss_curve
 from bayesws.report.figures.dots import Mark, dot_chart
 from bayesws.report.figures.drawing import Drawing
+from bayesws.report.figures.stacked import stacked_chart
 from bayesws.report.grid import Grid, as_words
 from bayesws.report.sections.layer import group_of, layer_block, sharing_layers
-from bayesws.report.sections.section import WORDS, Block, Origin, Section, of_rho, signed, tones_of_pathways
+from bayesws.report.sections.section import (
+    WORDS,
+    Block,
+    Origin,
+    Section,
+    of_rho,
+    signed,
+    tones_of_names,
+    tones_of_pathways,
+)
 from bayesws.training.result import FitResult, SharingRow
 from bayesws.trials.by_layer import in_use
 
@@ -127,7 +137,7 @@ def _layers_block(fit: FitResult, posterior: SharingStrength | None, start: str)
     of_strength = Drawing(
         f"{start}-strength",
         "Sharing strength of each layer",
-        f"ρ = 1 is an exact group convolution, 0 a layer with no sharing. {how}",
+        f"ρ = 1 shares exactly, as a group convolution does, 0 not at all. {how}",
         lambda: dot_chart(strengths, "sharing strength ρ", (0, 1)),
     )
     effective = Drawing(
@@ -136,8 +146,21 @@ def _layers_block(fit: FitResult, posterior: SharingStrength | None, start: str)
         "Effective parameters γ of every pathway, as a share of those that there are.",
         lambda: dot_chart(used, "in use, %", (0, 100), bars=True),
     )
-    drawings = [of_strength, effective] if strengths else [effective]
+    drawings = [*[of_strength] * bool(strengths), *branches_drawings(rows, start), effective]
     return Block("Layer by layer", _learned(fit), drawings, grids=[_table(fit, rows, known)])
+
+
+def branches_drawings(rows: list[SharingRow], start: str) -> list[Drawing]:
+    """The picture of what layers use of their branches, one; none where no layer is a sum of them."""
+    parted = [(row.name or "the network", row.shares) for row in rows if row.branches]
+    tones = tones_of_names(name for _, shares in parted for name in shares)
+    drawing = Drawing(
+        f"{start}-branches",
+        "Branches in use",
+        "A branch uses γ / P of its P weights, its biases left out; a bar is how these are parted.",
+        lambda: stacked_chart(parted, tones, "share of relative effective parameters"),
+    )
+    return [drawing] if parted else []
 
 
 def _learned(fit: FitResult) -> list[str]:

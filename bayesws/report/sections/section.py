@@ -3,7 +3,7 @@
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,8 +99,12 @@ def tones_of(names: Sequence[str]) -> dict[str, str]:
 
 def tones_of_pathways(rows: Sequence[SharingRow]) -> dict[str, str]:
     """A tone for every pathway's name, in the order in which layers have them."""
-    names = dict.fromkeys(name for row in rows for name in row.parameters)
-    return {name: PATHWAY_TONES[i % len(PATHWAY_TONES)] for i, name in enumerate(names)}
+    return tones_of_names(name for row in rows for name in row.parameters)
+
+
+def tones_of_names(names: Iterable[str]) -> dict[str, str]:
+    """A tone for every name, in the order in which they come first."""
+    return {name: PATHWAY_TONES[i % len(PATHWAY_TONES)] for i, name in enumerate(dict.fromkeys(names))}
 
 
 def together(words: Sequence[str]) -> str:
