@@ -21,8 +21,9 @@ from bayesws.layers.weight_sharing import RESIDUAL_JITTER
 
 
 def softmax_hessian(outputs):
-    """diag(p) - p pᵀ for every datum, (batch, C, C)."""
-    return torch.stack([torch.diag(p) - torch.outer(p, p) for p in outputs.softmax(-1)])
+    """diag(p) - p pᵀ for every datum, (batch, C, C); 1 - p on the diagonal as the sum of the others, p may be near 1."""
+    others = 1 - torch.eye(outputs.shape[-1], dtype=outputs.dtype)
+    return torch.stack([torch.diag(p * (others @ p)) - torch.outer(p, p) * others for p in outputs.softmax(-1)])
 
 
 def gaussian_hessian(noise):
@@ -37,7 +38,7 @@ def gaussian_hessian(noise):
 def log_probability(outputs, targets, noise=None):
     """log p(y | f) in nats by loops: softmax where noise is None, else a normal density."""
     if noise is None:
-        return sum(torch.log(f.softmax(-1)[y]) for f, y in zip(outputs, targets, strict=True))
+        return sum(f[y] - torch.logsumexp(f, 0) for f, y in zip(outputs, targets, strict=True))
     return torch.distributions.Normal(outputs, noise).log_prob(targets).sum()
 
 
