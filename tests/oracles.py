@@ -21,7 +21,7 @@ from bayesws.layers.weight_sharing import RESIDUAL_JITTER
 
 
 def softmax_hessian(outputs):
-    """diag(p) - p pᵀ for every datum, (batch, C, C); 1 - p on the diagonal as the sum of the others, p may be near 1."""
+    """diag(p) - p pᵀ for every datum, (batch, C, C); 1 - p as the sum of the others: p may be near 1."""
     others = 1 - torch.eye(outputs.shape[-1], dtype=outputs.dtype)
     return torch.stack([torch.diag(p * (others @ p)) - torch.outer(p, p) * others for p in outputs.softmax(-1)])
 

@@ -32,11 +32,12 @@ from bayesws.layers.linear2d import Linear2d
 from bayesws.layers.sharing_settings import Sharing
 from bayesws.layers.sparse import SparseConv2d, SparseLinear2d
 from bayesws.layers.stack import RepresentationStack
-from bayesws.layers.subsample import Subsample2d
+from bayesws.layers.subsample import Align2d, Subsample2d
 from bayesws.layers.turns import PoolGroup, StackTurns
 from bayesws.layers.weight_sharing import WeightSharing
 
 __all__ = [
+    "Align2d",
     "Anchors2d",
     "Branches",
     "ChangeGroup",

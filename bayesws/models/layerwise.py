@@ -15,7 +15,7 @@ from bayesws.layers.group_conv import GroupConv2d
 from bayesws.layers.linear2d import Linear2d
 from bayesws.layers.sizes import check_sizes
 from bayesws.layers.sparse import SparseConv2d, SparseLinear2d
-from bayesws.layers.subsample import Subsample2d
+from bayesws.layers.subsample import CHOICES, Align2d, Subsample2d
 from bayesws.layers.turns import TURNS, PoolGroup, StackTurns
 
 ORDER = ("gconv", "conv", "s-conv", "f-fc", "s-fc", "fc")  # of branches, the one that shares most first
@@ -25,6 +25,7 @@ HIDDEN = 64  # of the head, in units of `width`
 KERNEL = 3
 ANCHORS, ANCHORS_BESIDE = 7, 4  # of a sparse kernel's 9 taps, alone and beside a map of all positions
 FREE_SCALE = 0.1  # of maps beside one that shares more, as in every sharing layer
+INPUT = "input"  # what chooses the kept positions for all branches
 UNIT = math.sqrt(3)  # times U(±1/√fan_in) has the variance 1/fan_in
 
 Make = Callable[..., nn.Module]
@@ -41,10 +42,12 @@ class LayerwiseNet(nn.Module):
         f-fc    a map of all positions in two factors; s-fc one that is interpolated from anchors
         fc      a map of all positions
 
-    Convolutions are padded circularly and keep every second position where the image is halved (`Subsample2d`), maps
-    of all positions go straight to the halved image. With gconv the image is stacked in its turns at the start, all
-    other branches act on all of their channels at once, and the maximum over the stack comes before the head. Beside
-    one that shares more, a branch starts at a tenth of its weights, so that it does not fit first and hide the sharing.
+    Convolutions are padded circularly and keep every second position where the image is halved, maps of all positions
+    go straight to the halved image. Which positions, the features say, so that shifts of the image pass through: those
+    of the convolution (`Subsample2d`, as published), or those of the block's input, for all branches alike (`Align2d`).
+    With gconv the image is stacked in its turns at the start, all other branches act on all of their channels at once,
+    and the maximum over the stack comes before the head. Beside one that shares more, a branch starts at a tenth of its
+    weights, so that it does not fit first and hide the sharing.
 
     Args:
         blocks: branches joined by "+", such as "fc+conv"; of every block.
@@ -52,7 +55,9 @@ class LayerwiseNet(nn.Module):
         in_channels: of the images.
         size: their height and width, a power of two.
         num_classes: outputs.
-        choose: which positions `Subsample2d` keeps: "example", or "batch" as published, which has no evidence.
+        choose: which positions are kept where the image is halved: by the block's "input", every convolution then lying
+            within a dense map beside it, accounted for jointly; by the convolution's output, one choice an "example",
+            or one a "batch" as published, which has no evidence.
         device, dtype: as for `torch.nn.Linear`.
 
     Shapes: x (batch, in_channels, size, size) to logits (batch, num_classes).
@@ -90,11 +95,14 @@ class LayerwiseNet(nn.Module):
         new: dict[str, Any] = {"device": device, "dtype": dtype}
         parts = TURNS if "gconv" in names else 1
         self.lift = StackTurns() if parts > 1 else nn.Identity()
-        self.blocks = nn.ModuleList()
+        if choose not in (INPUT, *CHOICES):
+            raise ValueError(f"choose={choose!r}: expected one of {', '.join((INPUT, *CHOICES))}")
+        self.aligned, self.blocks = nn.ModuleList(), nn.ModuleList()
         channels = in_channels
         for width_of, stride in zip(WIDTHS, STRIDES, strict=True):
             stride = min(stride, size)  # one position is not halved
             made = _makers(names, channels, width * width_of, size, stride, parts, choose, new)
+            self.aligned.append(Align2d(stride) if choose == INPUT and stride > 1 else nn.Identity())
             branches: dict[str, Any] = {name.replace("-", "_"): made[name]() for name in names}
             self.blocks.append(Branches(**branches))
             channels, size = width * width_of, size // stride
@@ -129,8 +137,8 @@ class LayerwiseNet(nn.Module):
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Class logits."""
         features = self.lift(x)
-        for block in self.blocks:
-            features = block(features).relu()
+        for align, block in zip(self.aligned, self.blocks, strict=True):
+            features = block(align(features)).relu()
         return self.head(self.pool(features).flatten(1))
 
 
@@ -156,8 +164,11 @@ def _makers(
     convolution: dict[str, Any] = {"padding": KERNEL // 2, "padding_mode": "circular"} | new
     anchors = ANCHORS_BESIDE if any(name.endswith("fc") for name in names) else ANCHORS
 
+    if choose == INPUT:
+        convolution["stride"] = stride
+
     def strided(make: Make, *given: int, **more: int) -> Callable[[], nn.Module]:
-        return lambda: _strided(make(*given, **more, **convolution), stride, choose)
+        return lambda: _subsampled(make(*given, **more, **convolution), 1 if choose == INPUT else stride, choose)
 
     return {
         "gconv": strided(GroupConv2d, channels, out, KERNEL, parts=parts),
@@ -169,6 +180,6 @@ def _makers(
     }
 
 
-def _strided(convolution: nn.Module, stride: int, choose: str) -> nn.Module:
+def _subsampled(convolution: nn.Module, stride: int, choose: str) -> nn.Module:
     """Every stride-th position of what a convolution gives."""
     return convolution if stride == 1 else nn.Sequential(convolution, Subsample2d(stride, choose))

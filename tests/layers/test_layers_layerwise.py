@@ -15,6 +15,7 @@ from torch import nn
 import bayesws as bws
 from bayesws.evidence.nesting import nested, rebalance
 from bayesws.layers import (
+    Align2d,
     Anchors2d,
     Branches,
     FactoredLinear2d,
@@ -224,6 +225,8 @@ def test_its_evidence_is_that_of_the_dense_hessian(name, frozen, curvature):
         (lambda: PoolGroup(reduce="sum"), "reduce='sum': expected 'max' or 'mean'"),
         (lambda: Subsample2d(2, "image"), "choose='image': expected one of example, batch"),
         (lambda: Subsample2d(2)(torch.zeros(1, 1, 4, 5)), "expected sides that are multiples of stride=2"),
+        (lambda: Align2d(2)(torch.zeros(1, 1, 4, 5)), "expected sides that are multiples of stride=2"),
+        (lambda: Align2d(0), "stride=0"),
     ],
 )
 def test_what_does_not_fit_is_told(make, told, without_type_checks):
@@ -330,6 +333,18 @@ def test_shifts_pass_through_the_subsampling(choose):
     grids = [x[..., r::2, c::2] for r in range(2) for c in range(2)]
     best = [max(grids, key=lambda g, n=n: float((g if choose == "batch" else g[n]).max())) for n in range(5)]
     assert all(torch.equal(y[n], best[n][n]) for n in range(5))
+
+
+def test_images_are_moved_onto_the_grid_whatever_their_shift():
+    """A shift of the image leaves a multiple of the stride; the largest feature is on the grid."""
+    layer, x = Align2d(2), torch.randn(5, 3, 6, 8)
+    y = layer(x)
+    for image in y:
+        place = int(image.amax(0).argmax())
+        assert place // 8 % 2 == 0 and place % 8 % 2 == 0
+    for shift in ((1, 0), (0, 1), (3, 5)):
+        for datum, moved in enumerate(layer(x.roll(shift, (-2, -1)))):
+            assert any(torch.equal(moved, y[datum].roll((r, c), (-2, -1))) for r in (0, 2, 4) for c in (0, 2, 4, 6))
 
 
 def test_one_grid_a_batch_has_no_evidence():

@@ -15,8 +15,11 @@ WEIGHTS = {"conv": 338_770, "fc": 133_635_690, "fc+conv": 133_865_010, "s-conv":
 SUMS = ["fc+conv", "s-fc+s-conv", "gconv+conv+f-fc"]  # every branch once
 
 
-def small(blocks, size=16):
-    return LayerwiseNet(blocks, width=1, in_channels=1, size=size, num_classes=3)
+def small(blocks, size=16, choose="example"):
+    return LayerwiseNet(blocks, width=1, in_channels=1, size=size, num_classes=3, choose=choose)
+
+
+by_choice = pytest.mark.parametrize("choose", ["example", "input"])
 
 
 @pytest.mark.parametrize("blocks", WEIGHTS)
@@ -58,11 +61,13 @@ def test_a_block_is_the_rectified_mean_of_its_branches():
         assert x.shape == (2, width, side, side)
 
 
-def test_what_lies_within_what():
-    """Where the image is not halved; halving chooses positions by the data, which no fixed map does."""
-    found = nested(dict(named_pathways(small("fc+conv"))))
+@by_choice
+def test_what_lies_within_what(choose):
+    """Where the image is not halved, or is moved before; halving after it chooses positions: no fixed map does."""
+    found = nested(dict(named_pathways(small("fc+conv", choose=choose))))
     blocks = {inner.split(".")[1] for inner in found}
-    assert blocks == {"0", "2", "4"}  # at the end, of one position, taps see the same
+    # at the end, of two rows or one, taps see the same
+    assert blocks == ({"0", "2", "4"} if choose == "example" else {"0", "1", "2", "3", "4", "5"})
     assert {outer for outer, _ in found.values()} == {f"blocks.{k}.fc.{n}" for k in blocks for n in ("weight", "bias")}
     found = nested(dict(named_pathways(small("gconv+conv+f-fc"))))
     assert found["blocks.0.gconv.weight"] == ("blocks.0.conv.weight", 4.0)
@@ -96,22 +101,24 @@ def test_signals_keep_their_size_at_the_start(blocks):
     assert 0.25 < float(features.square().mean().sqrt() / x.square().mean().sqrt()) < 4
 
 
-def test_turns_of_the_image_pass_through_group_convolutions_alone():
-    net = small("gconv").double().eval()
+@by_choice
+def test_turns_of_the_image_pass_through_group_convolutions_alone(choose):
+    net = small("gconv", choose=choose).double().eval()
     with torch.no_grad():
         x = torch.randn(3, 1, 16, 16, dtype=torch.float64)
         torch.testing.assert_close(net(x.rot90(1, (-2, -1))), net(x), rtol=1e-9, atol=1e-12)
-        other = small("gconv+conv").double().eval()
+        other = small("gconv+conv", choose=choose).double().eval()
         assert float((other(x.rot90(1, (-2, -1))) - other(x)).abs().max()) > 1e-9
 
 
-def test_shifts_of_the_image_pass_through_convolutions():
-    net = small("conv").double().eval()
+@by_choice
+def test_shifts_of_the_image_pass_through_convolutions(choose):
+    net = small("conv", choose=choose).double().eval()
     with torch.no_grad():
         x = torch.randn(3, 1, 16, 16, dtype=torch.float64)
         for shift in ((1, 0), (3, 5)):
             torch.testing.assert_close(net(x.roll(shift, (-2, -1))), net(x), rtol=1e-9, atol=1e-12)
-        fixed = small("fc").double().eval()
+        fixed = small("fc", choose=choose).double().eval()
         assert float((fixed(x.roll(1, -1)) - fixed(x)).abs().max()) > 1e-9
 
 
@@ -127,7 +134,7 @@ def test_shifts_of_the_image_pass_through_convolutions():
         ({"size": 28}, "size=28: expected a power of two, such as 32"),
         ({"width": 0}, "width=0"),
         ({"num_classes": 1}, "num_classes=1"),
-        ({"choose": "image"}, "choose='image'"),
+        ({"choose": "image"}, "choose='image': expected one of input, example, batch"),
     ],
 )
 def test_bad_settings_are_told(settings, told):
