@@ -84,7 +84,8 @@ def convolution_within(conv: nn.Conv2d, dense: Linear2d, name: str) -> Places:
         return found.reshape(conv.weight.shape)
 
     outer = f"{name}.weight"
-    found = {"weight": Within(outer, kappa, lift, lower, None if whole else lambda: gram.to(conv.weight))}
+    wider = positions * pixels / float(gram.trace())
+    found = {"weight": Within(outer, kappa, lift, lower, None if whole else lambda: gram.to(conv.weight), wider)}
     if conv.bias is not None and dense.bias is not None:
         found["bias"] = Within(
             f"{name}.bias",
@@ -143,7 +144,7 @@ def parts_within(inner: GroupConv2d, conv: nn.Conv2d, name: str) -> Places:
         split = weight.unflatten(1, (parts, -1)).unflatten(0, (parts, -1))
         return split.diagonal(dim1=0, dim2=2).sum(-1)
 
-    found = {"weight": Within(f"{name}.weight", float(parts), lift, lower)}
+    found = {"weight": Within(f"{name}.weight", float(parts), lift, lower, wider=float(parts))}
     if inner.bias is not None and conv.bias is not None:
         found["bias"] = Within(
             f"{name}.bias",

@@ -34,6 +34,8 @@ class Within:
         lift: R, from θ to the shape of φ.
         lower: Rᵀ, from the shape of φ to that of θ.
         gram: gives Rᵀ R, (n, n), which acts on every n numbers of θ in their order; None where it is κ I.
+        wider: of how many times as many inputs an output of φ is made: at equal precisions and white inputs, how many
+            times the variance of R θ's outputs that of φ's is under the prior, in the mean, numel(φ) / tr Rᵀ R.
     """
 
     outer: str
@@ -41,6 +43,7 @@ class Within:
     lift: Callable[[Tensor], Tensor]
     lower: Callable[[Tensor], Tensor]
     gram: Callable[[], Tensor] | None = None
+    wider: float = 1.0
 
 
 @dataclass(frozen=True)

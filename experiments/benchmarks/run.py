@@ -21,6 +21,7 @@ import growth
 import hardened
 import judge
 import layers
+import layerwise
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -42,6 +43,7 @@ SUITES: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "diagonal": forecast.diagonal,
     "judge": judge.table,
     "fits": fits.table,
+    "layerwise": layerwise.table,
 }
 PACKAGES = ("bayesws", "torch", "laplace-torch", "curvlinops-for-pytorch", "asdfghjkl", "backpack-for-pytorch")
 

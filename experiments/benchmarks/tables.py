@@ -105,6 +105,7 @@ PAGE = {
     "hardened": of_hardened,
     "judge": as_they_are,
     "fits": as_they_are,
+    "layerwise": as_they_are,
 }
 
 

@@ -34,13 +34,13 @@ def scores(trials: list[Trial]) -> str:
     return f"{with_error([t.accuracy for t in trials], 1, 100)}, {with_error([t.nll for t in trials], 3)}"
 
 
-def regret(trials: list[Trial], specials: list[list[Trial]]) -> str:
-    """Of the evidence, nats per datum, against the better special case, which is the better one in the mean."""
+def regret(trials: list[Trial], specials: list[list[Trial]]) -> tuple[str, str]:
+    """Of the evidence, nats per datum, and of the NLL, against the special case that is the better one in the mean."""
     best = max(specials, key=lambda cases: mean(case.log_evidence for case in cases))
     differences = [(t.log_evidence - b.log_evidence) / EXAMPLES for t, b in zip(trials, best, strict=True)]
     least = min(mean(case.nll for case in cases) for cases in specials)
     nll = mean(t.nll for t in trials) - least
-    return f"evidence {with_error(differences, 4, sign='+')} nats per datum, test NLL {nll:+.3f}"
+    return with_error(differences, 4, sign="+"), f"{nll:+.3f}"
 
 
 def check(folder: Path) -> None:
@@ -59,15 +59,31 @@ def check(folder: Path) -> None:
         print(f"| {task} | {' | '.join(map(scores, columns))} |")
     print()
     for task in PICTURE:
-        print(f"{task:11} less the better special case: {regret(cells[task, 'both', 'evidence'], special[task])}")
+        evidence, nll = regret(cells[task, "both", "evidence"], special[task])
+        print(f"{task:11} less the better special case: evidence {evidence} nats per datum, test NLL {nll}")
+
+
+def check_special_cases(folder: Path) -> None:
+    """Print the same of one run by the evidence alone, with its special cases, on the tasks that it has."""
+    cells = bws.trials.Comparison.load(folder / "summary.json").cells()
+    print("| digits | picture | evidence | shared alone | free alone | evidence less the better's | NLL less |")
+    print("|---" * 7 + "|")
+    for task in dict.fromkeys(task for task, _, _ in cells):
+        trials, *alone = (cells[task, pathways, "evidence"] for pathways in ("both", "shared", "free"))
+        right = sum(drawn(trial) == PICTURE[task] for trial in trials)
+        columns = " | ".join(map(scores, (trials, *alone)))
+        evidence, nll = regret(trials, alone)
+        print(f"| {task} | {right} of {len(trials)} | {columns} | {evidence} | {nll} |")
 
 
 def main() -> int:
     """Read the summaries of a folder, and print the check."""
     parser = argparse.ArgumentParser(description="Hold a comparison against the predictions of this experiment.")
     parser.add_argument("folder", nargs="?", type=Path, default=HERE)
+    parser.add_argument("--special-cases", action="store_true", help="of one run, by the evidence alone")
+    options = parser.parse_args()
     try:
-        check(parser.parse_args().folder)
+        (check_special_cases if options.special_cases else check)(options.folder)
     except (ValueError, KeyError) as error:
         print(f"check: error: {error}; needs the two runs of the README", file=sys.stderr)
         return 2

@@ -64,6 +64,8 @@ def test_a_kernel_is_lifted_to_the_convolutions_matrix(case):
     torch.testing.assert_close(r.mT @ r, torch.block_diag(*[gram] * 6), rtol=1e-12, atol=1e-12)
     assert place.kappa == pytest.approx(float(torch.linalg.eigvalsh(r.mT @ r)[-1]), rel=1e-12)
     assert (place.gram is None) == (case in KAPPA_I)
+    rows = dense.weight.shape[0]  # at equal precisions and white inputs, the variance of an output is ‖its row‖²
+    assert place.wider == pytest.approx((dense.weight.numel() / rows) / float(r.square().sum() / rows), rel=1e-12)
 
 
 def test_a_bias_is_lifted_to_all_positions():

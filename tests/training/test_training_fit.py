@@ -35,6 +35,22 @@ def test_a_shared_start_closes_what_breaks_sharing_and_nothing_else(digits):
     assert all(float(fit.prior[name]) == 0.0 for name in set(fit.prior) - set(breaking))
 
 
+def test_a_shared_start_counts_how_many_inputs_an_output_is_made_of():
+    """Beside a convolution of 9 taps in two parts: one of both, of twice as many, and a dense map of 16 pixels."""
+    settings = {"padding": 1, "padding_mode": "circular"}
+    parts = bws.layers.GroupConv2d(1, 1, 3, parts=2, **settings)
+    sums = bws.layers.Branches(conv=torch.nn.Conv2d(2, 2, 3, **settings), parts=parts, fc=bws.layers.Linear2d(2, 2, 4))
+    net = torch.nn.Sequential(sums, torch.nn.Flatten(), torch.nn.Linear(32, 3))
+    data = torch.randn(9, 2, 4, 4), torch.arange(9) % 3
+    with pytest.warns(UserWarning, match="only 0 steps"):
+        fit = bws.fit(net, data, epochs=1, burn_in=0.9, keep_posterior=False)
+    started = {name: float(value) for name, value in fit.prior.items()}
+    assert started["0.parts.weight"] == started["2.weight"] == 0.0
+    assert started["0.conv.weight"] == pytest.approx(4 + math.log(2))
+    assert started["0.fc.weight"] == pytest.approx(8 + math.log(2 * 16 / 9))
+    assert started["0.fc.bias"] == pytest.approx(8)  # of the sum of three biases
+
+
 @pytest.mark.parametrize("objective", bws.objectives.OBJECTIVES)
 def test_fit_is_reproducible_to_the_last_bit_and_leaves_the_network_alone(digits, objective):
     net = small()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.gradient import WAYS, gradient_in
-from bayesws.evidence.nesting import nested, rebalance, variance_share
+from bayesws.evidence.nesting import nested, outermost_first, rebalance, variance_share
 from bayesws.evidence.objective import Evidence, LaplacePass, assemble, laplace_pass
 from bayesws.evidence.precision import ascend_precisions, update_precisions
 from bayesws.io.arguments import LARGEST_SEED, choice, positive, real, share, whole
@@ -49,8 +49,9 @@ class ByEvidence:
             `evidence.gradient`.
         terms: further terms of the weights' loss (`LossTerm`), nats per datum.
         shared_start: a free pathway that may grow from the start fits first and hides the symmetry. So of a sum R w + v
-            the log precision of v starts at least so far above that of w: ρ ≥ 0.98 of a kernel at 4. None starts at the
-            declared precisions.
+            the log precision of v starts at least so far above that of w: ρ ≥ 0.98 of a kernel at 4. Where outputs of v
+            are made of more inputs (`Within.wider`: a dense map beside a convolution), the logarithm of how many
+            times as many is added. None starts at the declared precisions.
 
     Raises:
         ValueError: settings out of range, an unknown way.
@@ -128,8 +129,12 @@ class EvidenceAtWork:
     def _start_shared(self) -> None:
         if self.settings.shared_start is None:
             return
-        for inner, (outer, _) in nested(self.pathways).items():
-            self.log_precisions[outer].clamp_(min=self.log_precisions[inner] + self.settings.shared_start)
+        within = nested(self.pathways)
+        for inner in reversed(outermost_first(self.pathways, within)):
+            place = self.pathways[inner].within
+            if inner in within and place is not None:
+                apart = self.settings.shared_start + math.log(place.wider)
+                self.log_precisions[place.outer].clamp_(min=self.log_precisions[inner] + apart)
 
     def further_groups(self) -> list[dict[str, Any]]:
         """None: only weights descend on the loss."""
