@@ -214,7 +214,7 @@ def layer_for(draw, shape: tuple[int, ...]) -> Layer | None:
     if 1 <= spatial <= 3:
         makers = [convolution, normalisation_of_channels] * 3 + makers
     if spatial == 2:
-        makers = [map_of_positions] * 4 + makers
+        makers = [map_of_positions] * 8 + makers
     if 2 <= spatial <= 4:
         makers = [ws_convolution] * 6 + makers
     kind, options = draw(draw(st.sampled_from(makers))(shape))
@@ -324,7 +324,7 @@ def map_of_positions(draw, shape):
     kind = draw(st.sampled_from(kinds))
     options = {"in_channels": shape[0], "out_channels": draw(st.integers(1, 2)), "bias": draw(st.booleans())}
     if kind in ("Linear2d", "FactoredLinear2d", "SparseLinear2d"):
-        options |= {"size": shape[1:], "out_size": draw(st.tuples(st.integers(1, 2), st.integers(1, 3)))}
+        options |= {"size": shape[1:], "out_size": draw(st.tuples(*[st.integers(1, 2)] * 2))}
         return kind, options | ({"lengthscale": draw(st.sampled_from([0.5, 2.0]))} if kind[0] == "S" else {})
     place = draw(geometry(shape[1:], any_kernel=True))
     if kind == "SparseConv2d":
