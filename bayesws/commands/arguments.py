@@ -33,6 +33,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {one_line(message)}; see {self.prog} --help\n")
 
 
+NETWORK = {"hidden_channels": 8, "layers": 2, "norm": "none"}  # where nothing else is asked for
+
+
 def known_tasks() -> str:
     """The tasks' names, for a help text."""
     return f"one of {', '.join(data_sets.task_names())}"
@@ -53,9 +56,10 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def add_network(parser: argparse.ArgumentParser, out: str) -> None:
     """A network's size, how long and from how many starts it is trained, and `add_place`."""
-    parser.add_argument("--hidden-channels", type=width, default=8, help="for each group element (default 8)")
-    parser.add_argument("--layers", type=depth, default=2, help="weight-sharing layers (default 2)")
-    parser.add_argument("--norm", choices=["none", "layer"], default="none", help="normalisation before every ReLU")
+    parser.add_argument("--hidden-channels", type=width, help="for each group element (default 8)")
+    parser.add_argument("--layers", type=depth, help="weight-sharing layers (default 2)")
+    parser.add_argument("--norm", choices=["none", "layer"], help="normalisation before every ReLU")
+    parser.set_defaults(**NETWORK)
     parser.add_argument("--epochs", type=positive, help=f"default {Schedule().epochs}")
     parser.add_argument(
         "--learning-rate", type=rate, help=f"default {Schedule().learning_rate}; try 0.01 with --norm layer"

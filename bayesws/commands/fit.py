@@ -15,6 +15,7 @@ from torch import nn
 
 from bayesws import data as data_sets
 from bayesws.commands.arguments import (
+    NETWORK,
     Parser,
     add_data,
     add_network,
@@ -139,10 +140,12 @@ def _network(options: argparse.Namespace, images: data_sets.ImageData) -> nn.Mod
         if options.width is not None:
             raise ValueError(f"--width {options.width} is of a network of --blocks: give both, or --hidden-channels")
         return network_for(images, options.pathways, **network_options(options))
-    ignored = {"--pathways": "both", "--hidden-channels": 8, "--layers": 2, "--norm": "none"}
-    for name, default in ignored.items():
-        if getattr(options, name[2:].replace("-", "_")) != default:
-            raise ValueError(f"{name} beside --blocks {options.blocks}: such a network has eight blocks and a --width")
+    for name, default in {"pathways": "both", **NETWORK}.items():
+        if getattr(options, name) != default:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(
+                f"{option} beside --blocks {options.blocks}: such a network has eight blocks and a --width"
+            )
     channels, height, width = images.image_shape
     if height != width or height & (height - 1):
         raise ValueError(

@@ -289,15 +289,16 @@ def test_how_layers_part_what_they_use_of_their_branches():
     rows = [
         SharingRow("blocks.0", 0.9, {"conv.weight": 9.0, "conv.bias": 2.0, "fc.0.weight": 500.0}, counts, {}),
         SharingRow("blocks.1", 0.9, {"conv.weight": 18.0, "conv.bias": 2.0, "fc.0.weight": 0.0}, counts, {}),
+        SharingRow("blocks.2", 0.9, dict.fromkeys(counts, 0.0), counts, {}),  # uses nothing
         SharingRow("head", float("nan"), {"weight": 3.0}, {"weight": 9}, {}),
     ]
     (drawing,) = fit_section.branches_drawings(rows, "fit")
     (axes,) = drawing.draw().axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["blocks.0", "blocks.1"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["blocks.0", "blocks.1", "blocks.2"]
     bars = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
-    assert bars == [(0.0, 0.5), (0.0, 1.0), (0.5, 0.5), (1.0, 0.0)]  # conv, then fc
+    assert bars == [(0.0, 0.5), (0.0, 1.0), (0.0, 0.0), (0.5, 0.5), (1.0, 0.0), (0.0, 0.0)]  # conv, then fc
     assert drawing.svg().count("blocks.1") == 1
-    assert fit_section.branches_drawings(rows[2:], "fit") == []
+    assert fit_section.branches_drawings(rows[3:], "fit") == []
 
 
 def test_large_stacks_are_shown_in_part():

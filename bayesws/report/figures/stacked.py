@@ -21,7 +21,7 @@ def stacked_chart(rows: Sequence[tuple[str, Mapping[str, float]]], tones: Mappin
     figure, (axes,) = new_figure(0.75 + ROW * max(len(rows), 2))
     places, starts = range(len(rows)), [0.0] * len(rows)
     for part, tone in tones.items():
-        shares = [max(parts.get(part, 0.0), 0.0) for _, parts in rows]  # nan is not above 0
+        shares = [max(0.0, parts.get(part, 0.0)) for _, parts in rows]  # nan is not above 0
         axes.barh(places, shares, THICK, left=starts, color=TONES[tone], label=part, linewidth=0)
         starts = [start + share for start, share in zip(starts, shares, strict=True)]
     axes.set_yticks(places, [shortened(label) for label, _ in rows], color=TONES["ink"])
