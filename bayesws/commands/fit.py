@@ -143,16 +143,14 @@ def _network(options: argparse.Namespace, images: data_sets.ImageData) -> nn.Mod
     for name, default in {"pathways": "both", **NETWORK}.items():
         if getattr(options, name) != default:
             option = f"--{name.replace('_', '-')}"
-            raise ValueError(
-                f"{option} beside --blocks {options.blocks}: such a network has eight blocks and a --width"
-            )
-    channels, height, width = images.image_shape
-    if height != width or height & (height - 1):
+            raise ValueError(f"{option} beside --blocks {options.blocks}: its network has eight blocks and a --width")
+    channels, rows, columns = images.image_shape
+    if rows != columns or rows & (rows - 1):
         raise ValueError(
-            f"--blocks {options.blocks} on images of {height}×{width}: expected a side that is a power of two; "
+            f"--blocks {options.blocks} on images of {rows}×{columns}: expected a side that is a power of two; "
             "try --pad and --side (MNIST: --pad 2 --side 16)"
         )
-    settings = {"in_channels": channels, "num_classes": images.num_classes, "size": height}
+    settings = {"in_channels": channels, "num_classes": images.num_classes, "size": rows}
     return LayerwiseNet(options.blocks, **settings | ({} if options.width is None else {"width": options.width}))
 
 

@@ -177,7 +177,7 @@ def test_a_network_of_branches(tmp_path, capsys):
     ("arguments", "told"),
     [
         (["--width", "2"], "--width 2 is of a network of --blocks: give both"),
-        (["--blocks", "fc", "--norm", "layer"], "--norm beside --blocks fc: such a network has eight blocks"),
+        (["--blocks", "fc", "--norm", "layer"], "--norm beside --blocks fc: its network has eight blocks"),
         (["--blocks", "fc", "--pathways", "free"], "--pathways beside --blocks fc"),
         (["--blocks", "fc+dense"], "blocks='fc+dense': expected one or more of gconv"),
         (["--blocks", "fc", "--pad", "1"], "images of 10×10: expected a side that is a power of two; try --pad"),
