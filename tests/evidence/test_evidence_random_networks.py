@@ -180,7 +180,8 @@ def problems(draw, of_images: bool = False) -> Problem:
             layers.append(found)
             shape = shape_after(found, shape)
     pooled = len(shape) > 1 and (math.prod(shape) > 24 or draw(st.booleans()))
-    layers.append(draw(head(shape[0] if pooled else math.prod(shape), draw(st.sampled_from([3, 2, 4, 1])))))
+    end = head(shape[0] if pooled else math.prod(shape), draw(st.sampled_from([3, 2, 4, 1])), not of_images)
+    layers.append(draw(end))
     examples = draw(st.integers(1, 6))
     return Problem(
         shape=start,
@@ -232,9 +233,9 @@ def layer_for(draw, shape: tuple[int, ...], of_images: bool = False) -> Layer | 
 
 
 @st.composite
-def head(draw, features: int, outputs: int) -> Layer:
+def head(draw, features: int, outputs: int, may_share: bool) -> Layer:
     """The last layer, on flat features."""
-    if draw(st.integers(0, 2)) or features > 8:
+    if not may_share or draw(st.integers(0, 2)) or features > 8:
         kind, options = "Linear", {"in_features": features, "out_features": outputs, "bias": draw(st.booleans())}
     else:
         kind, options = draw(ws_linear((features,), outputs))
