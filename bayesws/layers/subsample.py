@@ -87,8 +87,9 @@ class Align2d(nn.Module):
         largest = x.detach().amax(1).flatten(1).argmax(1)
         rows = _counted_from(largest // width % self.stride, height)
         columns = _counted_from(largest % width % self.stride, width)
-        each = torch.arange(len(x), device=x.device)[:, None, None]
-        return x.movedim(1, -1)[each, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+        places = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
+        flat = x.flatten(2)
+        return flat.gather(-1, places[:, None].expand_as(flat)).unflatten(-1, (height, width))
 
     def extra_repr(self) -> str:
         """The stride."""

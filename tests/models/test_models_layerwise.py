@@ -29,11 +29,11 @@ def test_it_has_the_published_number_of_weights(blocks):
 
 
 @pytest.mark.filterwarnings("ignore")  # of few epochs
-@pytest.mark.parametrize("blocks", SUMS)
-def test_it_trains_has_an_evidence_and_is_built_again(blocks, tmp_path):
+@pytest.mark.parametrize("blocks, choose", [*((blocks, "example") for blocks in SUMS), ("gconv+conv+f-fc", "input")])
+def test_it_trains_has_an_evidence_and_is_built_again(blocks, choose, tmp_path):
     torch.manual_seed(0)
     x, y = torch.randn(12, 1, 4, 4), torch.arange(12) % 3
-    fit = bws.fit(small(blocks, 4), (x, y), curvature="kron", epochs=4, burn_in=0.25, every=1, progress=False)
+    fit = bws.fit(small(blocks, 4, choose), (x, y), curvature="kron", epochs=4, burn_in=0.25, every=1, progress=False)
     assert fit.log_evidence < 0 and [row.name for row in fit.sharing][-2:] == ["head.0", "head.2"]
     assert len(fit.sharing) == 10 and fit.predict(x).shape == (12, 3)
     for row in fit.sharing[:8]:
