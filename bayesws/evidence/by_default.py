@@ -1,12 +1,13 @@
 """The curvature where nobody asks for one: as exact as it can be afforded, and the same on every machine."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from bayesws.evidence.curvature import ROWS, Curvature
 from bayesws.evidence.likelihood import Likelihood
-from bayesws.evidence.shapes import multiplications_back, shapes_of
+from bayesws.evidence.shapes import multiplications_back, numbers_in_a_row, shapes_of
 from bayesws.evidence.thinning import root_of
 from bayesws.layers.contract import declarations
 
@@ -20,14 +21,33 @@ UNKNOWN = 2000  # parameters up to which H is taken whole where nobody knows the
 ALL_COLUMNS = 2 * 10**8  # multiplications a datum up to which all columns go back
 
 
+@dataclass(frozen=True)
+class Size:
+    """How large the rows of H are.
+
+    Attributes:
+        parameters: P, those that are trained.
+        in_a_row: W ≤ P, how many numbers a row is held as in function space (see `products`).
+    """
+
+    parameters: int
+    in_a_row: int
+
+    @classmethod
+    def of(cls, net: nn.Module, x: Tensor) -> "Size":
+        """Of a network that takes such inputs."""
+        layers = declarations(net)
+        return cls(parameters_of(net), numbers_in_a_row(layers, shapes_of(net, layers, x)[0]))
+
+
 def parameters_of(net: nn.Module) -> int:
     """P, the trained parameters that H is of."""
     return sum(p.numel for _, declaration in declarations(net).values() for p in declaration.pathways)
 
 
-def determinant_cost(parameters: int, rows: int) -> int:
-    """Multiplications of det(I + Λ⁻¹ H) in the smaller of the two spaces, min(P, R)² max(P, R)."""
-    return min(parameters, rows) ** 2 * max(parameters, rows)
+def determinant_cost(size: Size, rows: int) -> int:
+    """Multiplications of det(I + Λ⁻¹ H) in the smaller of the two spaces: P² R, or R² W of the Gram matrices and R³."""
+    return size.parameters**2 * rows if rows >= size.parameters else rows**2 * max(size.in_a_row, rows)
 
 
 def sharpest_curvature(
@@ -44,14 +64,14 @@ def sharpest_curvature(
         likelihood: of the outputs.
     """
     parameters = parameters_of(net)
-    if 0 <= count and determinant_cost(parameters, count * MANY_COLUMNS) <= AT_THE_END:
+    if 0 <= count and determinant_cost(Size(parameters, parameters), count * MANY_COLUMNS) <= AT_THE_END:
         return Curvature("full")  # whatever C is
     x = None if count < 0 and parameters <= UNKNOWN else example()
     if x is None or count < 0:
         if parameters <= UNKNOWN:
             return Curvature("full")
         return Curvature("kron", samples=1) if x is None else kronecker_curvature(net, x, likelihood)[0]
-    sharpest = full_curvature(parameters, count, columns_of(net, x, likelihood))
+    sharpest = full_curvature(Size.of(net, x), count, columns_of(net, x, likelihood))
     return kronecker_curvature(net, x, likelihood)[0] if sharpest is None else sharpest
 
 
@@ -63,33 +83,33 @@ def step_curvature(
     All columns where `determinant_cost` is at most `IN_A_STEP`; one sampled column of at most 500 data where their rows
     have at most `STEP_ROW_NUMBERS` numbers. Else, and where a structure is learned, as `kronecker_curvature` says.
     """
-    parameters = parameters_of(net)
     if count >= 0 and not structured:
-        if determinant_cost(parameters, count * columns_of(net, x, likelihood)) <= IN_A_STEP:
+        size = Size.of(net, x)
+        if determinant_cost(size, count * columns_of(net, x, likelihood)) <= IN_A_STEP:
             return Curvature("full"), None
-        if min(count, STEP_ROWS) * parameters <= STEP_ROW_NUMBERS:
+        if min(count, STEP_ROWS) * size.in_a_row <= STEP_ROW_NUMBERS:
             return Curvature("full", samples=1, rows=STEP_ROWS), None
     return kronecker_curvature(net, x, likelihood)
 
 
-def full_curvature(parameters: int, count: int, columns: int) -> Curvature | None:
-    """ "full" of P parameters: by all columns, or as many sampled ones a datum as can be afforded; None where none can.
+def full_curvature(size: Size, count: int, columns: int) -> Curvature | None:
+    """ "full" of such rows: by all columns, or as many sampled ones a datum as can be afforded; None where none can.
 
     All where `determinant_cost` is at most `AT_THE_END`; else the most at which it is, of at most 2000 data; one where
     it costs more, while its rows have at most `ROW_NUMBERS` numbers. From two on they are nearly exact (`jackknife`).
 
     Args:
-        parameters: P.
+        size: of the rows.
         count: N, known.
         columns: C, all that a datum has.
     """
-    if determinant_cost(parameters, count * columns) <= AT_THE_END:
+    if determinant_cost(size, count * columns) <= AT_THE_END:
         return Curvature("full")
     rows = min(count, ROWS)
-    if rows * parameters > ROW_NUMBERS:
+    if rows * size.in_a_row > ROW_NUMBERS:
         return None
-    fewer = (k for k in range(columns - 1, 1, -1) if determinant_cost(parameters, rows * k) <= AT_THE_END)
-    return Curvature("full", samples=next((k for k in fewer if rows * k * parameters <= ROW_NUMBERS), 1))
+    fewer = (k for k in range(columns - 1, 1, -1) if determinant_cost(size, rows * k) <= AT_THE_END)
+    return Curvature("full", samples=next((k for k in fewer if rows * k * size.in_a_row <= ROW_NUMBERS), 1))
 
 
 def columns_of(net: nn.Module, x: Tensor, likelihood: Likelihood) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -143,6 +143,29 @@ def jacobian_rows(pathway: Pathway, patches: Tensor, gradients: Tensor) -> Tenso
     if pathway.acts == "scale":
         return pathway.pull_back((gradients * patches).sum(-1))
     return pathway.pull_back(kernel_gradients(pathway, gradients, patches.mT))
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Of one pathway, for some columns of a batch.
+
+    Attributes:
+        pathway: of a layer.
+        patches: a (batch, fan_in, positions); for a bias, which needs none, anything.
+        responses: g (columns, batch, fan_out, positions).
+    """
+
+    pathway: Pathway
+    patches: Tensor
+    responses: Tensor
+
+    def of_columns(self, start: int, stop: int) -> "Signals":
+        """Of fewer columns."""
+        return replace(self, responses=self.responses[start:stop])
+
+    def rows(self) -> Tensor:
+        """Sᵀ J, (columns, batch, parameters)."""
+        return jacobian_rows(self.pathway, self.patches, self.responses)
 
 
 def kernel_gradients(pathway: Pathway, responses: Tensor, rows: Tensor) -> Tensor:

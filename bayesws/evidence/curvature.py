@@ -14,8 +14,9 @@ class Curvature:
     """How H, the generalised Gauss-Newton matrix of -log p(D | θ), is approximated.
 
     Attributes:
-        kind: "full" (H whole, every covariance between layers and pathways kept: in function space, R rows of P numbers
-            and R² a pathway, where data × columns R are fewer than the parameters P; P² else), "layer" (one joint block
+        kind: "full" (H whole, every covariance between layers and pathways kept: in function space, R rows and R²
+            numbers a pathway, where data × columns R are fewer than the parameters P; P² else. A row has P numbers,
+            fewer where a layer has one position, see `products`), "layer" (one joint block
             a layer, the covariances of its pathways kept), "pathway" (one exact block a pathway), "kron" (Kronecker
             factors of every pathway's block) or "diag".
         kfac: for "kron", what its positions (of a convolution, a sequence, several calls, the group) count as:

@@ -7,9 +7,9 @@ from bayesws.evidence.accumulators import Accumulator, accumulators_for
 from bayesws.evidence.capture import CACHED, Layers
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.kronecker import KroneckerAccumulator
-from bayesws.evidence.memory import BESIDE, IN_FLOAT64, function_space_bytes
+from bayesws.evidence.memory import BESIDE, IN_FLOAT64, matrices_bytes
 from bayesws.evidence.rows import DenseAccumulator, DiagonalAccumulator
-from bayesws.evidence.shapes import Shapes
+from bayesws.evidence.shapes import Shapes, numbers_in_a_row
 
 ELEMENTWISE = 3  # of all eigenvalues at once: themselves, in pieces, and a function of them
 
@@ -22,7 +22,7 @@ def held_numbers(curvature: Curvature, layers: Layers, shapes: Shapes, rows: int
         rows: as many as there are in function space, see `thinning.rows_for`.
     """
     if in_function_space(curvature, layers, rows):
-        return rows * sum(_sizes(layers))
+        return rows * numbers_in_a_row(layers, shapes)
     return sum(sum(a.numbers(shapes).values()) for a in accumulators_for(curvature, layers))
 
 
@@ -48,7 +48,7 @@ def peak_bytes(curvature: Curvature, layers: Layers, shapes: Shapes, rows: int, 
         p.numel for a in accumulators if not isinstance(a, DenseAccumulator) for _, p in a.pathways.values()
     )
     if in_function_space(curvature, layers, rows):
-        return sums + max(passing, function_space_bytes(_sizes(layers), rows, number)[1])
+        return sums + max(passing, matrices_bytes(len(_sizes(layers)), rows))
     return sums + max(passing, ELEMENTWISE * eigenvalues * number + _factorising(accumulators, shapes, number))
 
 

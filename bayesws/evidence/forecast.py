@@ -16,7 +16,7 @@ from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.evidence.memory import SHARPEST_FIRST, in_bytes, memory_at_hand
 from bayesws.evidence.networks import check_network_kind, check_trained
 from bayesws.evidence.objective import batches_for
-from bayesws.evidence.shapes import shapes_of
+from bayesws.evidence.shapes import numbers_in_a_row, shapes_of
 from bayesws.evidence.thinning import rows_for
 from bayesws.evidence.timing import seconds_by_part, seconds_of
 from bayesws.layers.cache import computed_once
@@ -117,7 +117,9 @@ def forecast(
         if memory <= at_hand:
             checks = seconds_of(lambda: check_network(net, layers, x[:FEW]), outputs.device, turns=1)
             looked_at = max(1, round(asked.subset * batches.length))
-            by_part = {"checks": checks} | seconds_by_part(net, layers, asked, model, some, copies, looked_at)
+            by_part = {"checks": checks} | seconds_by_part(
+                net, layers, asked, model, some, copies, looked_at, numbers_in_a_row(layers, shapes)
+            )
     seconds = sum(by_part.values()) if by_part else math.inf
     return Forecast(asked, memory, held, at_hand, seconds, by_part, fitting)
 

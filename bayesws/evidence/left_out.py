@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.by_batch import batch_jacobians
-from bayesws.evidence.function_space import gram
 from bayesws.evidence.hessian import cholesky
 from bayesws.evidence.likelihood import Categorical
 from bayesws.evidence.memory import in_bytes, memory_at_hand
 from bayesws.evidence.networks import outputs_of
+from bayesws.evidence.products import gram_of_matrix
 from bayesws.layers.cache import computed_once
 from bayesws.layers.contract import evaluating, named_pathways
 
@@ -151,7 +151,7 @@ def _own_by_rows(rows: _Rows, count: int) -> Tensor:
     _refuse_what_does_not_fit(rows, count, rows.deviations.element_size() * count * rows.size)
     parts = list(rows)
     columns = parts[0].shape[1]
-    b = gram([part.flatten(0, 1) for part in parts], 0, rows.size)
+    b = gram_of_matrix([part.flatten(0, 1) for part in parts])
     del parts
     b.diagonal().add_(1)
     inverse = torch.cholesky_inverse(cholesky(b, ["all pathways"]))

@@ -55,13 +55,13 @@ def left_by_containers(groups: Path = Path("/proc/self/cgroup"), root: Path = Pa
 
 
 def refuse_what_does_not_fit(
-    layers: Layers, curvature: Curvature, rows: Callable[[], int | None] | None = None
+    layers: Layers, curvature: Curvature, rows: Callable[[], tuple[int, int] | None] | None = None
 ) -> None:
     """Raise for dense blocks of H that the memory at hand cannot hold; nothing is allocated.
 
     Args:
-        rows: how many there are in function space, or None where nobody knows, for "full" where that will do: asked
-            only where the whole block does not fit.
+        rows: how many there are in function space, and of how many numbers each, or None where nobody knows, for "full"
+            where that will do: asked only where the whole block does not fit.
 
     Raises:
         ValueError: what they take, what is at hand, and what would fit.
@@ -74,9 +74,11 @@ def refuse_what_does_not_fit(
         return
     size = max(block_sizes(accumulators_for(curvature, layers)))
     blocks = f"blocks of up to {size} × {size} numbers"
-    if curvature.kind == "full" and rows is not None and (count := rows()) is not None and count < size:
-        sizes = [p.numel for _, d in layers.values() for p in d.pathways]
-        needed, blocks = sum(function_space_bytes(sizes, count, some.element_size())), f"{count} rows of {size} numbers"
+    if curvature.kind == "full" and rows is not None and (found := rows()) is not None and found[0] < size:
+        count, numbers = found
+        pathways = sum(len(d.pathways) for _, d in layers.values())
+        needed = some.element_size() * count * numbers + matrices_bytes(pathways, count)
+        blocks = f"{count} rows of {numbers} numbers"
         if needed <= at_hand:
             return
     milder = SHARPEST_FIRST[SHARPEST_FIRST.index(curvature.kind) + 1 :] if curvature.kind != "kron" else ()
@@ -103,15 +105,9 @@ def dense_bytes(layers: Layers, curvature: Curvature, like: Tensor) -> int:
     return like.element_size() * (sum(p**2 for p in sizes) + BESIDE * max(sizes, default=0) ** 2)
 
 
-def function_space_bytes(sizes: Sequence[int], rows: int, number: int) -> tuple[int, int]:
-    """Bytes of the rows of H, and of what their evidence takes beside them.
-
-    Args:
-        sizes: number of parameters by pathway.
-        rows: R.
-        number: bytes of a number.
-    """
-    return number * rows * sum(sizes), IN_DOUBLE * rows**2 * (len(sizes) + BESIDE)
+def matrices_bytes(pathways: int, rows: int) -> int:
+    """Bytes of the Gram matrices of so many pathways, and of what their evidence takes beside them."""
+    return IN_DOUBLE * rows**2 * (pathways + BESIDE)
 
 
 def in_bytes(size: float) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bayesws.evidence.capture import CACHED, LayerIO, Layers, jacobian_rows, kernel_gradients
+from bayesws.evidence.capture import CACHED, LayerIO, Layers, Signals, jacobian_rows, kernel_gradients
 from bayesws.evidence.hessian import DenseBlock, Hessian, Spectra
 from bayesws.evidence.jackknife import Jackknifed
 from bayesws.evidence.sampling import Draw
@@ -28,13 +28,17 @@ class RowAccumulator(Summing):
         names = {layer for layer, pathway in self.called(calls).values() if pathway.acts != "bias"}
         self._patches = {layer: calls[layer].patches(self.layers[layer][1]) for layer in names}
 
-    def rows(self, calls: dict[str, LayerIO], gradients: Gradients) -> dict[str, Tensor]:
-        """Sᵀ J by pathway, (columns, batch, parameters)."""
+    def signals(self, calls: dict[str, LayerIO], gradients: Gradients) -> dict[str, Signals]:
+        """What the rows of every pathway are made of."""
         found = {}
         for name, (layer, pathway) in self.called(calls).items():
             responses = calls[layer].responses(self.layers[layer][1], gradients[layer])
-            found[name] = jacobian_rows(pathway, self._patches.get(layer, responses), responses)
+            found[name] = Signals(pathway, self._patches.get(layer, responses), responses)
         return found
+
+    def rows(self, calls: dict[str, LayerIO], gradients: Gradients) -> dict[str, Tensor]:
+        """Sᵀ J by pathway, (columns, batch, parameters)."""
+        return {name: some.rows() for name, some in self.signals(calls, gradients).items()}
 
 
 class DenseAccumulator(RowAccumulator):
@@ -70,12 +74,13 @@ class DenseAccumulator(RowAccumulator):
             found[name] if name in found else some.new_zeros(*some.shape[:2], size) for name, size in self.sizes.items()
         ]
         for column in torch.cat(rows, -1).split(len(some) if len(self.keys) == 1 else 1):
-            self.add_rows(self.keys[self._next], column.flatten(0, 1))
-            self._next = (self._next + 1) % len(self.keys)
+            self.add_gram(self.next_key(), column.flatten(0, 1))
 
-    def add_rows(self, key: Key, rows: Tensor) -> None:
-        """Take in Sᵀ J of some columns and data, (rows, P)."""
-        self.add_gram(key, rows)
+    def next_key(self) -> Key:
+        """Under which the next of a batch's columns is summed."""
+        key = self.keys[self._next]
+        self._next = (self._next + 1) % len(self.keys)
+        return key
 
     def numbers(self, shapes: Shapes) -> dict[Key, int]:
         """P² a matrix, where any of its layers is called."""
@@ -104,9 +109,8 @@ class DiagonalAccumulator(RowAccumulator):
 
     def add_gradients(self, calls: dict[str, LayerIO], gradients: Gradients) -> None:
         """Add the squares of the rows."""
-        for name, (layer, pathway) in self.called(calls).items():
-            responses = calls[layer].responses(self.layers[layer][1], gradients[layer])
-            self.add(("diagonal", name), squared_rows(pathway, self._patches.get(layer, responses), responses))
+        for name, some in self.signals(calls, gradients).items():
+            self.add(("diagonal", name), squared_rows(some.pathway, some.patches, some.responses))
 
     def numbers(self, shapes: Shapes) -> dict[Key, int]:
         """Those of every pathway's parameters."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.capture import Layers, run_forward
+from bayesws.evidence.products import numbers_of_product
 from bayesws.layers.cache import computed_once
 from bayesws.layers.contract import evaluating
 
@@ -44,6 +45,17 @@ def shapes_of(net: nn.Module, layers: Layers, x: Tensor) -> tuple[Shapes, Tensor
             inputs, outputs = (sum(t.numel() for t in signals) for signals in (heard.inputs, heard.outputs))
             found[name] = LayerShape(patches.shape[1], responses.shape[2], responses.shape[3], inputs, outputs)
     return found, forward.outputs.detach()
+
+
+def numbers_in_a_row(layers: Layers, shapes: Shapes) -> int:
+    """How many numbers a row of Jacobians is held as in function space: P, less where layers have one position."""
+    found = 0
+    for name, (_, declaration) in layers.items():
+        for p in declaration.pathways:
+            shape = shapes.get(name)
+            product = None if shape is None else numbers_of_product(p, shape.fan_in, shape.fan_out, shape.positions)
+            found += p.numel if product is None else product
+    return found
 
 
 def multiplications_back(layers: Layers, shapes: Shapes) -> int:

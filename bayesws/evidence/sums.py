@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from bayesws.evidence.capture import LayerIO, Layers
+from bayesws.evidence.products import Products, Rows
 from bayesws.layers.contract import Pathway
 
 Key = tuple[str, ...]  # what is summed, and of which layer or pathways
@@ -22,7 +23,7 @@ class Sums:
     Attributes:
         tensors: sums over the data, by key.
         counts: how many terms a sum has where their mean is wanted, and other numbers of data, by key.
-        rows: of matrices whose rows belong to data, by key; each tensor some of the rows.
+        rows: of matrices whose rows belong to data, by key, in parts below each other.
 
     >>> import torch
     >>> few, more = Sums({("a",): torch.tensor(3.0)}, {("a",): 1}), Sums({("a",): torch.tensor(9.0)}, {("a",): 5})
@@ -33,7 +34,7 @@ class Sums:
 
     tensors: Mapping[Key, Tensor] = field(default_factory=dict)
     counts: Mapping[Key, int] = field(default_factory=dict)
-    rows: Mapping[Key, tuple[Tensor, ...]] = field(default_factory=dict)
+    rows: Mapping[Key, tuple[Rows, ...]] = field(default_factory=dict)
 
     def __add__(self, other: "Sums") -> "Sums":
         tensors, counts, rows = dict(self.tensors), dict(self.counts), dict(self.rows)
@@ -49,7 +50,8 @@ class Sums:
         """Every tensor of sums and rows."""
         yield from self.tensors.values()
         for parts in self.rows.values():
-            yield from parts
+            for some in parts:
+                yield from some if isinstance(some, Products) else [some]
 
     def leaves(self) -> "Sums":
         """The same values, to be differentiated in: sums alone."""

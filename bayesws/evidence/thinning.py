@@ -8,8 +8,9 @@ from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.likelihood import Likelihood
 from bayesws.evidence.networks import outputs_of
 from bayesws.evidence.sampling import sampled_batches
+from bayesws.evidence.shapes import numbers_in_a_row, shapes_of
 from bayesws.layers.cache import computed_once
-from bayesws.layers.contract import evaluating
+from bayesws.layers.contract import declarations, evaluating
 
 FLOOR = 0.1  # of the mean Hessian, for every datum: no weight is above √(1 + 1 / FLOOR) times that of equal chances
 OWN_STREAM = 0x5DEECE66  # what is drawn here shares no stream with the signs of the same seed
@@ -30,13 +31,17 @@ def rows_for(curvature: Curvature, data: int, columns: int) -> int:
     return min(looked_at, curvature.rows) * curvature.samples
 
 
-def rows_of(net: nn.Module, data: Batches, likelihood: Likelihood, curvature: Curvature) -> int | None:
-    """The same of these data; None where their number, or the columns of a datum, cannot be told beforehand."""
+def rows_of(net: nn.Module, data: Batches, likelihood: Likelihood, curvature: Curvature) -> tuple[int, int] | None:
+    """The same of these data, and how many numbers a row is held as.
+
+    None where the number of data, or what a datum has, cannot be told beforehand.
+    """
     x = data.first()
     if data.total < 0 or x is None:
         return None
+    layers = declarations(net)
     columns = root_of(net, x, likelihood).shape[-1] if curvature.samples is None else 0
-    return rows_for(curvature, data.total, columns)
+    return rows_for(curvature, data.total, columns), numbers_in_a_row(layers, shapes_of(net, layers, x)[0])
 
 
 def row_weights(net: nn.Module, data: Batches, likelihood: Likelihood, curvature: Curvature) -> Tensor | None:

@@ -49,6 +49,7 @@ def seconds_by_part(
     some: tuple[Tensor, Tensor],
     copies: bool,
     data: int,
+    in_a_row: int,
 ) -> dict[str, float]:
     """Seconds of an evidence's signals, of its way back, and of its factorisations; to be called without gradients.
 
@@ -57,6 +58,7 @@ def seconds_by_part(
         some: data (x, y) as they go through the network at once.
         copies: see `run_forward`.
         data: how many are looked at in all; where rows are drawn, all are taken to have some.
+        in_a_row: numbers of a row in function space.
     """
     (x, y), device = some, some[0].device
     curvature = replace(curvature, seed=0)  # so that the first datum is among those that A is taken of
@@ -85,8 +87,7 @@ def seconds_by_part(
     times, a_column = data / len(x), statistics.median(back)
     rows = rows_for(replace(curvature, subset=1.0), data, columns)
     if in_function_space(curvature, layers, rows):
-        sizes = [p.numel for a in accumulators for _, p in a.pathways.values()]
-        factors = _seconds_of_function_space(rows, sizes, curvature.samples or 1, x)
+        factors = _seconds_of_function_space(rows, in_a_row, curvature.samples or 1, x)
     else:
         a_column += sum(_seconds_of_gram(len(x), a.size, x) for a in accumulators if isinstance(a, _Rows))
         factors = _seconds_of_factors(accumulators, x)
@@ -113,18 +114,18 @@ def _seconds_of_gram(rows: int, size: int, like: Tensor) -> float:
     return seconds_of(lambda: total.addmm_(some.mT, some), like.device) * (size / part) ** 2
 
 
-def _seconds_of_function_space(rows: int, sizes: list[int], samples: int, like: Tensor) -> float:
+def _seconds_of_function_space(rows: int, in_a_row: int, samples: int, like: Tensor) -> float:
     """Of the Gram matrices of all rows, and of their determinants: in the second and third power of the rows.
 
     With several samples there are as many determinants more, each of the rows but one column's (see `jackknife`).
     """
-    part, columns = min(rows, SLICE), min(sum(sizes), SLICE)
+    part, columns = min(rows, SLICE), min(in_a_row, SLICE)
     some = like.new_ones(part, columns)
-    space = FunctionSpace.of([some], {"": columns})
-    of_gram = seconds_of(lambda: FunctionSpace.of([some], {"": columns}), like.device)
+    space = FunctionSpace.of({"": [some]})
+    of_gram = seconds_of(lambda: FunctionSpace.of({"": [some]}), like.device)
     of_factors = seconds_of(lambda: _evaluate(space), like.device)
     determinants = 1 + samples * (1 - 1 / samples) ** 3
-    return of_gram * (rows / part) ** 2 * sum(sizes) / columns + of_factors * determinants * (rows / part) ** 3
+    return of_gram * (rows / part) ** 2 * in_a_row / columns + of_factors * determinants * (rows / part) ** 3
 
 
 def _seconds_of_factors(accumulators: "list[Accumulator | _Rows]", like: Tensor) -> float:

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bayesws.evidence.by_default import columns_of, full_curvature, parameters_of
+from bayesws.evidence.by_default import Size, columns_of, full_curvature, parameters_of
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.memory import refuse_what_does_not_fit
 from bayesws.evidence.objective import Evidence, assemble, laplace_pass
@@ -109,6 +109,7 @@ def judge(setting: Setting, work: Work, curvature: Curvature) -> Evidence:
 
 def _affordable(setting: Setting) -> Curvature | None:
     """The exact curvature that can be afforded; a stream counts as one column a datum."""
-    x = setting.data.example()
-    columns = 1 if x is None else columns_of(setting.net, x, setting.likelihood)
-    return full_curvature(parameters_of(setting.net), len(setting.data), columns)
+    x, net = setting.data.example(), setting.net
+    if x is None:
+        return full_curvature(Size(parameters_of(net), parameters_of(net)), len(setting.data), 1)
+    return full_curvature(Size.of(net, x), len(setting.data), columns_of(net, x, setting.likelihood))

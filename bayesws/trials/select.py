@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from bayesws.evidence.by_default import columns_of, full_curvature, parameters_of
+from bayesws.evidence.by_default import Size, columns_of, full_curvature, parameters_of
 from bayesws.evidence.curvature import Curvature, curvature_named
 from bayesws.evidence.likelihood import Likelihood, likelihood_named
 from bayesws.evidence.objective import batches_for
@@ -160,6 +160,6 @@ def _sharpest(net: nn.Module, data: Any, likelihood: Likelihood) -> Curvature | 
         x = batches.example()
         if x is None or batches.total < 0:
             return None
-        return full_curvature(parameters_of(net), batches.total, columns_of(net, x, likelihood))
+        return full_curvature(Size.of(net, x), batches.total, columns_of(net, x, likelihood))
     except (ValueError, TypeError, RuntimeError, IndexError):
         return None

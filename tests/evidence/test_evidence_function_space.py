@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bayesws as bws
 from bayesws import Categorical, Curvature, Gaussian, log_evidence
-from bayesws.evidence import thinning
+from bayesws.evidence import products, thinning
 from bayesws.evidence.batches import Batches
 from bayesws.evidence.function_space import FunctionSpace
 from bayesws.evidence.gathering import gather
@@ -142,12 +142,52 @@ def test_parts_added_equal_the_whole(bounds):
 
 def test_wide_pathways_are_taken_column_by_column(monkeypatch):
     """Some columns at a time: the same Gram matrices."""
-    rows = [torch.randn(n, 30, dtype=torch.float64) for n in (3, 1, 2)]
+    rows = [torch.randn(n, 19, dtype=torch.float64) for n in (3, 1, 2)]
     whole = torch.cat(rows)
-    monkeypatch.setattr("bayesws.evidence.function_space.CACHED", 1)
-    found = FunctionSpace.of(rows, {"a": 19, "b": 1, "c": 10}).grams
-    for name, columns in zip("abc", (slice(19), slice(19, 20), slice(20, 30)), strict=True):
-        torch.testing.assert_close(found[name], whole[:, columns] @ whole[:, columns].mT, rtol=1e-12, atol=1e-12)
+    monkeypatch.setattr("bayesws.evidence.products.CACHED", 1)
+    torch.testing.assert_close(products.gram(rows), whole @ whole.mT, rtol=1e-12, atol=1e-12)
+
+
+class Sequences(nn.Module):
+    """One linear map of every step of a sequence, then their sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.linear(x).sum(1) ** 2
+
+
+def rows_by_pathway(net, data, curvature):
+    """Of one column a datum."""
+    return {key[-1]: parts for key, parts in walk(net, data, Categorical(), curvature).sums.rows.items()}
+
+
+def test_rows_of_a_kernel_at_one_position_are_held_as_products():
+    """Of the head alone, 18 + 2 numbers for 36."""
+    net, data = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(18, 2)).double(), problem("classification")[1]
+    data = data[0], data[1] % 2
+    found = rows_by_pathway(net, Batches(data), Curvature("full"))
+    assert {name for name, parts in found.items() if isinstance(parts[0], products.Products)} == {"2.weight"}
+    (rows,) = found["2.weight"]
+    jacobian = oracles.dense_jacobian(net, data[0], ["2.weight"])
+    expected = torch.einsum("nck,ncp->nkp", Categorical().hessian_root(net(data[0]).detach()), jacobian)
+    torch.testing.assert_close(rows.dense(), expected.flatten(0, 1))
+    assert sum(t.numel() for t in rows) == len(rows) * 20 < expected.numel() == len(rows) * 36
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_products_of_a_map_of_one_step_and_rows_of_several(steps):
+    x, y = torch.randn(6, steps, 4, dtype=torch.float64), torch.arange(6) % 3
+    net = Sequences()
+    (rows,) = (
+        parts for name, parts in rows_by_pathway(net, Batches((x, y), 3), Curvature("full")).items() if "weight" in name
+    )
+    assert {isinstance(some, products.Products) for some in rows} == {steps == 1}
+    assert_same(
+        *(evidence_of(net, Batches((x, y), 3), Categorical(), Curvature("full"), way)[1] for way in (True, False))
+    )
 
 
 # gradients
@@ -213,8 +253,12 @@ SAMPLED = {"columns": {"samples": 1}, "rows": {"samples": 1, "rows": 7}, "rows o
 
 
 def rows_of_all(net, data, curvature):
-    by_column = walk(net, data, Categorical(), curvature).sums.rows.values()
-    return torch.cat([some for rows in by_column for some in rows])
+    rows = walk(net, data, Categorical(), curvature).sums.rows
+    columns = list(dict.fromkeys(key[:-1] for key in rows))
+    dense = [
+        [torch.cat([products.dense(some) for some in rows[key]]) for key in rows if key[:-1] == c] for c in columns
+    ]
+    return torch.cat([torch.cat(pathways, -1) for pathways in dense])
 
 
 @pytest.mark.parametrize("name", SAMPLED)
@@ -385,7 +429,7 @@ def test_rows_of_a_subset():
     net, data = problem("classification", n=40)
     few = Curvature("full", samples=1, subset=0.5, rows=6)
     found = walk(net, Batches(data, 8), Categorical(), few)
-    assert found.seen == 20 and 0 < sum(map(len, *found.sums.rows.values())) < 14
+    assert found.seen == 20 and 0 < len(rows_of_all(net, Batches(data, 8), few)) < 14
     assert math.isfinite(float(log_evidence(net, data, curvature=few)))
     all_of_it, none_drawn = (
         float(log_evidence(net, data, curvature=Curvature("full", samples=1, subset=0.5, rows=rows)))

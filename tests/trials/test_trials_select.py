@@ -11,7 +11,7 @@ from refusals import assert_refused
 
 import bayesws as bws
 from bayesws.cli import main
-from bayesws.evidence.by_default import AT_THE_END, determinant_cost, full_curvature
+from bayesws.evidence.by_default import AT_THE_END, Size, determinant_cost, full_curvature
 from bayesws.layers import WSLinear
 from bayesws.sharing import Group, known_group
 from bayesws.trials.group_networks import group_networks
@@ -195,20 +195,27 @@ def columns(net, count, classes=10):
 
 def test_networks_are_ranked_by_as_many_columns_as_all_can_afford():
     small, usual = bws.models.WSCNN(hidden_channels=2), bws.models.WSCNN()
-    wide = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2000), torch.nn.Linear(2000, 10))
+    wide, wider = (
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, hidden), torch.nn.Linear(hidden, 10))
+        for hidden in (7000, 50_000)
+    )
     assert sum(p.numel() for p in small.parameters()) < 2000 < sum(p.numel() for p in usual.parameters()) < 13_000
     full, of = bws.Curvature("full"), partial(bws.Curvature, "full")
     assert columns(small, 3000) == full  # of 2000 parameters or less H is whole for any data
     assert columns(usual, 100) == full  # 1000 rows
-    assert columns(usual, 1000) == of(samples=2) and columns(usual, 20_000) == of(samples=1)
-    assert columns([small, usual], 1000) == of(samples=2)  # one for all
+    assert columns(usual, 1000) == of(samples=3) and columns(usual, 20_000) == of(samples=1)
+    assert columns([small, usual], 1000) == of(samples=3)  # one for all
     assert columns(wide, 1000) == of(samples=1) and columns([usual, wide], 1000) == of(samples=1)
-    assert columns(wide, 2000) == bws.Curvature("kron")  # 2000 rows of 150 010 numbers are too many
+    assert columns(wider, 2000) == bws.Curvature("kron")  # 2000 rows of 150 094 numbers are too many
     for parameters, count, most in [(12_000, 500, 10), (12_000, 1000, 10), (5000, 3000, 10), (3000, 700, 3)]:
-        found, rows = full_curvature(parameters, count, most).samples or most, min(count, 2000)
-        assert determinant_cost(parameters, rows * found) <= AT_THE_END
-        assert found == most or determinant_cost(parameters, rows * (found + 1)) > AT_THE_END
-    assert full_curvature(3000, 700, 3) == full and full_curvature(10**6, 2000, 1) is None
+        size = Size(parameters, parameters)
+        found, rows = full_curvature(size, count, most).samples or most, min(count, 2000)
+        assert determinant_cost(size, rows * found) <= AT_THE_END
+        assert found == most or determinant_cost(size, rows * (found + 1)) > AT_THE_END
+    assert full_curvature(Size(3000, 3000), 700, 3) == full
+    assert full_curvature(Size(10**6, 10**6), 2000, 1) is None and full_curvature(Size(10**6, 9000), 2000, 9) == of(
+        samples=1
+    )
 
 
 SIZES = [([1999], "full"), ([2001], "layer"), ([10_001], "kron"), ([9, 10_001], "kron")]
