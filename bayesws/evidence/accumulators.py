@@ -59,12 +59,15 @@ def named(layers: Layers) -> Named:
     }
 
 
-def accumulators_for(curvature: Curvature, layers: Layers, function_space: bool = False) -> list[Accumulator]:
+def accumulators_for(
+    curvature: Curvature, layers: Layers, function_space: bool = False, drawn: bool = False
+) -> list[Accumulator]:
     """New, empty sums for every pathway of the layers; each Accumulator holds some of the pathways.
 
     Args:
         function_space: whether rows may stay rows where they are fewer than parameters ("full"): their determinant is
             then the smaller one, but there is no H to take derivatives in.
+        drawn: whether only some of the data have rows ("full").
     """
     pathways = named(layers)
     if not pathways:
@@ -73,7 +76,7 @@ def accumulators_for(curvature: Curvature, layers: Layers, function_space: bool 
         return [DiagonalAccumulator(layers, pathways)]
     if curvature.kind == "full":
         kind = JointAccumulator if function_space else DenseAccumulator
-        return [kind(layers, pathways, curvature.samples or 1)]
+        return [kind(layers, pathways, curvature.samples or 1, drawn)]
     if curvature.kind != "kron":
         return _dense(layers, pathways, curvature.kind)
     sizes: dict[str, int] = {}

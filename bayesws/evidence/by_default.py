@@ -1,7 +1,8 @@
 """The curvature where nobody asks for one: as exact as it can be afforded, and the same on every machine."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -14,8 +15,10 @@ from bayesws.layers.contract import declarations
 AT_THE_END = 5 * 10**10  # multiplications of a determinant at the end of a fit, or that networks are ranked by
 IN_A_STEP = 10**9  # of one that is computed again and again
 ROW_NUMBERS = 25 * 10**7  # numbers in the rows of a determinant in function space: 1 GB
-STEP_ROWS = 500  # data in that of a step
+MOST_IN_A_STEP = 2 * 10**10  # of one that takes more rows, as it must
+STEP_ROWS = 500  # in that of a step, at first
 STEP_ROW_NUMBERS = 10**8
+COLUMNS = 2  # that are sampled a datum, where it has several: of one, nothing tells how far off it is (`jackknife`)
 MANY_COLUMNS = 1000
 UNKNOWN = 2000  # parameters up to which H is taken whole where nobody knows the number of data
 ALL_COLUMNS = 2 * 10**8  # multiplications a datum up to which all columns go back
@@ -80,23 +83,47 @@ def step_curvature(
 ) -> tuple[Curvature, str | None]:
     """The same for the steps of a fit, which take it some thirty times; and what is to be told of it.
 
-    All columns where `determinant_cost` is at most `IN_A_STEP`; one sampled column of at most 500 data where their rows
+    All columns where `determinant_cost` is at most `IN_A_STEP`; 500 rows, two sampled columns of 250 data, where these
     have at most `STEP_ROW_NUMBERS` numbers. Else, and where a structure is learned, as `kronecker_curvature` says.
     """
     if count >= 0 and not structured:
-        size = Size.of(net, x)
-        if determinant_cost(size, count * columns_of(net, x, likelihood)) <= IN_A_STEP:
+        size, columns = Size.of(net, x), columns_of(net, x, likelihood)
+        if determinant_cost(size, count * columns) <= IN_A_STEP:
             return Curvature("full"), None
-        if min(count, STEP_ROWS) * size.in_a_row <= STEP_ROW_NUMBERS:
-            return Curvature("full", samples=1, rows=STEP_ROWS), None
+        if min(count * columns, STEP_ROWS) * size.in_a_row <= STEP_ROW_NUMBERS:
+            samples = min(COLUMNS, columns)
+            return Curvature("full", samples=samples, rows=STEP_ROWS // samples), None
     return kronecker_curvature(net, x, likelihood)
 
 
-def full_curvature(size: Size, count: int, columns: int) -> Curvature | None:
-    """ "full" of such rows: by all columns, or as many sampled ones a datum as can be afforded; None where none can.
+def with_more_rows(curvature: Curvature, size: Size, count: int, columns: int) -> list[Curvature]:
+    """Sampled rows, and more of them while a step can afford it: of twice as many data, then of twice as many columns.
 
-    All where `determinant_cost` is at most `AT_THE_END`; else the most at which it is, of at most 2000 data; one where
-    it costs more, while its rows have at most `ROW_NUMBERS` numbers. From two on they are nearly exact (`jackknife`).
+    Args:
+        curvature: "full" with sampled columns, the first.
+        size: of the rows.
+        count: N, known.
+        columns: C, all that a datum has.
+    """
+    found, least = [curvature], min(COLUMNS, columns)
+    while True:
+        data, samples = min(count, found[-1].rows), found[-1].samples or least
+        more = replace(curvature, samples=max(least, samples), rows=2 * data)
+        if data == count:
+            more = replace(more, samples=2 * samples, rows=max(count, curvature.rows))
+        rows = min(count, more.rows) * (more.samples or least)
+        affordable = determinant_cost(size, rows) <= MOST_IN_A_STEP and rows * size.in_a_row <= STEP_ROW_NUMBERS
+        if not affordable or (more.samples or least) > max(1, columns - 1):
+            return found
+        found.append(more)
+
+
+def full_curvature(size: Size, count: int, columns: int) -> Curvature | None:
+    """ "full" of such rows: by all columns, or by as many sampled rows as can be afforded; None where too few can.
+
+    All where `determinant_cost` is at most `AT_THE_END`. Else as many rows as cost that, and as `ROW_NUMBERS` holds, if
+    they are 500 or more: of all data, or 2000 of them, as many columns as there are rows for; two columns of fewer data
+    where these are too many. So they are nearly exact (see `jackknife`).
 
     Args:
         size: of the rows.
@@ -105,11 +132,18 @@ def full_curvature(size: Size, count: int, columns: int) -> Curvature | None:
     """
     if determinant_cost(size, count * columns) <= AT_THE_END:
         return Curvature("full")
-    rows = min(count, ROWS)
-    if rows * size.in_a_row > ROW_NUMBERS:
-        return None
-    fewer = (k for k in range(columns - 1, 1, -1) if determinant_cost(size, rows * k) <= AT_THE_END)
-    return Curvature("full", samples=next((k for k in fewer if rows * k * size.in_a_row <= ROW_NUMBERS), 1))
+    most, data = min(affordable_rows(size), ROW_NUMBERS // size.in_a_row), min(count, ROWS)
+    if (samples := min(most // data, columns - 1)) >= COLUMNS:
+        return Curvature("full", samples=samples)
+    samples = min(COLUMNS, columns)
+    data = min(data, most // samples)
+    return Curvature("full", samples=samples, rows=data) if samples * data >= min(count, STEP_ROWS) else None
+
+
+def affordable_rows(size: Size) -> int:
+    """The most rows, fewer than P, whose determinant costs at most `AT_THE_END`: R² W, or R³ where R is above W."""
+    by_width = math.isqrt(AT_THE_END // max(1, size.in_a_row))
+    return by_width if by_width <= size.in_a_row else math.floor(AT_THE_END ** (1 / 3))
 
 
 def columns_of(net: nn.Module, x: Tensor, likelihood: Likelihood) -> int:

@@ -163,6 +163,10 @@ class Signals:
         """Of fewer columns."""
         return replace(self, responses=self.responses[start:stop])
 
+    def of_data(self, which: Tensor) -> "Signals":
+        """Of some data, (batch,) true or false."""
+        return Signals(self.pathway, self.patches[which], self.responses[:, which])
+
     def rows(self) -> Tensor:
         """Sᵀ J, (columns, batch, parameters)."""
         return jacobian_rows(self.pathway, self.patches, self.responses)

@@ -26,8 +26,9 @@ class Curvature:
         samples: random sign combinations of the columns of the likelihood's Hessian root, a datum; None takes all
             columns, and is exact. E[Ĥ] = H, and as log det is concave, E[log evidence] is an overestimate: for "full"
             with one sample by a share of the Occam factor of the order of γ / 4N, of γ effective parameters. With two
-            and more the jackknife takes that order away for "full" (see `jackknife`). Kronecker factors of inputs then
-            take every fourth datum where there are 1000 patches and more for each of their rows.
+            and more the jackknife takes that order away for "full" (`jackknife`), and with one that of drawn rows.
+            Kronecker factors of inputs then take every fourth datum where there are 1000 patches and more for each of
+            their rows.
         subset: share of the data in (0, 1]; below 1 the evidence is the subset bound (see `bound`).
         seed: of the signs, of the subset and of the rows.
         rows: for "full" with samples, how many data the determinant is of where there are more: drawn as they matter
@@ -40,7 +41,7 @@ class Curvature:
     >>> Curvature("full", samples=1).bound
     'overestimate in expectation: sampled columns, and rows where there are more than 2000 data'
     >>> Curvature("full", samples=2).bound
-    'estimate: 2 sampled columns with the jackknife, and rows where there are more than 2000 data'
+    'estimate: 2 sampled columns, and rows where there are more than 2000 data, with the jackknife'
 
     Raises:
         ValueError: unknown names, sizes that make no sense.
@@ -98,7 +99,7 @@ class Curvature:
         if self.samples is not None:
             rows = f", and rows where there are more than {self.rows} data" if self.kind == "full" else ""
             if self.kind == "full" and self.samples > 1:
-                parts.append(f"estimate: {self.samples} sampled columns with the jackknife{rows}")
+                parts.append(f"estimate: {self.samples} sampled columns{rows}, with the jackknife")
             else:
                 parts.append(f"overestimate in expectation: sampled columns{rows}")
         if self.subset < 1:

@@ -11,17 +11,35 @@ Then det(I + Λ⁻¹ H) = det B, by Sylvester's identity, and with every covaria
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from bayesws.evidence.capture import LayerIO, Layers, Signals
-from bayesws.evidence.hessian import Hessian, LogPrecisions, cholesky
-from bayesws.evidence.jackknife import Jackknifed
+from bayesws.evidence.capture import LayerIO, Layers
+from bayesws.evidence.hessian import Hessian, LogPrecisions, cholesky, sum_tensors
+from bayesws.evidence.jackknife import Block, Term, terms_of
 from bayesws.evidence.products import Rows, dense, gram, rows_of
 from bayesws.evidence.rows import DenseAccumulator, Gradients
 from bayesws.evidence.sums import Key, Named, Sums
+
+
+@dataclass(frozen=True)
+class Part:
+    """A multiple of the H of some rows, as a term of the Occam factor.
+
+    Attributes:
+        coefficient: of its Occam factor, see `jackknife`.
+        factor: of H.
+        rows: places of the rows that count, (n,); None for all.
+    """
+
+    coefficient: float = 1.0
+    factor: float = 1.0
+    rows: Tensor | None = None
+
+    def of(self, matrix: Tensor) -> Tensor:
+        """The entries (n, n) of a matrix (R, R)."""
+        return matrix if self.rows is None else matrix[self.rows][:, self.rows]
 
 
 @dataclass(frozen=True)
@@ -30,56 +48,62 @@ class FunctionSpace:
 
     Attributes:
         grams: K_p (R, R) by pathway, in float64: R eigenvalues that lie many orders apart.
+        parts: what the Occam factor is the sum of.
     """
 
     grams: dict[str, Tensor]
+    parts: tuple[Part, ...] = (Part(),)
 
     @classmethod
     def of(cls, rows: Mapping[str, Sequence[Rows]]) -> "FunctionSpace":
         """From Ĵ_p by pathway, in parts below each other; differentiable in them."""
         return cls({name: gram(parts) for name, parts in rows.items()})
 
-    def _factor(self, log_precisions: LogPrecisions) -> Tensor:
-        """L with L Lᵀ = B."""
-        some = next(iter(self.grams.values()))
-        b = torch.eye(len(some), dtype=some.dtype, device=some.device)
+    @property
+    def near(self) -> "FunctionSpace":
+        """H of the least of the parts alone, which costs less and has nearly the same optimum."""
+        return replace(self, parts=(replace(self.parts[-1], coefficient=1.0),))
+
+    def _factors(self, log_precisions: LogPrecisions) -> Iterator[tuple[Part, Tensor]]:
+        """L with L Lᵀ = B of every part."""
+        total = torch.zeros_like(next(iter(self.grams.values())))
         for name, k in self.grams.items():
-            b = torch.addcmul(b, (-log_precisions[name].double()).exp(), k)
-        return cholesky(b, self.grams)
+            total = torch.addcmul(total, (-log_precisions[name].double()).exp(), k)
+        for part in self.parts:
+            b = part.factor * part.of(total)
+            yield part, cholesky(b + torch.eye(len(b), dtype=b.dtype, device=b.device), self.grams)
 
     def occam(self, log_precisions: LogPrecisions) -> Tensor:
         """½ log det B, nats."""
-        found = self._factor(log_precisions).diagonal().log().sum()
+        factors = self._factors(log_precisions)
+        found = sum_tensors(part.coefficient * factor.diagonal().log().sum() for part, factor in factors)
         return found.to(log_precisions[next(iter(self.grams))])
 
     def occam_by_pathway(self, log_precisions: LogPrecisions) -> dict[str, Tensor | None]:
         """The whole for a pathway alone; None for several: a coupled determinant has no shares."""
-        if len(self.grams) == 1:
-            return {name: self.occam(log_precisions) for name in self.grams}
-        return dict.fromkeys(self.grams)
+        if len(self.grams) > 1:
+            return dict.fromkeys(self.grams)
+        return {name: self.occam(log_precisions) for name in self.grams}
 
     def effective(self, log_precisions: LogPrecisions) -> dict[str, Tensor]:
-        """δ_p⁻¹ tr(B⁻¹ K_p)."""
-        inverse = torch.cholesky_inverse(self._factor(log_precisions)).flatten()
+        """γ_p = δ_p⁻¹ tr(B⁻¹ K_p): the parts' inverses are added first."""
+        inverse = torch.zeros_like(next(iter(self.grams.values())))
+        for part, factor in self._factors(log_precisions):
+            some = part.coefficient * part.factor * torch.cholesky_inverse(factor)
+            places = None if part.rows is None else (part.rows[:, None], part.rows)
+            inverse = inverse + some if places is None else inverse.index_put(places, some, accumulate=True)
+        flat = inverse.flatten()
         return {
-            name: (-log_precisions[name]).exp() * torch.dot(inverse, k.flatten()).to(log_precisions[name])
+            name: (-log_precisions[name]).exp() * torch.dot(flat, k.flatten()).to(log_precisions[name])
             for name, k in self.grams.items()
         }
-
-
-def without_rows(space: FunctionSpace, start: int, stop: int, scale: float) -> FunctionSpace:
-    """The same without some rows, and H of what is left times a scale."""
-    some = next(iter(space.grams.values()))
-    rows = torch.arange(len(some), device=some.device)
-    kept = torch.cat([rows[:start], rows[stop:]])
-    return FunctionSpace({name: scale * k[kept][:, kept] for name, k in space.grams.items()})
 
 
 class JointAccumulator(DenseAccumulator):
     """H of all pathways, as its rows while they are fewer than the parameters, and from then on as H, (P, P)."""
 
-    def __init__(self, layers: Layers, pathways: Named, columns: int = 1) -> None:
-        super().__init__(layers, pathways, columns)
+    def __init__(self, layers: Layers, pathways: Named, columns: int = 1, drawn: bool = False) -> None:
+        super().__init__(layers, pathways, columns, drawn)
         self._rows: dict[Key, list[Rows]] = {}
         self._count = 0  # of rows, those that became H included
 
@@ -89,56 +113,52 @@ class JointAccumulator(DenseAccumulator):
         return replace(super().sums, rows={key: tuple(rows) for key, rows in self._rows.items()})
 
     def add_gradients(self, calls: dict[str, LayerIO], gradients: Gradients) -> None:
-        """Keep the rows, those at one position as products; or what they add to H."""
+        """Keep the rows, those at one position as products; or what they add to H, once they are too many."""
         if self._count >= self.size:
             super().add_gradients(calls, gradients)
             return
-        signals = self.signals(calls, gradients)
-        if not signals:
-            return
-        columns = len(next(iter(signals.values())).responses)
-        at_once = columns if len(self.keys) == 1 else 1
-        for start in range(0, columns, at_once):
-            self._keep({name: some.of_columns(start, start + at_once) for name, some in signals.items()})
+        for key, signals in self.signals_by_key(calls, gradients):
+            found = {name: rows_of(some) for name, some in signals.items()}
+            count, like = len(next(iter(found.values()))), next(iter(signals.values())).responses
+            for name, size in self.sizes.items():
+                rows = found[name] if name in found else like.new_zeros(count, size)
+                self._rows.setdefault((*key, name), []).append(rows)
+            self._count += count
+        if self._count >= self.size:
+            kept, self._rows = self._rows, {}
+            for key in self.keys.values():
+                for some in self._matrices(kept, key):
+                    self.add_gram(key, some)
 
     def hessian(self, sums: Sums) -> Hessian | None:
         """In the smaller of the two spaces: parts may have summed what is large only together."""
-        rows = [{name: sums.rows.get((*key, name), ()) for name in self.sizes} for key in self.keys]
-        matrices = {key: sums.tensors[key] for key in self.keys if key in sums.tensors}
-        counts = [sum(map(len, next(iter(of_column.values())))) for of_column in rows]
-        if not matrices and 0 < sum(counts) < self.size:
-            return self._of_rows(rows, counts)
-        for key, of_column in zip(self.keys, rows, strict=True):
-            for some in _matrices(of_column):
+        first = next(iter(self.sizes))
+        counts = {block: sum(map(len, sums.rows.get((*key, first), ()))) for block, key in self.keys.items()}
+        matrices = {block: sums.tensors[key] for block, key in self.keys.items() if key in sums.tensors}
+        if not matrices and 0 < sum(counts.values()) < self.size:
+            return self._of_rows(sums, {block: count for block, count in counts.items() if count})
+        for block, key in self.keys.items():
+            for some in self._matrices(sums.rows, key):
                 h = some.mT @ some
-                matrices[key] = matrices[key] + h if key in matrices else h
-        return self.of_matrices([matrices[key] for key in self.keys if key in matrices]) if matrices else None
+                matrices[block] = matrices[block] + h if block in matrices else h
+        return self.of_matrices(matrices, sums) if matrices else None
 
-    def _keep(self, signals: dict[str, Signals]) -> None:
-        """Take in some columns, whose rows may be too many now: then all become H."""
-        key = self.next_key()
-        found = {name: rows_of(some) for name, some in signals.items()}
-        count, like = len(next(iter(found.values()))), next(iter(signals.values())).responses
-        for name, size in self.sizes.items():
-            rows = found[name] if name in found else like.new_zeros(count, size)
-            self._rows.setdefault((*key, name), []).append(rows)
-        self._count += count
-        if self._count >= self.size:
-            for column in self.keys:
-                for some in _matrices({name: self._rows.get((*column, name), ()) for name in self.sizes}):
-                    self.add_gram(column, some)
-            self._rows = {}
+    def _of_rows(self, sums: Sums, counts: dict[Block, int]) -> Hessian:
+        """From the rows of one column and half below those of the one before, and how many there are of each."""
+        keys = [self.keys[block] for block in counts]
+        space = FunctionSpace.of({n: [some for key in keys for some in sums.rows[(*key, n)]] for n in self.sizes})
+        terms = terms_of(self.columns, self.share(sums, counts))
+        device = next(iter(space.grams.values())).device
+        spans = torch.arange(sum(counts.values()), device=device).split(list(counts.values()))
+        places = dict(zip(counts, spans, strict=True))
 
-    def _of_rows(self, columns: Sequence[Mapping[str, Sequence[Rows]]], counts: Sequence[int]) -> Hessian:
-        """From the rows of one column below those of the one before, and how many there are of each."""
-        space = FunctionSpace.of({name: [some for rows in columns for some in rows[name]] for name in self.sizes})
-        k, ends = len(counts), [0, *accumulate(counts)]
-        if k == 1:
-            return space
-        return Jackknifed(space, k, lambda j: without_rows(space, ends[j], ends[j + 1], k / (k - 1)))
+        def part(term: Term) -> Part:
+            rows = None if term.blocks is None else torch.cat([places[b] for b in counts if term.has(b)])
+            return Part(term.coefficient, term.factor, rows)
 
+        return replace(space, parts=tuple(map(part, terms)))
 
-def _matrices(rows: Mapping[str, Sequence[Rows]]) -> Iterator[Tensor]:
-    """The rows of all pathways beside each other, (rows, P), part by part."""
-    for parts in zip(*rows.values(), strict=True):
-        yield torch.cat([dense(some) for some in parts], -1)
+    def _matrices(self, rows: Mapping[Key, Sequence[Rows]], key: Key) -> Iterator[Tensor]:
+        """The rows of all pathways beside each other, (rows, P), part by part."""
+        for parts in zip(*(rows.get((*key, name), ()) for name in self.sizes), strict=True):
+            yield torch.cat([dense(some) for some in parts], -1)

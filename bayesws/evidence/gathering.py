@@ -25,13 +25,13 @@ from bayesws.evidence.likelihood import Likelihood
 from bayesws.evidence.memory import refuse_what_does_not_fit
 from bayesws.evidence.sampling import Draw, sampled_batches
 from bayesws.evidence.sentinel import Sentinel
-from bayesws.evidence.sums import Sums
-from bayesws.evidence.thinning import row_weights, rows_of
+from bayesws.evidence.sums import SEEN, Sums
+from bayesws.evidence.thinning import rows_of, thinned
 from bayesws.layers.cache import computed_once
 from bayesws.layers.contract import declarations, evaluating
 
 COLUMNS_AT_ONCE = 1
-DATA_FIT, SEEN, EXAMPLES = ("data fit",), ("seen",), ("examples",)  # keys of a walk's own sums
+DATA_FIT, EXAMPLES = ("data fit",), ("examples",)  # keys of a walk's own sums
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def gather(
 ) -> Gathered:
     """Walk through the data once and sum what the curvature needs.
 
-    Where rows are drawn in function space, a look at all outputs goes before it (see `thinning.row_weights`).
+    Where rows are drawn in function space, a look at all outputs goes before it (see `thinning.thinned`).
 
     Args:
         graph: as for `add_batch`.
@@ -113,7 +113,6 @@ def gather(
     layers = declarations(net)
     rows = partial(rows_of, net, data, likelihood, curvature) if function_space else None
     refuse_what_does_not_fit(layers, curvature, rows)
-    accumulators = accumulators_for(curvature, layers, function_space)
     _warn_of_normalisation(net)
     data_fits, seen, width = [], 0, 0
     with evaluating(net), computed_once(net):
@@ -123,8 +122,9 @@ def gather(
         chunks, copies = batch_plan(net, layers, data)
         batches = chunks * max(1, math.floor(curvature.subset * data.length) // data.batch_size)
         sentinel = Sentinel(net, layers, curvature.seed, batches, thorough=check)
-        weights = row_weights(net, data, likelihood, curvature)
-        for x, y, draw in sampled_batches(data, curvature, chunks, weights):
+        of_rows = thinned(net, data, likelihood, curvature)
+        accumulators = accumulators_for(curvature, layers, function_space, drawn=of_rows is not None)
+        for x, y, draw in sampled_batches(data, curvature, chunks, of_rows):
             unchecked = spread(x, FEW) if check and few is None and not seen else None
             picked = sentinel.pick(x)
             forward = run_forward(net, layers, x, copies)

@@ -32,7 +32,7 @@ from bayesws.evidence.objective import Evidence, assemble, batches_for, finish, 
 from bayesws.evidence.rows import RowAccumulator
 from bayesws.evidence.sampling import sampled_batches
 from bayesws.evidence.sums import Key
-from bayesws.evidence.thinning import row_weights
+from bayesws.evidence.thinning import thinned
 from bayesws.io.arguments import choice, whole
 from bayesws.layers.cache import computed_once, cut_from_parameters
 from bayesws.layers.contract import declarations, evaluating, shaping_precisions, starting_log_precisions, structure
@@ -169,7 +169,7 @@ def second_pass(
         ValueError: data that are not those of the first pass.
     """
     layers = declarations(net)
-    weights = row_weights(net, data, likelihood, curvature)
+    of_rows = thinned(net, data, likelihood, curvature)
     total: list[Tensor] = []
     data_fits: list[Tensor] = []
     with evaluating(net), torch.enable_grad(), cut_from_parameters(net) as cut:
@@ -177,8 +177,8 @@ def second_pass(
         if draws.samples is not None:
             smaller = min(smaller, 2 * draws.samples)
         chunks, copies = batch_plan(net, layers, data)
-        for x, y, draw in sampled_batches(data, draws, chunks * smaller, weights):
-            accumulators = accumulators_for(curvature, layers)
+        for x, y, draw in sampled_batches(data, draws, chunks * smaller, of_rows):
+            accumulators = accumulators_for(curvature, layers, drawn=of_rows is not None)
             forward = run_forward(net, layers, x, copies)
             if local:  # Kronecker factors are sums of signals alone; rows of Jacobians have been through the stack
                 accumulators = [a for a in accumulators if isinstance(a, RowAccumulator)]

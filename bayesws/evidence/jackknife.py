@@ -1,9 +1,15 @@
-"""The Occam factor of sampled columns, corrected for what is too small of it.
+"""The Occam factor of rows that were drawn, corrected for what is too small of it.
 
-With k columns drawn a datum Ĥ = Σ_j Ĥ_j has E[Ĥ] = H, and as log det is concave E[½ log det(I + Λ⁻¹ Ĥ)] is too small,
-by a share of the order of γ / k. The jackknife (Quenouille 1956) takes that order away: with Ĥ₋ⱼ = k / (k-1) (Ĥ - Ĥ_j)
+With k columns drawn a datum, and m of N data, Ĥ has E[Ĥ] = H, and as log det is concave E[f(Ĥ)] is too small, for f the
+Occam factor ½ log det(I + Λ⁻¹ Ĥ) or γ = -2 ∂f/∂log δ: by c of the order of γ / k of the columns, and by b (1/m - 1/N)
+of the data. With one column less, or half of the drawn data, both known, these are (Quenouille 1956)
 
-    k f(Ĥ) - (k-1)/k Σ_j f(Ĥ₋ⱼ)        f the Occam factor, or γ = -2 ∂f/∂log δ
+    Δ_columns = (k - 1) (f(Ĥ) - mean_j f(k/(k-1) (Ĥ - Ĥ_j))) ≈ c        Ĥ_j of column j
+    Δ_data = f(Ĥ) - mean_h f(2 Ĥ_h)                         ≈ c + b / m    Ĥ_h of half h
+
+and f(Ĥ) + (m/N) Δ_columns + (1 - m/N) Δ_data is right to this order: the halves say what both draws take away, as the
+columns of half of the data, twice as heavy, err twice as much. With one column nothing tells Δ_columns, and (m/N) c
+is left.
 """
 
 from collections.abc import Callable
@@ -13,25 +19,70 @@ from torch import Tensor
 
 from bayesws.evidence.hessian import Hessian, LogPrecisions, sum_tensors
 
+Block = tuple[int, int]  # column j and half h
+HALVES = (0, 1)  # of the data that are drawn; where all have rows, they are in the first
+
+
+@dataclass(frozen=True)
+class Term:
+    """One f of the sum that corrects f(Ĥ).
+
+    Attributes:
+        coefficient: of f.
+        factor: of the sum of some Ĥ_jh, so that it stands for all.
+        blocks: which these are; None for all.
+    """
+
+    coefficient: float
+    factor: float = 1.0
+    blocks: frozenset[Block] | None = None
+
+    def has(self, block: Block) -> bool:
+        """Whether it is among them."""
+        return self.blocks is None or block in self.blocks
+
+
+def terms_of(columns: int, share: float) -> tuple[Term, ...]:
+    """The corrected f as a sum: Ĥ itself, then what is left without each column where there are several, then each half
+    of the data where they were drawn. The coefficients add up to one.
+
+    Args:
+        columns: k.
+        share: m/N; 1 where all data have rows.
+
+    >>> [(term.coefficient, term.factor) for term in terms_of(2, 1.0)]
+    [(2.0, 1.0), (-0.5, 2.0), (-0.5, 2.0)]
+    """
+    by_column, by_half = share * (columns - 1), 1 - share
+    found = [Term(1 + by_column + by_half)]
+    if columns > 1:
+        for j in range(columns):
+            left = frozenset((i, h) for i in range(columns) for h in HALVES if i != j)
+            found.append(Term(-by_column / columns, columns / (columns - 1), left))
+    if share < 1:
+        halves = [frozenset((j, half) for j in range(columns)) for half in HALVES]
+        found += [Term(-by_half / 2, 2.0, half) for half in halves]
+    return tuple(found)
+
 
 @dataclass(frozen=True)
 class Jackknifed:
-    """H of two or more sampled columns.
+    """H of rows that were drawn, with the Occam factor of `terms_of`.
 
     Attributes:
-        whole: Ĥ.
-        columns: k.
-        without: gives Ĥ₋ⱼ, j = 0, ..., k - 1; made when it is asked for, as it is nearly as large as Ĥ.
+        terms: the coefficients, and what gives the Hessians, Ĥ first: made when asked for, as each is as large as Ĥ.
     """
 
-    whole: Hessian
-    columns: int
-    without: Callable[[int], Hessian]
+    terms: tuple[tuple[float, Callable[[], Hessian]], ...]
+
+    @property
+    def whole(self) -> Hessian:
+        """Ĥ."""
+        return self.terms[0][1]()
 
     def occam(self, log_precisions: LogPrecisions) -> Tensor:
         """The corrected ½ log det(I + Λ⁻¹ H), nats."""
-        left = sum_tensors(self.without(j).occam(log_precisions) for j in range(self.columns))
-        return self.columns * self.whole.occam(log_precisions) - self._share * left
+        return sum_tensors(coefficient * of().occam(log_precisions) for coefficient, of in self.terms)
 
     def occam_by_pathway(self, log_precisions: LogPrecisions) -> dict[str, Tensor | None]:
         """The whole for a pathway alone; None for several."""
@@ -40,12 +91,6 @@ class Jackknifed:
 
     def effective(self, log_precisions: LogPrecisions) -> dict[str, Tensor]:
         """The corrected γ by pathway."""
-        found = {name: self.columns * gamma for name, gamma in self.whole.effective(log_precisions).items()}
-        for j in range(self.columns):
-            for name, gamma in self.without(j).effective(log_precisions).items():
-                found[name] = found[name] - self._share * gamma
-        return found
-
-    @property
-    def _share(self) -> float:
-        return (self.columns - 1) / self.columns
+        found = [(coefficient, of().effective(log_precisions)) for coefficient, of in self.terms]
+        names = list(found[0][1])
+        return {name: sum_tensors(coefficient * gammas[name] for coefficient, gammas in found) for name in names}

@@ -1,16 +1,18 @@
 """Blocks of H that need the exact rows of Jacobians: dense ones, and diagonals."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial, reduce
+from operator import add
 
 import torch
 from torch import Tensor
 
 from bayesws.evidence.capture import CACHED, LayerIO, Layers, Signals, jacobian_rows, kernel_gradients
 from bayesws.evidence.hessian import DenseBlock, Hessian, Spectra
-from bayesws.evidence.jackknife import Jackknifed
+from bayesws.evidence.jackknife import HALVES, Block, Jackknifed, Term, terms_of
 from bayesws.evidence.sampling import Draw
 from bayesws.evidence.shapes import Shapes
-from bayesws.evidence.sums import Key, Named, Summing, Sums
+from bayesws.evidence.sums import SEEN, Key, Named, Summing, Sums
 from bayesws.layers.contract import Pathway
 
 Gradients = dict[str, list[Tensor]]
@@ -46,62 +48,89 @@ class DenseAccumulator(RowAccumulator):
 
     Args:
         columns: how many sampled ones a datum has, where they are to be summed one by one (see `jackknife`); else 1.
+        drawn: whether only some of the data have rows: two halves of these are then summed apart.
     """
 
-    def __init__(self, layers: Layers, pathways: Named, columns: int = 1) -> None:
+    def __init__(self, layers: Layers, pathways: Named, columns: int = 1, drawn: bool = False) -> None:
         super().__init__(layers, pathways)
-        self.keys: list[Key] = [("block", *pathways, str(column)) for column in range(columns)]
+        self.columns, self.halves = columns, 2 if drawn else 1
         self.sizes = {name: pathway.numel for name, (_, pathway) in pathways.items()}
         self._next = 0  # which of its columns comes next of a batch
+        self._second: Tensor | None = None  # which of the batch's data are of the second half
 
     @property
     def size(self) -> int:
         """P."""
         return sum(self.sizes.values())
 
+    @property
+    def keys(self) -> dict[Block, Key]:
+        """Of all that is summed apart."""
+        blocks = [(column, half) for column in range(self.columns) for half in range(self.halves)]
+        return {block: ("block", *self.pathways, *map(str, block)) for block in blocks}
+
     def add_inputs(self, calls: dict[str, LayerIO], draw: Draw) -> None:
         """Keep the batch's patches; its first column comes next."""
         super().add_inputs(calls, draw)
-        self._next = 0
+        self._next, self._second = 0, draw.second if self.halves > 1 else None
+        if draw.kept is not None:
+            self.count(self._drawn, len(draw.kept))
 
     def add_gradients(self, calls: dict[str, LayerIO], gradients: Gradients) -> None:
         """Add the Gram matrix of the rows, each column's to its own."""
-        found = self.rows(calls, gradients)
-        if not found:
-            return
-        some = next(iter(found.values()))
-        rows = [
-            found[name] if name in found else some.new_zeros(*some.shape[:2], size) for name, size in self.sizes.items()
-        ]
-        for column in torch.cat(rows, -1).split(len(some) if len(self.keys) == 1 else 1):
-            self.add_gram(self.next_key(), column.flatten(0, 1))
+        for key, signals in self.signals_by_key(calls, gradients):
+            found = {name: some.rows().flatten(0, 1) for name, some in signals.items()}
+            some = next(iter(found.values()))
+            rows = [found[n] if n in found else some.new_zeros(len(some), size) for n, size in self.sizes.items()]
+            self.add_gram(key, torch.cat(rows, -1))
 
-    def next_key(self) -> Key:
-        """Under which the next of a batch's columns is summed."""
-        key = self.keys[self._next]
-        self._next = (self._next + 1) % len(self.keys)
-        return key
+    def signals_by_key(
+        self, calls: dict[str, LayerIO], gradients: Gradients
+    ) -> Iterator[tuple[Key, dict[str, Signals]]]:
+        """What the rows of some columns are made of, each with the key that they are summed under."""
+        signals, keys = self.signals(calls, gradients), self.keys
+        came = len(next(iter(signals.values())).responses) if signals else 0
+        at_once = came if self.columns == 1 else 1
+        for start in range(0, came, max(1, at_once)):
+            column, self._next = self._next, (self._next + 1) % self.columns
+            of_columns = {name: some.of_columns(start, start + at_once) for name, some in signals.items()}
+            if self._second is None:
+                yield keys[column, 0], of_columns
+                continue
+            for half, which in enumerate((~self._second, self._second)):
+                if which.any():
+                    yield keys[column, half], {name: some.of_data(which) for name, some in of_columns.items()}
 
     def numbers(self, shapes: Shapes) -> dict[Key, int]:
         """P² a matrix, where any of its layers is called."""
         called = any(layer in shapes for layer, _ in self.pathways.values())
-        return dict.fromkeys(self.keys, self.size**2) if called else {}
+        return dict.fromkeys(self.keys.values(), self.size**2) if called else {}
 
     def hessian(self, sums: Sums) -> Hessian | None:
         """The dense block; None where no layer was called."""
-        matrices = [sums.tensors[key] for key in self.keys if key in sums.tensors]
-        return self.of_matrices(matrices) if matrices else None
+        matrices = {block: sums.tensors[key] for block, key in self.keys.items() if key in sums.tensors}
+        return self.of_matrices(matrices, sums) if matrices else None
 
-    def of_matrices(self, matrices: Sequence[Tensor]) -> Hessian:
-        """H from its columns' parts, each (P, P)."""
-        if len(matrices) == 1:
-            return DenseBlock(matrices[0], self.sizes)
-        total, columns = torch.stack(list(matrices)).sum(0), len(matrices)
+    def of_matrices(self, matrices: Mapping[Block, Tensor], sums: Sums) -> Hessian:
+        """H from what was summed apart, each (P, P)."""
 
-        def without(column: int) -> DenseBlock:
-            return DenseBlock(columns / (columns - 1) * (total - matrices[column]), self.sizes)
+        def block(term: Term) -> DenseBlock:
+            return DenseBlock(term.factor * reduce(add, [matrices[b] for b in matrices if term.has(b)]), self.sizes)
 
-        return Jackknifed(DenseBlock(total, self.sizes), columns, without)
+        terms = terms_of(self.columns, self.share(sums, matrices))
+        if len(terms) == 1:
+            return block(terms[0])
+        return Jackknifed(tuple((term.coefficient, partial(block, term)) for term in terms))
+
+    def share(self, sums: Sums, blocks: Iterable[Block]) -> float:
+        """m/N, how many of the data have rows; 1 where all have, or where one half of them has none."""
+        if {half for _, half in blocks} != set(HALVES):
+            return 1.0
+        return sums.counts[self._drawn] / sums.counts[SEEN]
+
+    @property
+    def _drawn(self) -> Key:
+        return ("drawn", *self.pathways)
 
 
 class DiagonalAccumulator(RowAccumulator):

@@ -5,6 +5,7 @@ part of the data draws what the walk through the whole draws there, in any batch
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -44,6 +45,26 @@ class Signs:
         return torch.randint(0, 2, size, generator=self._generator, device="cpu")
 
 
+@dataclass(frozen=True)
+class Thinned:
+    """Which data have rows, where they are too many for all.
+
+    Attributes:
+        weights: π_n^-½ of every datum's root by place, (N,); zero where it is not drawn.
+        second: whether a datum that is drawn is in the second of two halves, each datum by itself, (N,).
+    """
+
+    weights: Tensor
+    second: Tensor
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def at(self, places: Tensor) -> "Thinned":
+        """Of some data."""
+        return Thinned(self.weights[places], self.second[places])
+
+
 class Draw:
     """What is random about a batch, or a chunk of one.
 
@@ -51,12 +72,14 @@ class Draw:
         places: of its data in a walk through the whole, ascending.
         total: how many data such a walk goes through; -1 where that is not known.
         kept: which of the batch's data count, where only some do.
+        second: whether these are of the second of two halves.
     """
 
-    def __init__(self, places: Tensor, total: int, signs: Signs | None, weights: Tensor | None = None) -> None:
+    def __init__(self, places: Tensor, total: int, signs: Signs | None, thinned: Thinned | None = None) -> None:
         self.places, self.total = places, total
-        self.kept = None if weights is None else weights.nonzero().flatten()
-        self._signs, self._weights = signs, weights
+        self.kept = None if thinned is None else thinned.weights.nonzero().flatten()
+        self.second = None if thinned is None else thinned.second[self.kept]
+        self._signs, self._weights = signs, None if thinned is None else thinned.weights
 
     def combine(self, root: Tensor) -> Tensor:
         """The root S (batch, C, K) to send back: S itself, or S ε / √samples with random signs ε, times the weights.
@@ -75,7 +98,7 @@ class Draw:
 
 
 def sampled_batches(
-    data: Batches, curvature: Curvature, chunks: int = 1, weights: Tensor | None = None
+    data: Batches, curvature: Curvature, chunks: int = 1, thinned: Thinned | None = None
 ) -> Iterator[tuple[Tensor, Tensor, Draw]]:
     """Batches (x, y) of the data that a curvature looks at, and what is random about each.
 
@@ -83,19 +106,19 @@ def sampled_batches(
         data: all of it, or a part that knows its place; `curvature.subset` says how much to look at.
         curvature: its seed makes every walk through the same data draw the same.
         chunks: in how many to hand out a batch; the draws do not depend on it.
-        weights: of every datum's root, by place; zero where a datum does not count. None: all are one.
+        thinned: which data count, and their weights. None: all are one.
 
     Raises:
-        ValueError: more data than weights.
+        ValueError: more data than those that were drawn from.
     """
     if curvature.subset < 1:
         data = data.sample(curvature.subset, torch.Generator().manual_seed(curvature.seed))
     signs = None if curvature.samples is None else Signs(curvature.seed, curvature.samples)
     for x, y, places in data.placed():
-        if weights is not None and int(places[-1]) >= len(weights):
+        if thinned is not None and int(places[-1]) >= len(thinned):
             raise ValueError(
-                f"the loader gives more than the {len(weights)} data that it gave before: expected as many in every "
+                f"the loader gives more than the {len(thinned)} data that it gave before: expected as many in every "
                 "walk; use a sampler of one length, or samples=None"
             )
         for a, b, at in zip(x.chunk(chunks), y.chunk(chunks), places.chunk(chunks), strict=True):
-            yield a, b, Draw(at, data.total, signs, None if weights is None else weights[at])
+            yield a, b, Draw(at, data.total, signs, None if thinned is None else thinned.at(at))

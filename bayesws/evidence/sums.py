@@ -10,6 +10,7 @@ from bayesws.evidence.products import Products, Rows
 from bayesws.layers.contract import Pathway
 
 Key = tuple[str, ...]  # what is summed, and of which layer or pathways
+SEEN: Key = ("seen",)  # the count of all data that a walk has looked at
 Named = dict[str, tuple[str, Pathway]]  # by full pathway name: the layer's name and the pathway
 
 
@@ -82,7 +83,11 @@ class Summing:
         else:
             total.add_(term)
         if count is not None:
-            self._counts[key] = self._counts.get(key, 0) + count
+            self.count(key, count)
+
+    def count(self, key: Key, number: int) -> None:
+        """Add to a number of data."""
+        self._counts[key] = self._counts.get(key, 0) + number
 
     def add_gram(self, key: Key, rows: Tensor) -> None:
         """Add rowsᵀ rows, with no matrix beside the sum where no graph is kept."""

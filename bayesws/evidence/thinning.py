@@ -7,7 +7,7 @@ from bayesws.evidence.batches import Batches
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.likelihood import Likelihood
 from bayesws.evidence.networks import outputs_of
-from bayesws.evidence.sampling import sampled_batches
+from bayesws.evidence.sampling import Thinned, sampled_batches
 from bayesws.evidence.shapes import numbers_in_a_row, shapes_of
 from bayesws.layers.cache import computed_once
 from bayesws.layers.contract import declarations, evaluating
@@ -44,13 +44,14 @@ def rows_of(net: nn.Module, data: Batches, likelihood: Likelihood, curvature: Cu
     return rows_for(curvature, data.total, columns), numbers_in_a_row(layers, shapes_of(net, layers, x)[0])
 
 
-def row_weights(net: nn.Module, data: Batches, likelihood: Likelihood, curvature: Curvature) -> Tensor | None:
-    """π_n^-½ by place, and zero where datum n is not drawn; None where all data have rows.
+def thinned(net: nn.Module, data: Batches, likelihood: Likelihood, curvature: Curvature) -> Thinned | None:
+    """Which data have rows, by place; None where all have.
 
         π_n = min(1, M w_n / Σ w)    w_n = tr S_n S_nᵀ + 0.1 · mean    E[Σ_n [n drawn] π_n⁻¹ ĵ_n ĵ_nᵀ] = Σ_n ĵ_n ĵ_nᵀ
 
     with M = curvature.rows; of class probabilities tr S Sᵀ = 1 - ‖p‖². Every datum is drawn or not by itself, by one
-    uniform number of its place (Poisson sampling), so about M are; in any batches the same.
+    uniform number u of its place (Poisson sampling), so about M are; in any batches the same. At u > π_n / 2 it is of
+    the second half: each half is drawn as the whole is, with half of its chances.
 
     Raises:
         ValueError: a part of the data, as π_n depends on the whole.
@@ -69,5 +70,5 @@ def row_weights(net: nn.Module, data: Batches, likelihood: Likelihood, curvature
     w = w + FLOOR * w.mean()
     chances = (curvature.rows * w / w.sum()).clamp(max=1)
     generator = torch.Generator().manual_seed(curvature.seed ^ OWN_STREAM)
-    drawn = torch.rand(len(w), dtype=torch.float64, generator=generator) < chances
-    return torch.where(drawn, chances.rsqrt(), 0.0)
+    u = torch.rand(len(w), dtype=torch.float64, generator=generator)
+    return Thinned(torch.where(u < chances, chances.rsqrt(), 0.0), u > chances / 2)

@@ -87,7 +87,7 @@ def seconds_by_part(
     times, a_column = data / len(x), statistics.median(back)
     rows = rows_for(replace(curvature, subset=1.0), data, columns)
     if in_function_space(curvature, layers, rows):
-        factors = _seconds_of_function_space(rows, in_a_row, curvature.samples or 1, x)
+        factors = _seconds_of_function_space(rows, in_a_row, curvature.samples or 1, curvature.rows < data, x)
     else:
         a_column += sum(_seconds_of_gram(len(x), a.size, x) for a in accumulators if isinstance(a, _Rows))
         factors = _seconds_of_factors(accumulators, x)
@@ -114,17 +114,18 @@ def _seconds_of_gram(rows: int, size: int, like: Tensor) -> float:
     return seconds_of(lambda: total.addmm_(some.mT, some), like.device) * (size / part) ** 2
 
 
-def _seconds_of_function_space(rows: int, in_a_row: int, samples: int, like: Tensor) -> float:
+def _seconds_of_function_space(rows: int, in_a_row: int, samples: int, drawn: bool, like: Tensor) -> float:
     """Of the Gram matrices of all rows, and of their determinants: in the second and third power of the rows.
 
-    With several samples there are as many determinants more, each of the rows but one column's (see `jackknife`).
+    With several samples there are as many determinants more, each of the rows but one column's, and where rows are
+    drawn those of two halves (see `jackknife`).
     """
     part, columns = min(rows, SLICE), min(in_a_row, SLICE)
     some = like.new_ones(part, columns)
     space = FunctionSpace.of({"": [some]})
     of_gram = seconds_of(lambda: FunctionSpace.of({"": [some]}), like.device)
     of_factors = seconds_of(lambda: _evaluate(space), like.device)
-    determinants = 1 + samples * (1 - 1 / samples) ** 3
+    determinants = 1 + samples * (1 - 1 / samples) ** 3 + 2 * 0.5**3 * drawn
     return of_gram * (rows / part) ** 2 * in_a_row / columns + of_factors * determinants * (rows / part) ** 3
 
 

@@ -145,7 +145,7 @@ def comparable_curvature(nets: Iterable[nn.Module], data: Any, likelihood: Likel
         return Curvature("full")
     sharpest = [_sharpest(net, data, likelihood) for net in nets]
     if None not in sharpest:
-        return min((found for found in sharpest if found), key=lambda found: found.samples or math.inf)
+        return min((found for found in sharpest if found), key=lambda found: (found.samples or math.inf, found.rows))
     layers = [sum(p.numel for p in layer.pathways.values()) for net in nets for layer in layers_of(net).values()]
     return Curvature("layer" if max(layers) <= LARGEST_LAYER else "kron")
 

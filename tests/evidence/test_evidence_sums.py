@@ -84,9 +84,8 @@ def numbers(hessian):
     """Everything that a Hessian is made of."""
     if hasattr(hessian, "hessian"):
         return {"times": torch.tensor(hessian.times)} | numbers(hessian.hessian)
-    if hasattr(hessian, "without"):
-        left = [numbers(hessian.without(j)) for j in range(hessian.columns)]
-        return numbers(hessian.whole) | {(*n, j): v for j, found in enumerate(left) for n, v in found.items()}
+    if hasattr(hessian, "terms"):
+        return {(*n, j): c * v for j, (c, of) in enumerate(hessian.terms) for n, v in numbers(of()).items()}
     if hasattr(hessian, "parts"):
         return {name: value for part in hessian.parts for name, value in numbers(part).items()}
     if hasattr(hessian, "matrix"):

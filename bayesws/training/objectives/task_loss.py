@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bayesws.evidence.jackknife import Jackknifed
+from bayesws.evidence.function_space import FunctionSpace
 from bayesws.evidence.objective import LaplacePass
 from bayesws.io.arguments import flag, positive, real, share, shown
 from bayesws.layers.contract import (
@@ -222,8 +222,8 @@ class PenalisedAtWork:
         if shaping_precisions(self.setting.net):
             return
         steps, hessian = FINAL_STEPS, done.hessian
-        if isinstance(hessian, Jackknifed):
-            near = replace(done, hessian=hessian.without(0))
+        if isinstance(hessian, FunctionSpace) and len(hessian.parts) > 1:
+            near = replace(done, hessian=hessian.near)
             set_precisions(self.setting, near, self.log_precisions, steps, FINAL_DAMPING, hold_split=True)
             steps = LAST_STEPS
         set_precisions(self.setting, done, self.log_precisions, steps, FINAL_DAMPING, hold_split=True)
