@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -15,13 +15,13 @@ from bayesws.layers.contract import declarations
 AT_THE_END = 5 * 10**10  # multiplications of a determinant at the end of a fit, or that networks are ranked by
 IN_A_STEP = 10**9  # of one that is computed again and again
 ROW_NUMBERS = 25 * 10**7  # numbers in the rows of a determinant in function space: 1 GB
-MOST_IN_A_STEP = 2 * 10**10  # of one that takes more rows, as it must
-STEP_ROWS = 500  # in that of a step, at first
+STEP_ROWS = 500  # data in that of a step
 STEP_ROW_NUMBERS = 10**8
+ALL_COLUMNS = 2 * 10**8  # multiplications a datum up to which all columns go back
+LEAST_ROWS = 500  # of a determinant at the end
 COLUMNS = 2  # that are sampled a datum, where it has several: of one, nothing tells how far off it is (`jackknife`)
 MANY_COLUMNS = 1000
 UNKNOWN = 2000  # parameters up to which H is taken whole where nobody knows the number of data
-ALL_COLUMNS = 2 * 10**8  # multiplications a datum up to which all columns go back
 
 
 @dataclass(frozen=True)
@@ -83,39 +83,16 @@ def step_curvature(
 ) -> tuple[Curvature, str | None]:
     """The same for the steps of a fit, which take it some thirty times; and what is to be told of it.
 
-    All columns where `determinant_cost` is at most `IN_A_STEP`; 500 rows, two sampled columns of 250 data, where these
+    All columns where `determinant_cost` is at most `IN_A_STEP`; one sampled column of at most 500 data where their rows
     have at most `STEP_ROW_NUMBERS` numbers. Else, and where a structure is learned, as `kronecker_curvature` says.
     """
     if count >= 0 and not structured:
-        size, columns = Size.of(net, x), columns_of(net, x, likelihood)
-        if determinant_cost(size, count * columns) <= IN_A_STEP:
+        size = Size.of(net, x)
+        if determinant_cost(size, count * columns_of(net, x, likelihood)) <= IN_A_STEP:
             return Curvature("full"), None
-        if min(count * columns, STEP_ROWS) * size.in_a_row <= STEP_ROW_NUMBERS:
-            samples = min(COLUMNS, columns)
-            return Curvature("full", samples=samples, rows=STEP_ROWS // samples), None
+        if min(count, STEP_ROWS) * size.in_a_row <= STEP_ROW_NUMBERS:
+            return Curvature("full", samples=1, rows=STEP_ROWS), None
     return kronecker_curvature(net, x, likelihood)
-
-
-def with_more_rows(curvature: Curvature, size: Size, count: int, columns: int) -> list[Curvature]:
-    """Sampled rows, and more of them while a step can afford it: of twice as many data, then of twice as many columns.
-
-    Args:
-        curvature: "full" with sampled columns, the first.
-        size: of the rows.
-        count: N, known.
-        columns: C, all that a datum has.
-    """
-    found, least = [curvature], min(COLUMNS, columns)
-    while True:
-        data, samples = min(count, found[-1].rows), found[-1].samples or least
-        more = replace(curvature, samples=max(least, samples), rows=2 * data)
-        if data == count:
-            more = replace(more, samples=2 * samples, rows=max(count, curvature.rows))
-        rows = min(count, more.rows) * (more.samples or least)
-        affordable = determinant_cost(size, rows) <= MOST_IN_A_STEP and rows * size.in_a_row <= STEP_ROW_NUMBERS
-        if not affordable or (more.samples or least) > max(1, columns - 1):
-            return found
-        found.append(more)
 
 
 def full_curvature(size: Size, count: int, columns: int) -> Curvature | None:
@@ -137,7 +114,7 @@ def full_curvature(size: Size, count: int, columns: int) -> Curvature | None:
         return Curvature("full", samples=samples)
     samples = min(COLUMNS, columns)
     data = min(data, most // samples)
-    return Curvature("full", samples=samples, rows=data) if samples * data >= min(count, STEP_ROWS) else None
+    return Curvature("full", samples=samples, rows=data) if samples * data >= min(count, LEAST_ROWS) else None
 
 
 def affordable_rows(size: Size) -> int:

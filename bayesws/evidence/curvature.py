@@ -26,7 +26,7 @@ class Curvature:
         samples: random sign combinations of the columns of the likelihood's Hessian root, a datum; None takes all
             columns, and is exact. E[Ĥ] = H, and as log det is concave, E[log evidence] is an overestimate: for "full"
             with one sample by a share of the Occam factor of the order of γ / 4N, of γ effective parameters. With two
-            and more the jackknife takes that order away for "full" (`jackknife`), and with one that of drawn rows.
+            and more the jackknife takes that order away for "full", that of drawn rows, too (see `jackknife`).
             Kronecker factors of inputs then take every fourth datum where there are 1000 patches and more for each of
             their rows.
         subset: share of the data in (0, 1]; below 1 the evidence is the subset bound (see `bound`).

@@ -8,8 +8,8 @@ of the data. With one column less, or half of the drawn data, both known, these 
     Δ_data = f(Ĥ) - mean_h f(2 Ĥ_h)                         ≈ c + b / m    Ĥ_h of half h
 
 and f(Ĥ) + (m/N) Δ_columns + (1 - m/N) Δ_data is right to this order: the halves say what both draws take away, as the
-columns of half of the data, twice as heavy, err twice as much. With one column nothing tells Δ_columns, and (m/N) c
-is left.
+columns of half of the data, twice as heavy, err twice as much. Of one column nothing tells Δ_columns, and nothing is
+corrected.
 """
 
 from collections.abc import Callable
@@ -43,8 +43,8 @@ class Term:
 
 
 def terms_of(columns: int, share: float) -> tuple[Term, ...]:
-    """The corrected f as a sum: Ĥ itself, then what is left without each column where there are several, then each half
-    of the data where they were drawn. The coefficients add up to one.
+    """The corrected f as a sum: Ĥ itself, then, of several columns, what is left without each, and each half of the
+    data where these were drawn. The coefficients add up to one.
 
     Args:
         columns: k.
@@ -53,12 +53,13 @@ def terms_of(columns: int, share: float) -> tuple[Term, ...]:
     >>> [(term.coefficient, term.factor) for term in terms_of(2, 1.0)]
     [(2.0, 1.0), (-0.5, 2.0), (-0.5, 2.0)]
     """
+    if columns == 1:
+        return (Term(1.0),)
     by_column, by_half = share * (columns - 1), 1 - share
     found = [Term(1 + by_column + by_half)]
-    if columns > 1:
-        for j in range(columns):
-            left = frozenset((i, h) for i in range(columns) for h in HALVES if i != j)
-            found.append(Term(-by_column / columns, columns / (columns - 1), left))
+    for j in range(columns):
+        left = frozenset((i, h) for i in range(columns) for h in HALVES if i != j)
+        found.append(Term(-by_column / columns, columns / (columns - 1), left))
     if share < 1:
         halves = [frozenset((j, half) for j in range(columns)) for half in HALVES]
         found += [Term(-by_half / 2, 2.0, half) for half in halves]

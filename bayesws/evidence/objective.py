@@ -71,23 +71,15 @@ class Evidence:
     sampled_rows: int | None = None
 
     @property
-    def filled(self) -> float:
-        """γ as a share of the sampled rows; 0 where none were sampled.
-
-        H has at most as many eigenvalues as there are rows, and so γ is at most their number, where no jackknife
-        corrects it. The nearer it comes, the more the Occam factor is too small.
-        """
-        if self.sampled_rows is None:
-            return 0.0  # before anything is read back from a device
-        return sum(float(p.effective.detach()) for p in self.by_pathway.values()) / self.sampled_rows
-
-    @property
     def saturated(self) -> bool:
         """Whether sampled rows are too few for what the data determine: γ is more than three quarters of their number.
 
-        Precisions that are set by it then let the network learn its data by heart.
+        H has at most as many eigenvalues as there are rows, and so γ is at most their number. Where it comes near, the
+        Occam factor is too small, and precisions that are set by it let the network learn its data by heart.
         """
-        return self.filled > SATURATED
+        if self.sampled_rows is None:
+            return False  # before anything is read back from a device
+        return sum(float(p.effective.detach()) for p in self.by_pathway.values()) > SATURATED * self.sampled_rows
 
     @property
     def too_few_rows(self) -> str:

@@ -48,12 +48,12 @@ class DenseAccumulator(RowAccumulator):
 
     Args:
         columns: how many sampled ones a datum has, where they are to be summed one by one (see `jackknife`); else 1.
-        drawn: whether only some of the data have rows: two halves of these are then summed apart.
+        drawn: whether only some of the data have rows: two halves of several columns' are then summed apart.
     """
 
     def __init__(self, layers: Layers, pathways: Named, columns: int = 1, drawn: bool = False) -> None:
         super().__init__(layers, pathways)
-        self.columns, self.halves = columns, 2 if drawn else 1
+        self.columns, self.halves = columns, 2 if drawn and columns > 1 else 1
         self.sizes = {name: pathway.numel for name, (_, pathway) in pathways.items()}
         self._next = 0  # which of its columns comes next of a batch
         self._second: Tensor | None = None  # which of the batch's data are of the second half

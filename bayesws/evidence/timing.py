@@ -125,7 +125,7 @@ def _seconds_of_function_space(rows: int, in_a_row: int, samples: int, drawn: bo
     space = FunctionSpace.of({"": [some]})
     of_gram = seconds_of(lambda: FunctionSpace.of({"": [some]}), like.device)
     of_factors = seconds_of(lambda: _evaluate(space), like.device)
-    determinants = 1 + samples * (1 - 1 / samples) ** 3 + 2 * 0.5**3 * drawn
+    determinants = 1 + samples * (1 - 1 / samples) ** 3 + 2 * 0.5**3 * (drawn and samples > 1)
     return of_gram * (rows / part) ** 2 * in_a_row / columns + of_factors * determinants * (rows / part) ** 3
 
 

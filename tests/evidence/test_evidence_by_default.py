@@ -10,7 +10,6 @@ from bayesws.evidence.by_default import Size
 from bayesws.evidence.likelihood import Categorical
 
 ONE_COLUMN, STEP = Curvature("full", samples=1), Curvature("full", samples=1, rows=500)
-TWO_COLUMNS = Curvature("full", samples=2, rows=250)
 
 
 def at_the_end(net, count, x=None):
@@ -49,26 +48,10 @@ def test_kronecker_factors_where_not_even_the_rows_are():
 
 def test_two_columns_where_there_are_several():
     net, x = nn.Linear(1000, 20, bias=False), torch.zeros(1, 1000)
-    assert by_default.step_curvature(net, 5000, x, Categorical(), False)[0] == TWO_COLUMNS
+    assert in_a_step(net, 5000) == STEP
     assert at_the_end(net, 900, x) == Curvature("full", samples=4)  # 3684 rows of 1020 numbers cost 5 · 10¹⁰
     assert at_the_end(net, 5000, x) == Curvature("full", samples=2, rows=1842)
     assert at_the_end(nn.Linear(1000, 2000), 5000, x) == Curvature("full", samples=2, rows=1581)
-
-
-def test_more_rows_of_more_data_and_then_of_more_columns():
-    """While they cost a step no more than 2 · 10¹⁰ multiplications: 2000² · 5000 here; all columns are no draw."""
-    size = Size(20_000, 5000)
-
-    def shapes(count, columns=9, first=TWO_COLUMNS):
-        found = by_default.with_more_rows(first, size, count, columns)
-        assert found[0] == first and all(c.kind == "full" and c.seed == first.seed for c in found)
-        return [(c.samples, min(c.rows, count)) for c in found]
-
-    assert shapes(5000) == shapes(1000) == [(2, 250), (2, 500), (2, 1000)]
-    assert shapes(300) == [(2, 250), (2, 300), (4, 300)]  # with 8 of 9 columns 2400 rows
-    assert shapes(120) == [(2, 120), (4, 120), (8, 120)] and shapes(120, columns=4) == [(2, 120)]
-    assert shapes(5000, columns=1, first=STEP) == [(1, 500), (1, 1000), (1, 2000)]
-    assert shapes(900, first=Curvature("full", samples=1, rows=3, seed=7))[:3] == [(1, 3), (2, 6), (2, 12)]
 
 
 @pytest.mark.parametrize("parameters, kind", [(2000, "full"), (2002, "kron")])

@@ -15,7 +15,6 @@ from bayesws.evidence.precision import ascend_precisions, update_precisions
 from bayesws.io.arguments import LARGEST_SEED, choice, positive, real, share, whole
 from bayesws.layers.contract import named_pathways, starting_log_precisions, structure, structures
 from bayesws.training.burn_in import BurnIn
-from bayesws.training.enough_rows import EnoughRows
 from bayesws.training.objectives.objective import HeldOut, LossTerm, Setting, check_terms
 from bayesws.training.optimiser import optimiser_state, restore_optimiser
 from bayesws.training.schedule import steps_due
@@ -26,6 +25,10 @@ PRIOR_STEP = 10.0  # a step may be at most this many prior standard deviations p
 FEW_STEPS = 3  # on the hyperparameters: with fewer nothing can be said of their convergence
 SMALL_GAIN = 1e-3  # nats per datum: the next step on the precisions may wait twice as long
 LONGEST_WAIT = 4  # times `every`
+TOO_FEW_ROWS = (
+    "the data determine more parameters than sampled rows can hold: steps on the evidence took Kronecker factors of "
+    "one sampled column a datum"
+)
 UNSETTLED = 0.05  # relative change of the log evidence in the last hyperparameter step that is worth a note
 
 
@@ -38,8 +41,7 @@ class ByEvidence:
 
     Attributes:
         curvature: of the steps, a `Curvature` or its name; its samples and its subset are drawn anew at every step.
-            None takes the one that `fit` reports the evidence with. Steps on precisions alone take more rows than the
-            sampled ones of "full" where these hold too little (see `EnoughRows`).
+            None takes the one that `fit` reports the evidence with.
         fixed_point_steps: MacKay steps on the precisions for one curvature pass.
         damping: of a MacKay step, in (0, 1].
         structure_rate: Adam's learning rate for structure and noise.
@@ -103,7 +105,7 @@ class EvidenceAtWork:
         self.pathways = dict(named_pathways(net))
         self.due = steps_due(plan, len(setting.data))
         self.draws = 0  # of curvatures so far
-        self.rows = EnoughRows(self.curvature, setting)
+        self.saturated = False  # whether sampled rows were too few
         self.settling = Settling(structures(net))
         self.record: dict[str, float] = {}  # of this epoch's last step on the hyperparameters
         self.log_precisions = starting_log_precisions(net)
@@ -197,7 +199,7 @@ class EvidenceAtWork:
             tensors |= optimiser_state("hyper", self.hyper_optimiser)
         return tensors, {
             "draws": self.draws,
-            "rows": self.rows.state(),
+            "saturated": self.saturated,
             "settling": self.settling.state(),
             "burn_in": self.burn_in.state(),
             "steps": [self.wait, self.next_step],
@@ -210,15 +212,14 @@ class EvidenceAtWork:
             tensor.copy_(tensors[f"prior.{name}"])
         if self.hyper_optimiser is not None:
             restore_optimiser("hyper", self.hyper_optimiser, tensors)
-        self.draws = values["draws"]
-        self.rows.restore(values["rows"])
+        self.draws, self.saturated = values["draws"], values["saturated"]
         self.settling.restore(values["settling"])
         self.burn_in.restore(values["burn_in"])
         self.wait, self.next_step = values["steps"]
 
     def notes(self, history: list[dict[str, float]]) -> list[str]:
         """Stacks that did not converge, structure and evidence that still moved."""
-        notes = [*self.settling.notes(), *self.rows.notes()]
+        notes = [*self.settling.notes(), *[TOO_FEW_ROWS] * self.saturated]
         records = [r["log_evidence"] for r in history if "log_evidence" in r]
         if len(records) < FEW_STEPS:
             notes.append(
@@ -238,29 +239,31 @@ class EvidenceAtWork:
         """δ by pathway."""
         return {name: math.exp(float(t.detach())) for name, t in self.log_precisions.items()}
 
-    def _drawn(self, curvature: Curvature) -> Curvature:
+    def _drawn(self) -> Curvature:
         """The curvature with draws of its own for this step."""
         self.draws += 1
+        curvature = Curvature("kron", samples=1) if self.saturated else self.curvature
         return replace(curvature, seed=(self.curvature.seed + self.draws) % LARGEST_SEED)
 
     def _precision_step(self) -> dict[str, float]:
-        """MacKay's steps on one pass, again with more rows where these were too few; where they gain little, the next
-        pass waits longer.
+        """MacKay's steps on one pass; where they gain little, the next pass waits longer.
+
+        Where sampled rows are too few (`Evidence.saturated`), this and all later passes take Kronecker factors.
         """
         rebalance(self.pathways, self.log_precisions)
-        for curvature in self.rows:
-            before, after = self._step_on_precisions(self._drawn(curvature))
-            if self.rows.enough(after):
-                break
+        before, after = self._step_on_precisions()
+        if after.saturated:
+            self.saturated = True
+            before, after = self._step_on_precisions()
         gain, every = float(after) - float(before), self.setting.schedule.wait
         self.wait = min(2 * self.wait, LONGEST_WAIT * every) if gain < SMALL_GAIN * after.examples else every
         return terms_of(after)
 
     @torch.no_grad()
-    def _step_on_precisions(self, curvature: Curvature) -> tuple[Evidence, Evidence]:
+    def _step_on_precisions(self) -> tuple[Evidence, Evidence]:
         """MacKay's steps on one pass, in place: the evidence before them and after them."""
         setting = self.setting
-        done = laplace_pass(setting.net, setting.data, setting.likelihood, curvature, check=False)
+        done = laplace_pass(setting.net, setting.data, setting.likelihood, self._drawn(), check=False)
         before = assemble(setting.net, done, self.log_precisions)
         set_precisions(setting, done, self.log_precisions, self.settings.fixed_point_steps, self.settings.damping)
         return before, assemble(setting.net, done, self.log_precisions)
@@ -277,7 +280,7 @@ class EvidenceAtWork:
             setting.net,
             setting.data,
             setting.likelihood,
-            self._drawn(self.curvature),
+            self._drawn(),
             self.log_precisions,
             [*precisions, *others],
             self.settings.structure_way,
