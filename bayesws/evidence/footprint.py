@@ -23,7 +23,7 @@ def held_numbers(curvature: Curvature, layers: Layers, shapes: Shapes, rows: int
     """
     if in_function_space(curvature, layers, rows):
         return rows * numbers_in_a_row(layers, shapes)
-    return sum(sum(a.numbers(shapes).values()) for a in accumulators_for(curvature, layers))
+    return sum(sum(a.numbers(shapes).values()) for a in _accumulators(curvature, layers, rows))
 
 
 def in_function_space(curvature: Curvature, layers: Layers, rows: int) -> bool:
@@ -41,7 +41,7 @@ def peak_bytes(curvature: Curvature, layers: Layers, shapes: Shapes, rows: int, 
         batch: how many data are in the network at once.
         number: bytes of a number.
     """
-    accumulators = accumulators_for(curvature, layers)
+    accumulators = _accumulators(curvature, layers, rows)
     sums = held_numbers(curvature, layers, shapes, rows) * number
     passing = (_signals(shapes, batch) + max((_beside(a, shapes, batch) for a in accumulators), default=0)) * number
     eigenvalues = sum(
@@ -50,6 +50,12 @@ def peak_bytes(curvature: Curvature, layers: Layers, shapes: Shapes, rows: int, 
     if in_function_space(curvature, layers, rows):
         return sums + max(passing, matrices_bytes(len(_sizes(layers)), rows))
     return sums + max(passing, ELEMENTWISE * eigenvalues * number + _factorising(accumulators, shapes, number))
+
+
+def _accumulators(curvature: Curvature, layers: Layers, rows: int) -> list[Accumulator]:
+    """Those of so many rows: of as many as are drawn there may be more data, whose halves are then summed apart."""
+    drawn = curvature.samples is not None and rows >= curvature.rows * curvature.samples
+    return accumulators_for(curvature, layers, drawn=drawn)
 
 
 def _sizes(layers: Layers) -> list[int]:
