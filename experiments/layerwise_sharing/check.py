@@ -74,6 +74,16 @@ def check_special_cases(folder: Path) -> None:
         columns = " | ".join(map(scores, (trials, *alone)))
         evidence, nll = regret(trials, alone)
         print(f"| {task} | {right} of {len(trials)} | {columns} | {evidence} | {nll} |")
+    print(
+        "\n| digits | evidence | task loss, 9 trainings | NLL less the task loss's | lower in |\n|---|---|---|---|---|"
+    )
+    runs = [bws.trials.Comparison.load(place / "summary.json").cells() for place in (HERE, HERE / "task_74")]
+    for task in dict.fromkeys(task for task, _, _ in cells):
+        trials = cells[task, "both", "evidence"]
+        by_task = [trial for run in runs for trial in run[task, "both", "task"]]
+        less = [a.nll - b.nll for a, b in zip(trials, by_task, strict=True) if a.seed == b.seed]
+        lower = f"{sum(difference < 0 for difference in less)} of {len(less)}"
+        print(f"| {task} | {scores(trials)} | {scores(by_task)} | {with_error(less, 3, sign='+')} | {lower} |")
 
 
 def main() -> int:
