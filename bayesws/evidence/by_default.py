@@ -98,9 +98,9 @@ def step_curvature(
 def full_curvature(size: Size, count: int, columns: int) -> Curvature | None:
     """ "full" of such rows: by all columns, or by as many sampled rows as can be afforded; None where too few can.
 
-    All where `determinant_cost` is at most `AT_THE_END`. Else as many rows as cost that, and as `ROW_NUMBERS` holds, if
-    they are 500 or more: of all data, or 2000 of them, as many columns as there are rows for; two columns of fewer data
-    where these are too many. So they are nearly exact (see `jackknife`).
+    All where `determinant_cost` is at most `AT_THE_END`. Else as many rows as cost that, or 2000 where these are more;
+    fewer where they have more than `ROW_NUMBERS` numbers, but no less than 500. They are of as many columns as there
+    are rows for, of all data or of 2000, or of two columns of fewer data: nearly exact (see `jackknife`).
 
     Args:
         size: of the rows.
@@ -109,7 +109,8 @@ def full_curvature(size: Size, count: int, columns: int) -> Curvature | None:
     """
     if determinant_cost(size, count * columns) <= AT_THE_END:
         return Curvature("full")
-    most, data = min(affordable_rows(size), ROW_NUMBERS // size.in_a_row), min(count, ROWS)
+    data = min(count, ROWS)
+    most = min(max(ROWS, affordable_rows(size)), ROW_NUMBERS // size.in_a_row)
     if (samples := min(most // data, columns - 1)) >= COLUMNS:
         return Curvature("full", samples=samples)
     samples = min(COLUMNS, columns)
