@@ -109,13 +109,14 @@ def full_curvature(size: Size, count: int, columns: int) -> Curvature | None:
     """
     if determinant_cost(size, count * columns) <= AT_THE_END:
         return Curvature("full")
-    data = min(count, ROWS)
-    most = min(max(ROWS, affordable_rows(size)), ROW_NUMBERS // size.in_a_row)
+    most, data = min(max(ROWS, affordable_rows(size)), ROW_NUMBERS // size.in_a_row), min(count, ROWS)
     if (samples := min(most // data, columns - 1)) >= COLUMNS:
         return Curvature("full", samples=samples)
     samples = min(COLUMNS, columns)
-    data = min(data, most // samples)
-    return Curvature("full", samples=samples, rows=data) if samples * data >= min(count, LEAST_ROWS) else None
+    fewer = most // samples
+    if samples * min(data, fewer) < min(count, LEAST_ROWS):
+        return None
+    return Curvature("full", samples=samples, rows=min(fewer, ROWS))
 
 
 def affordable_rows(size: Size) -> int:
