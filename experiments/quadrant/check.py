@@ -40,9 +40,9 @@ def shares(trial: Trial, sizes: dict[str, int]) -> list[float]:
 
 
 def of_dense(trial: Trial) -> list[float]:
-    """γ of the dense map's weights as a share of the block's."""
+    """γ of the dense map, its number for every position included, as a share of the block's."""
     rows = [row["effective"] for row in trial["sharing"] if row["name"] in CHOICE]
-    return [row["fc.weight"] / (row["fc.weight"] + row["conv.weight"]) for row in rows]
+    return [sum(gamma for name, gamma in row.items() if name.startswith("fc.")) / sum(row.values()) for row in rows]
 
 
 def by_block(values: list[list[float]], digits: int) -> str:
