@@ -40,6 +40,7 @@ from bayesws.training.saved import check_free_for
 from bayesws.trials.by_layer import in_use
 from bayesws.trials.compare import network_for
 from bayesws.trials.comparison import PATHWAYS
+from bayesws.trials.doubt import doubts
 from bayesws.trials.scores import Scores
 
 
@@ -107,6 +108,8 @@ def run(options: argparse.Namespace) -> None:
         console.print(f"start {start.number + 1}, {start.what}: {start.score}{chosen}")
     console.print(f"test accuracy {100 * scores.accuracy:.1f} %, test NLL {scores.nll:.3f} nats per datum")
     console.print(f"log evidence {result.log_evidence:.1f} nats, summed over {result.evidence.examples} images")
+    for doubt in doubts(result.log_evidence, result.evidence.examples, scores.nll):
+        console.print(f"note: {doubt}")
     for row in result.sharing:
         strength = "" if math.isnan(row.strength) else f"ρ = {row.strength:.2f}; "
         console.print(f"{row.name}: {strength}{_of_branches(row)}effective parameters: {in_use([row], ', ')}")

@@ -11,6 +11,7 @@ from bayesws.io.json_files import Fraction, Measured, Seconds, of_kind
 from bayesws.training.result import FitResult
 from bayesws.training.summaries import SharingRow
 from bayesws.trials.comparable import MEANING
+from bayesws.trials.doubt import doubts
 from bayesws.trials.scores import Scores
 
 
@@ -31,7 +32,7 @@ class Trial:
         weight_decay: chosen for the task loss or a relative; None for the evidence.
         seconds: wall time of the fit, the choice of its settings included.
         training_seconds: that of the one training that was kept, without its end.
-        notes: what did not converge.
+        notes: what did not converge, and what is to be doubted (see `doubt`).
         calibration_error: expected, on the test data, in [0, 1]: see `Scores`.
         brier: on the test data, in [0, 2]: see `Scores`.
         elsewhere: scores on the test data of other tasks, by task.
@@ -91,7 +92,7 @@ class Trial:
             fit.recipe.weight_decay,
             fit.provenance.seconds,
             fit.provenance.training_seconds,
-            list(fit.notes),
+            [*fit.notes, *doubts(fit.log_evidence, fit.evidence.examples, scores.nll)],
             scores.calibration_error,
             scores.brier,
             {name: Scores.of(fit, *other) for name, other in (elsewhere or {}).items()},

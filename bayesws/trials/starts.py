@@ -18,6 +18,7 @@ from bayesws.training.fit import fit
 from bayesws.training.result import FitResult
 from bayesws.training.summaries import EvidenceSummary, SharingRow
 from bayesws.trials.comparable import MEANING
+from bayesws.trials.doubt import doubts
 from bayesws.trials.ranking import RankedNetwork
 
 
@@ -102,7 +103,8 @@ def started(
     except (ValueError, FloatingPointError, RuntimeError) as error:
         kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
         raise kind(f"network {name!r}: {error}") from error
-    evidence = EvidenceSummary.of(found)
+    evidence, nll = EvidenceSummary.of(found), None if test is None else result.nll(*test, kind="map")
+    doubted = [] if nll is None else doubts(evidence.log_evidence, evidence.examples, nll)
     return result, Start(
         name,
         seed,
@@ -113,8 +115,8 @@ def started(
         _groups(result.model),
         result.recipe.schedule,
         time.perf_counter() - began,
-        [*result.notes, *[found.too_few_rows] * found.saturated],
-        None if test is None else result.nll(*test, kind="map"),
+        [*result.notes, *[found.too_few_rows] * found.saturated, *doubted],
+        nll,
         result.provenance.data,
         MEANING,
         evidence_curvature,
