@@ -60,9 +60,9 @@ class FunctionSpace:
         return cls({name: gram(parts) for name, parts in rows.items()})
 
     @property
-    def near(self) -> "FunctionSpace":
-        """H of the least of the parts alone, which costs less and has nearly the same optimum."""
-        return replace(self, parts=(replace(self.parts[-1], coefficient=1.0),))
+    def near(self) -> "FunctionSpace | None":
+        """H of the least of several parts, which costs less and has nearly the same optimum."""
+        return replace(self, parts=(replace(self.parts[-1], coefficient=1.0),)) if len(self.parts) > 1 else None
 
     def _factors(self, log_precisions: LogPrecisions) -> Iterator[tuple[Part, Tensor]]:
         """L with L Lᵀ = B of every part."""

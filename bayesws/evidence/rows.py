@@ -117,10 +117,11 @@ class DenseAccumulator(RowAccumulator):
         def block(term: Term) -> DenseBlock:
             return DenseBlock(term.factor * reduce(add, [matrices[b] for b in matrices if term.has(b)]), self.sizes)
 
-        terms = terms_of(self.columns, self.share(sums, matrices))
-        if len(terms) == 1:
-            return block(terms[0])
-        return Jackknifed(tuple((term.coefficient, partial(block, term)) for term in terms))
+        first, *others = terms_of(self.columns, self.share(sums, matrices))
+        whole = block(first)
+        if not others:
+            return whole
+        return Jackknifed(((first.coefficient, lambda: whole), *((t.coefficient, partial(block, t)) for t in others)))
 
     def share(self, sums: Sums, blocks: Iterable[Block]) -> float:
         """m/N, how many of the data have rows; 1 where all have, or where one half of them has none."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesws.evidence.function_space import FunctionSpace
+from bayesws.evidence.jackknife import Jackknifed
 from bayesws.evidence.objective import LaplacePass
 from bayesws.io.arguments import flag, positive, real, share, shown
 from bayesws.layers.contract import (
@@ -222,9 +223,10 @@ class PenalisedAtWork:
         if shaping_precisions(self.setting.net):
             return
         steps, hessian = FINAL_STEPS, done.hessian
-        if isinstance(hessian, FunctionSpace) and len(hessian.parts) > 1:
-            near = replace(done, hessian=hessian.near)
-            set_precisions(self.setting, near, self.log_precisions, steps, FINAL_DAMPING, hold_split=True)
+        near = hessian.near if isinstance(hessian, FunctionSpace | Jackknifed) else None
+        if near is not None:
+            cheaper = replace(done, hessian=near)
+            set_precisions(self.setting, cheaper, self.log_precisions, steps, FINAL_DAMPING, hold_split=True)
             steps = LAST_STEPS
         set_precisions(self.setting, done, self.log_precisions, steps, FINAL_DAMPING, hold_split=True)
 
