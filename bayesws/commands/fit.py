@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
                 sweep_drafts(path.parent, path.name)
             if out.exists():
                 _check_same_command(out)
-            result, scores = _trained(options, unfinished)
+            result, scores, doubted = _trained(options, unfinished)
             result.save(out)
             if unfinished.exists():
                 remove_folder(unfinished)
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
         kept = f"what was done is kept in {unfinished}: the same command goes on from there"
         raise KeyboardInterrupt(kept if unfinished.exists() else "") from stop
     if options.json:
-        print(json.dumps(without_nan({"test": asdict(scores)} | _numbers(result)), indent=1, allow_nan=False))
+        print(json.dumps(without_nan({"test": asdict(scores)} | _numbers(result, doubted)), indent=1, allow_nan=False))
         return
     console = wide_console()
     for start in result.starts:
@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> None:
         console.print(f"start {start.number + 1}, {start.what}: {start.score}{chosen}")
     console.print(f"test accuracy {100 * scores.accuracy:.1f} %, test NLL {scores.nll:.3f} nats per datum")
     console.print(f"log evidence {result.log_evidence:.1f} nats, summed over {result.evidence.examples} images")
-    for doubt in doubts(result.log_evidence, result.evidence.examples, scores.nll):
+    for doubt in doubted:
         console.print(f"note: {doubt}")
     for row in result.sharing:
         strength = "" if math.isnan(row.strength) else f"ρ = {row.strength:.2f}; "
@@ -116,8 +116,8 @@ def run(options: argparse.Namespace) -> None:
     console.print(f"written: {options.out}")
 
 
-def _trained(options: argparse.Namespace, unfinished: Path) -> tuple[FitResult, Scores]:
-    """The fit, from where it was stopped, and how it does on the test images."""
+def _trained(options: argparse.Namespace, unfinished: Path) -> tuple[FitResult, Scores, list[str]]:
+    """The fit, from where it was stopped, how it does on the test images, and what they say against its evidence."""
     images = data_sets.load(**data_arguments(options), task=options.task, seed=options.seed)
     torch.manual_seed(options.seed)
     net = _network(options, images)
@@ -134,7 +134,7 @@ def _trained(options: argparse.Namespace, unfinished: Path) -> tuple[FitResult, 
         )
     scores = Scores.of(result, *images.test)
     told = {"data": options.data, "task": options.task, "command": command(), "test": asdict(scores)}
-    return result.with_provenance(**told), scores
+    return result.with_provenance(**told), scores, doubts(result, result.evidence, *images.test)
 
 
 def _network(options: argparse.Namespace, images: data_sets.ImageData) -> nn.Module:
@@ -197,7 +197,7 @@ def _tensorboard(folder: Path | None) -> Iterator[Callable[[dict[str, float]], o
         yield watch
 
 
-def _numbers(fit: FitResult) -> dict[str, Any]:
+def _numbers(fit: FitResult, doubted: list[str]) -> dict[str, Any]:
     return {
         "log_evidence": fit.log_evidence,
         "evidence": asdict(fit.evidence),
@@ -205,5 +205,5 @@ def _numbers(fit: FitResult) -> dict[str, Any]:
         "starts": [asdict(start) for start in fit.starts],
         "weight_decay": fit.recipe.weight_decay,
         "seconds": fit.provenance.seconds,
-        "notes": fit.notes,
+        "notes": [*fit.notes, *doubted],
     }

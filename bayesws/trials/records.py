@@ -92,7 +92,7 @@ class Trial:
             fit.recipe.weight_decay,
             fit.provenance.seconds,
             fit.provenance.training_seconds,
-            [*fit.notes, *doubts(fit.log_evidence, fit.evidence.examples, scores.nll)],
+            [*fit.notes, *doubts(fit, fit.evidence, *test)],
             scores.calibration_error,
             scores.brier,
             {name: Scores.of(fit, *other) for name, other in (elsewhere or {}).items()},

@@ -103,8 +103,7 @@ def started(
     except (ValueError, FloatingPointError, RuntimeError) as error:
         kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
         raise kind(f"network {name!r}: {error}") from error
-    evidence, nll = EvidenceSummary.of(found), None if test is None else result.nll(*test, kind="map")
-    doubted = [] if nll is None else doubts(evidence.log_evidence, evidence.examples, nll)
+    evidence = EvidenceSummary.of(found)
     return result, Start(
         name,
         seed,
@@ -115,8 +114,12 @@ def started(
         _groups(result.model),
         result.recipe.schedule,
         time.perf_counter() - began,
-        [*result.notes, *[found.too_few_rows] * found.saturated, *doubted],
-        nll,
+        [
+            *result.notes,
+            *[found.too_few_rows] * found.saturated,
+            *([] if test is None else doubts(result, evidence, *test)),
+        ],
+        None if test is None else result.nll(*test, kind="map"),
         result.provenance.data,
         MEANING,
         evidence_curvature,
