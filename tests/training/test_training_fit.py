@@ -11,6 +11,8 @@ from torch import nn
 
 import bayesws as bws
 from bayesws.evidence.batches import Batches
+from bayesws.evidence.function_space import FunctionSpace
+from bayesws.evidence.jackknife import Jackknifed
 from bayesws.sharing import doubly_stochastic
 from bayesws.training.objectives import Penalties, Setting, TaskLoss
 
@@ -377,3 +379,22 @@ def test_an_evidence_of_too_few_rows_is_not_what_a_fit_ends_with(digits, monkeyp
     settings = {"objective": "task", "weight_decays": (1e-3,), "epochs": 12, "keep_posterior": False}
     fit = bws.fit(small(), digits.train, curvature=asked, **settings)
     assert fit.evidence.curvature == bws.Curvature("kron")
+
+
+@pytest.mark.parametrize("count", [4, 40])
+def test_a_task_loss_settles_its_precisions_on_a_part_of_the_rows(count, monkeypatch):
+    """In function space and in the space of parameters: all parts only in the last of two hundred steps."""
+    seen = []
+    for kind in (FunctionSpace, Jackknifed):
+        real = kind.effective
+
+        def counted(self, logs, real=real):
+            seen.append(isinstance(self, Jackknifed) or len(self.parts) > 1)
+            return real(self, logs)
+
+        monkeypatch.setattr(kind, "effective", counted)
+    monkeypatch.setattr("bayesws.evidence.by_default.AT_THE_END", 0)  # else all columns
+    asked, data = bws.Curvature("full", samples=2), (torch.randn(count, 5), torch.arange(count) % 3)
+    settings = {"objective": "task", "weight_decays": (1e-3,), "epochs": 5, "keep_posterior": False}
+    fit = bws.fit(nn.Linear(5, 3), data, curvature=asked, **settings)
+    assert fit.evidence.curvature == asked and 0 < sum(seen) < 12
