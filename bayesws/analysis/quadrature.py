@@ -26,7 +26,8 @@ def refined(density: Callable[[Sides], Tensor], ends: tuple[float, float], axes:
 
     Args:
         density: of the sides of a grid, each (n,), the log density (n, ...) on it up to a constant.
-        ends: of every axis to begin with; twice as far apart, as often as there is mass at one.
+        ends: of every axis to begin with; twice as far apart, as often as there is mass at one. The power has no say
+            in that: it spreads mass to the ends, and far out an evidence is what rounding makes of it.
         axes: one or two.
     """
     points = POINTS[axes]
@@ -36,14 +37,13 @@ def refined(density: Callable[[Sides], Tensor], ends: tuple[float, float], axes:
         logs = _finite(density(sides))
         calm = min(1.0, STEEP / max(_fall(logs), STEEP))
         weights = (calm * logs.flatten()).softmax(0).reshape(logs.shape)
-        masses = [weights.movedim(axis, 0).reshape(points, -1).sum(1) for axis in range(axes)]
-        if not began and any(float(mass[end]) > LEFT_OUT for mass in masses for end in (0, -1)):
+        if not began and _at_an_end(logs):
             reach = (ends[1] - ends[0]) / 2
             ends = (ends[0] - reach, ends[1] + reach)
             sides = [torch.linspace(*ends, points, dtype=torch.float64)] * axes
             continue
         began = True
-        boxes = [_box(side, mass) for side, mass in zip(sides, masses, strict=True)]
+        boxes = [_box(side, mass) for side, mass in zip(sides, _masses(weights), strict=True)]
         narrower = any(high - low < 0.5 * float(s[-1] - s[0]) for (low, high), s in zip(boxes, sides, strict=True))
         if not narrower:
             if calm == 1 or points > POINTS[axes] * MOST / 2:
@@ -61,6 +61,17 @@ def drawn(sides: Sides, logs: Tensor, count: int, generator: torch.Generator) ->
     cells = np.unravel_index(places.numpy(), logs.shape)
     steps = torch.stack([side[1] - side[0] for side in sides])
     return torch.stack([side[cell] for side, cell in zip(sides, cells, strict=True)], 1) + steps * within
+
+
+def _masses(weights: Tensor) -> list[Tensor]:
+    """By axis, (n,)."""
+    return [weights.movedim(axis, 0).reshape(size, -1).sum(1) for axis, size in enumerate(weights.shape)]
+
+
+def _at_an_end(logs: Tensor) -> bool:
+    """Whether there is mass at an end of an axis."""
+    masses = _masses(logs.flatten().softmax(0).reshape(logs.shape))
+    return any(float(mass[end]) > LEFT_OUT for mass in masses for end in (0, -1))
 
 
 def _finite(logs: Tensor) -> Tensor:
