@@ -1,4 +1,4 @@
-"""LayerwiseNet: blocks that are a mean of maps, from fully connected to convolution and group convolution."""
+"""LayerwiseNet: blocks that are a sum of maps, from fully connected to convolution and group convolution."""
 
 import math
 from collections.abc import Callable
@@ -32,7 +32,7 @@ Make = Callable[..., nn.Module]
 
 
 class LayerwiseNet(nn.Module):
-    """Eight blocks y = ReLU(mean of branches), then a head of one hidden layer: which branch each layer needs, the
+    """Eight blocks y = ReLU(sum of branches), then a head of one hidden layer: which branch each layer needs, the
     evidence says.
 
     Branches, the one that shares most first:
@@ -47,7 +47,8 @@ class LayerwiseNet(nn.Module):
     of the convolution (`Subsample2d`, as published), or those of the block's input, for all branches alike (`Align2d`).
     With gconv the image is stacked in its turns at the start, all other branches act on all of their channels at once,
     and the maximum over the stack comes before the head. Beside one that shares more, a branch starts at a tenth of its
-    weights, so that it does not fit first and hide the sharing.
+    weights, so that it does not fit first and hide the sharing. A mean of K branches has the same functions, and same
+    evidence at K² times smaller precisions; but the one that is chosen would learn at a K-th of the rate.
 
     Args:
         blocks: branches joined by "+", such as "fc+conv"; of every block.
@@ -104,7 +105,7 @@ class LayerwiseNet(nn.Module):
             made = _makers(names, channels, width * width_of, size, stride, parts, choose, new)
             self.aligned.append(Align2d(stride) if choose == INPUT and stride > 1 else nn.Identity())
             branches: dict[str, Any] = {name.replace("-", "_"): made[name]() for name in names}
-            self.blocks.append(Branches(**branches))
+            self.blocks.append(Branches(reduce="sum", **branches))
             channels, size = width * width_of, size // stride
         self.pool = PoolGroup(parts) if parts > 1 else nn.Identity()
         features = channels * size**2
@@ -117,8 +118,8 @@ class LayerwiseNet(nn.Module):
     def reset_parameters(self) -> None:
         """Draw all weights as their own layers do, U(±1/√fan_in), and scale them so that signals keep their size.
 
-        The mean divides by the number of branches K and ReLU halves the mean square, so that weights need the variance
-        2 K² / fan_in (He et al., 2015) in the first branch of a block; the others are a tenth of that.
+        ReLU halves the mean square, so that weights need the variance 2 / fan_in (He et al., 2015) in the first branch
+        of a block; the others start at a tenth of such weights.
         """
         for module in self.modules():
             if module is not self and callable(reset := getattr(module, "reset_parameters", None)):
@@ -126,7 +127,7 @@ class LayerwiseNet(nn.Module):
         for block in self.blocks:
             branches = list(block.children())
             for branch in branches:
-                scale = UNIT * math.sqrt(2) * len(branches) * (1.0 if branch is branches[0] else FREE_SCALE)
+                scale = UNIT * math.sqrt(2) * (1.0 if branch is branches[0] else FREE_SCALE)
                 if isinstance(branch, FactoredLinear2d):
                     branch.inner.weight.mul_(UNIT)
                     branch.outer.weight.mul_(scale)

@@ -46,11 +46,11 @@ def test_it_trains_has_an_evidence_and_is_built_again(blocks, choose, tmp_path):
     torch.testing.assert_close(hard(x), fit.model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_a_block_is_the_rectified_mean_of_its_branches():
+def test_a_block_is_the_rectified_sum_of_its_branches():
     net, x = small("fc+conv"), torch.randn(2, 1, 16, 16)
     first = net.blocks[0]
     assert isinstance(first, Branches)
-    expected = (0.5 * (first.conv(x) + first.fc(x))).relu()
+    expected = (first.conv(x) + first.fc(x)).relu()
     features = []
     net.blocks[1].register_forward_pre_hook(lambda _m, given: features.append(given[0]))
     net(x)
@@ -81,10 +81,10 @@ def test_a_branch_beside_one_that_shares_more_starts_small():
         draw(net)
         block = net.blocks[0]
         for weight, bound in (
-            (block.conv.weight, 3 * 6**0.5 / 3),
-            (block.fc.weight, 0.3 * 6**0.5 / 16),
+            (block.conv.weight, 6**0.5 / 3),
+            (block.fc.weight, 0.1 * 6**0.5 / 16),
             (block.f_fc.inner.weight, 3**0.5 / 16),
-            (block.f_fc.outer.weight, 0.3 * 6**0.5),
+            (block.f_fc.outer.weight, 0.1 * 6**0.5),
         ):
             assert 0.6 * bound < float(weight.detach().abs().max()) <= bound
 
