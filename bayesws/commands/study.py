@@ -28,6 +28,9 @@ STUDY_HELP = """a study, with all that it must have:
 data: arguments of bayesws.data.load, such as root, side and test_size; in its
   name a $VARIABLE is filled in; "fresh": true draws motions anew every epoch.
 seed: the first of the seeds, else 0.
+judge: fields of bayesws.Curvature, such as {"kind": "full", "samples": 2}, that
+  the evidences of all methods are by, so that they can be held against each
+  other; without, every one is as exact as its network affords.
 epochs: one number, or one for every train size: {"100": 60, "300": 30}.
 methods: each has a name and a model (WSCNN, WSResNet, CNN or ResNet); may have
   network    arguments of the model, but channels and classes

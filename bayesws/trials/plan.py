@@ -27,7 +27,7 @@ FIELDS: Kinds = {
     "epochs": int | dict[str, int],
     "methods": dict[str, Any],
 }
-OPTIONAL_FIELDS: Kinds = {"seed": int}
+OPTIONAL_FIELDS: Kinds = {"seed": int, "judge": dict[str, Any] | None}
 METHOD_FIELDS: Kinds = {
     "model": str,
     "network": dict[str, Any],
@@ -71,6 +71,7 @@ def read_plan(path: Path) -> dict[str, Any]:
             task_named(name)
         with _said_of("data"):
             _check_fields(plan["data"], _kinds(load) | {"fresh": bool}, DATA_ARGUMENTS, required=["name"])
+        _check_curvature("judge", plan.get("judge"))
         if not plan["methods"]:
             raise ValueError("methods is empty: expected one method or more, by name")
         for name, method in plan["methods"].items():
@@ -98,10 +99,13 @@ def _check_method(name: str, method: Any, plan: dict[str, Any]) -> None:
         for size in plan["train_sizes"]:
             if size in sizes and str(size) not in plan["epochs"]:
                 raise ValueError(f"no epochs for {size} training images: add {str(size)!r} to epochs")
-    curvature = method.get("curvature") or {}
-    with _said_of("curvature"):
-        _check_fields(curvature, get_type_hints(Curvature))
-        Curvature(**curvature)
+    _check_curvature("curvature", method.get("curvature"))
+
+
+def _check_curvature(name: str, given: dict[str, Any] | None) -> None:
+    with _said_of(name):
+        _check_fields(given or {}, get_type_hints(Curvature))
+        Curvature(**given or {})
 
 
 def _check_network(model: str, given: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from bayesws.training.fit import fit
 from bayesws.training.result import FitResult
 from bayesws.training.schedule import Schedule
 from bayesws.trials.comparable import MEANING
+from bayesws.trials.judged import judged
 from bayesws.trials.records import Trial
 
 WEIGHT_DECAYS = 6  # that the task loss chooses from
@@ -44,6 +45,8 @@ class TrialSpec:
         objective: its short name.
         fit: further arguments of `bayesws.fit`: fields of the schedule, settings of the objective.
         curvature: as for `fit`.
+        judge: the curvature that the evidence is by, at the weights and precisions that the fit ends with; None is the
+            fit's own, which networks of other sizes afford another of.
         labels: what tables call it, by column. Task, labels and seed name its file.
         elsewhere: other tasks with the same labels, to test on.
         device: where to train.
@@ -58,6 +61,7 @@ class TrialSpec:
     objective: str = "evidence"
     fit: dict[str, Any] = field(default_factory=dict)
     curvature: Curvature | None = None
+    judge: Curvature | None = None
     labels: dict[str, str | int] = field(default_factory=dict)
     elsewhere: tuple[str, ...] = ()
     device: str = "cpu"
@@ -143,6 +147,7 @@ class TrialSpec:
                 elsewhere=others,
                 objective=self.objective,
                 curvature=self.curvature,
+                judge=self.judge,
                 device=self.device,
                 progress=False,
                 keep_posterior=self.fits is not None,
@@ -161,6 +166,7 @@ def train_and_score(
     pathways: str = "both",
     seen: tuple[Tensor, Tensor] | None = None,
     elsewhere: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    judge: Curvature | None = None,
     **settings: Any,
 ) -> tuple[FitResult, Trial]:
     """Train a network and test what it has become.
@@ -173,12 +179,15 @@ def train_and_score(
         task, pathways: what the trial calls them.
         seen: the (x, y) whose training loss is told; None is `train`, which then is such a pair.
         elsewhere: test data of other tasks with the same labels, by name.
+        judge: the curvature that the evidence is by; None is the fit's own.
         settings: further arguments of `fit`.
 
     Raises:
         ValueError, FloatingPointError: as `fit`.
     """
     result = fit(net, train, seed=seed, **settings)
+    if judge is not None:
+        result = judged(result, train, judge)
     return result, Trial.of(result, train if seen is None else seen, test, task, seed, pathways, elsewhere)
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from bayesws.evidence.curvature import Curvature
 from bayesws.evidence.likelihood import Likelihood
-from bayesws.evidence.objective import log_evidence
 from bayesws.io.json_files import Count, Measured, Seconds, of_kind
 from bayesws.layers.identify import identify_groups
 from bayesws.layers.weight_sharing import WeightSharing
 from bayesws.training.fit import fit
 from bayesws.training.result import FitResult
-from bayesws.training.summaries import EvidenceSummary, SharingRow
+from bayesws.training.summaries import SharingRow
 from bayesws.trials.comparable import MEANING
 from bayesws.trials.doubt import doubts
+from bayesws.trials.judged import judged
 from bayesws.trials.ranking import RankedNetwork
 
 
@@ -98,27 +98,22 @@ def started(
     began = time.perf_counter()
     try:
         result = fit(net, data, likelihood, "evidence", curvature, seed=seed, **settings)
-        with torch.no_grad():
-            found = log_evidence(result.model, data, result.likelihood, evidence_curvature, prior=result.prior)
+        ranked = judged(result, data, evidence_curvature)
     except (ValueError, FloatingPointError, RuntimeError) as error:
         kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
         raise kind(f"network {name!r}: {error}") from error
-    evidence = EvidenceSummary.of(found)
+    evidence = ranked.evidence
     return result, Start(
         name,
         seed,
         evidence.log_evidence,
         evidence.examples,
         sum(p.parameters for p in evidence.by_pathway.values()),
-        replace(result, evidence=evidence).sharing,
+        ranked.sharing,
         _groups(result.model),
         result.recipe.schedule,
         time.perf_counter() - began,
-        [
-            *result.notes,
-            *[found.too_few_rows] * found.saturated,
-            *([] if test is None else doubts(result, evidence, *test)),
-        ],
+        [*ranked.notes, *([] if test is None else doubts(result, evidence, *test))],
         None if test is None else result.nll(*test, kind="map"),
         result.provenance.data,
         MEANING,

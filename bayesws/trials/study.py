@@ -38,6 +38,8 @@ class Study:
              "methods": {"evidence": {"model": "WSCNN", "network": {...}, "fit": {...}, "curvature": {...}}}}
 
         A method may have "seeds" and "train_sizes" of its own; "seed" of the study is the first of the seeds, else 0.
+        "judge" of the study has the fields of a Curvature, by which the evidences of all methods are computed at the
+        end; without it every network's is as exact as it affords, and what two afford may differ.
 
         Args:
             path: the file.
@@ -49,6 +51,7 @@ class Study:
                 that make one file of two trials.
         """
         plan = read_plan(path)
+        judge = Curvature(**plan["judge"]) if plan.get("judge") is not None else None
         cells, first = [], plan.get("seed", 0)
         for task in plan["tasks"]:
             for size in plan["train_sizes"]:
@@ -70,6 +73,7 @@ class Study:
                             objective,
                             settings,
                             Curvature(**method["curvature"]) if method.get("curvature") is not None else None,
+                            judge,
                             {"train_size": size, "method": name},
                             device=device,
                         )

@@ -31,7 +31,7 @@ def test_name_and_settings_say_all_that_numbers_depend_on():
     plain = replace(SPEC, labels={})
     changes = [{"task": "upright"}, {"seed": 4}, {"fit": {"epochs": 3}}, {"elsewhere": ()}, {"objective": "task"}]
     changes += [{"data": SPEC.data | {"side": 4}}, {"network": {}}, {"model": "CNN"}, {"labels": {"method": "a"}}]
-    changes += [{"curvature": bws.Curvature("full")}]
+    changes += [{"curvature": bws.Curvature("full")}, {"judge": bws.Curvature("full")}]
     for change in changes:
         assert replace(plain, **change).settings != plain.settings
 
@@ -61,6 +61,19 @@ def test_a_spec_comes_to_what_its_parts_do():
     assert record["test_data"] == bws.fit(net, images.test, epochs=1, progress=False).provenance.data
     again = bws.trials.Trial.from_record(json.loads(json.dumps(record)))
     assert (again.pathways, again.objective, again.meaning) == ("both", "fixed", MEANING)
+
+
+def test_one_judge_for_networks_that_afford_different_evidences():
+    """The evidence is that of `log_evidence` by the judge; nothing that the fit's own decides changes."""
+    judge = bws.Curvature("full", samples=2, rows=20)
+    record, own = replace(SPEC, judge=judge).run(), SPEC.run()
+    assert record["nll"] == own["nll"] and record["log_evidence"] != own["log_evidence"]
+    images = SPEC.images()
+    torch.manual_seed(3)
+    net = bws.models.WSCNN(num_classes=10, hidden_channels=1, layers=1)
+    fit, _ = train_and_score(net, images.train, images.test, seed=3, objective="fixed", progress=False, **SPEC.fit)
+    wanted = bws.log_evidence(fit.model, images.train, fit.likelihood, judge, fit.prior)
+    assert record["log_evidence"] == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_the_dearest_spec_is_the_one_that_trains_most():

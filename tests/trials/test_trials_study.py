@@ -16,6 +16,7 @@ from rich.console import Console
 
 from bayesws.cli import main
 from bayesws.data import load, moving
+from bayesws.evidence.curvature import Curvature
 from bayesws.io.json_files import of_kind
 from bayesws.report.run_files import StudyTrial
 from bayesws.trials.study import Study
@@ -58,6 +59,9 @@ def test_cells_are_methods_by_sizes_and_seeds(tmp_path):
     ]
     assert [c.fit["epochs"] for c in cells] == [2, 2, 1, 1, 1]
     assert len({c.name for c in cells}) == len(cells)
+    assert all(c.judge is None for c in cells)
+    judged = Study.read(written(tmp_path, judge={"kind": "full", "samples": 2})).cells
+    assert all(c.judge == Curvature("full", samples=2) for c in judged)
     later = Study.read(written(tmp_path, seed=20)).cells
     assert [c.seed for c in later] == [20 + c.seed for c in cells]
     assert [c.seed for c in Study.read(written(tmp_path, seed=20), seeds=1).cells] == [20, 20, 20]
@@ -236,6 +240,8 @@ BAD = [
     (method(curvature="kron"), "method 'x': curvature \"kron\": expected an object or null"),
     (method(curvature={"sample": 1}), "method 'x': curvature: unknown sample; expected"),
     (method(curvature={"samples": 0}), "method 'x': curvature: samples=0"),
+    ({"judge": "kron"}, 'judge "kron": expected an object or null'),
+    ({"judge": {"sample": 1}}, "judge: unknown sample; expected"),
     # names that are no file's, or another's, too
     ({"methods": {"a:b": {"model": "CNN"}, "a_b": {"model": "CNN"}}}, "methods 'a:b' and 'a_b' would both be kept in"),
     ({"methods": {"../../x": {"model": "CNN"}}}, "method '../../x': the name becomes part of a file's"),
