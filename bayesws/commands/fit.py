@@ -24,6 +24,7 @@ from bayesws.commands.arguments import (
     known_tasks,
     network_options,
     place,
+    rate,
     schedule_options,
     seed,
     width,
@@ -66,9 +67,15 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument(
         "--blocks",
         metavar="A+B",
-        help="a network of eight blocks, each the mean of gconv, conv, s-conv, f-fc, s-fc or fc",
+        help="a network of eight blocks, each the sum of gconv, conv, s-conv, f-fc, s-fc or fc",
     )
     parser.add_argument("--width", type=width, help="of its first block, in channels (default 10)")
+    parser.add_argument(
+        "--prune",
+        type=rate,
+        metavar="GAMMA",
+        help="take branches out that use fewer effective parameters at three steps in a row (default: none)",
+    )
     parser.add_argument("--tensorboard", type=place, metavar="DIR", help="log the training curves for TensorBoard")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     add_network(parser, "runs/fit")
@@ -128,7 +135,7 @@ def _trained(options: argparse.Namespace, unfinished: Path) -> tuple[FitResult, 
             objective=options.objective,
             seed=options.seed,
             device=options.device,
-            **schedule_options(options),
+            **schedule_options(options) | ({} if options.prune is None else {"prune": options.prune}),
             checkpoint=unfinished,
             progress=watch,
         )
@@ -139,6 +146,8 @@ def _trained(options: argparse.Namespace, unfinished: Path) -> tuple[FitResult, 
 
 def _network(options: argparse.Namespace, images: data_sets.ImageData) -> nn.Module:
     """A `LayerwiseNet` where blocks are given, else a `WSCNN`."""
+    if options.prune is not None and (options.blocks is None or options.objective != "evidence"):
+        raise ValueError(f"--prune {options.prune:g} takes branches of --blocks out by --objective evidence: give both")
     if options.blocks is None:
         if options.width is not None:
             raise ValueError(f"--width {options.width} is of a network of --blocks: give both, or --hidden-channels")

@@ -55,6 +55,8 @@ class Branches(nn.Module):
         if not branches:
             raise ValueError("no branches: expected one or more modules by name, such as conv=nn.Conv2d(1, 4, 3)")
         self.reduce = reduce
+        self.shares_most = next(iter(branches))
+        self.pruned: tuple[str, ...] = ()
         for name, branch in branches.items():
             if not name.isidentifier() or keyword.iskeyword(name) or hasattr(self, name):
                 raise ValueError(
@@ -74,18 +76,36 @@ class Branches(nn.Module):
             told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
             raise ValueError(f"branches give different shapes, {told}: expected one; reshape with nn.Unflatten")
         total = fold(add, outputs.values())
-        return total / len(outputs) if self.reduce == "mean" else total
+        return total / self.mean_of if self.reduce == "mean" else total
+
+    @property
+    def mean_of(self) -> int:
+        """K, with those that were taken out."""
+        return len(self._modules) + len(self.pruned)
+
+    def prune(self, name: str) -> None:
+        """Take a branch out.
+
+        Raises:
+            ValueError: no branch of that name, or the last one.
+        """
+        names = [name for name, _ in self.named_children()]
+        if name not in names or len(names) == 1:
+            raise ValueError(f"prune {name!r}: expected one of several branches, which are {', '.join(names)}")
+        delattr(self, name)
+        self.pruned = (*self.pruned, name)
 
     def strength_at(self, log_precisions: Mapping[str, Tensor]) -> Tensor:
         """ρ at log precisions by the kernels' pathway names, such as "conv.weight", (...)."""
-        kernels = _kernels(self).values()
+        kernels = _kernels(self)
         # log σ_k², one branch beside the other
-        variances = [torch.stack([-log_precisions[name] for name in names]).logsumexp(0) for names in kernels]
-        return torch.stack(variances).softmax(0)[0]
+        variances = [torch.stack([-log_precisions[name] for name in names]).logsumexp(0) for names in kernels.values()]
+        shares = torch.stack(variances).softmax(0)
+        return shares[0] if self.shares_most in kernels else torch.zeros_like(shares[0])
 
     def extra_repr(self) -> str:
-        """The reduction."""
-        return f"reduce={self.reduce!r}"
+        """The reduction, and what was taken out."""
+        return f"reduce={self.reduce!r}" + (f", pruned={self.pruned!r}" if self.pruned else "")
 
 
 def _kernels(layer: Branches) -> dict[str, list[str]]:
@@ -105,5 +125,6 @@ def _kernels(layer: Branches) -> dict[str, list[str]]:
 @declare.register
 def _(module: Branches) -> Joint:
     kernels = _kernels(module)
-    strength = module.strength_at if len(kernels) > 1 and all(kernels.values()) else None
+    several = len(kernels) + len(module.pruned) > 1
+    strength = module.strength_at if several and all(kernels.values()) else None
     return Joint(strength, places_of(dict(module.named_children())))

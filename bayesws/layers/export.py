@@ -198,7 +198,7 @@ def _graph_of(branches: Branches) -> fx.GraphModule:
     outputs = [graph.call_module(name, (x,)) for name, _ in branches.named_children()]
     total = fold(lambda sum_so_far, output: graph.call_function(operator.add, (sum_so_far, output)), outputs)
     if branches.reduce == "mean":
-        total = graph.call_function(operator.truediv, (total, len(outputs)))
+        total = graph.call_function(operator.truediv, (total, branches.mean_of))
     graph.output(total)
     return fx.GraphModule(branches, graph, type(branches).__name__)
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from bayesws.layers.cache import computed_once
 from bayesws.layers.contract import frozen, named_pathways
+from bayesws.layers.prune import prune, pruned
 from bayesws.training.checkpoint import Checkpoint
 from bayesws.training.objectives.objective import Setting, Work
-from bayesws.training.optimiser import optimiser_state, restore_optimiser
+from bayesws.training.optimiser import forget, optimiser_state, restore_optimiser
 
 Record = dict[str, float]
 
@@ -89,7 +90,16 @@ class Loop:
                 f"the loss is not finite in epoch {epoch} of {setting.schedule.epochs}: lower the learning rate "
                 f"(now {setting.schedule.learning_rate:g}) or check the data's scale"
             )
-        return record | work.after_epoch(epoch)
+        record |= work.after_epoch(epoch)
+        self._follow_network()
+        return record
+
+    def _follow_network(self) -> None:
+        """Leave out what was taken out of the network, if anything was."""
+        net = self.setting.net
+        there = dict(named_pathways(net))
+        if any(group["pathway"] not in there for group in self.optimiser.param_groups if "pathway" in group):
+            forget(self.optimiser, [*net.parameters(), *self.setting.likelihood.hyperparameters()])
 
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
         """One step on the weights; the batch's negative log likelihood, nats."""
@@ -119,11 +129,16 @@ class Loop:
         tensors |= {"order": self.order.get_state(), "torch": torch.get_rng_state()}  # the latter is for dropout
         tensors |= optimiser_state("weights", self.optimiser)
         own, values = self.work.state()
-        return tensors | own, {"history": self.history, "seconds": self.seconds, "objective": values}
+        plain = {"history": self.history, "seconds": self.seconds, "objective": values}
+        return tensors | own, plain | {"pruned": pruned(self.setting.net)}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Put a new loop where `state` was taken."""
+        if out := values.get("pruned"):  # earlier versions took nothing out
+            prune(self.setting.net, out)
+            self.work.follow_network()
+            self._follow_network()
         net = {name[4:]: tensor for name, tensor in tensors.items() if name.startswith("net.")}
         self.setting.net.load_state_dict(net)
         for index, tensor in enumerate(self.setting.likelihood.hyperparameters()):

@@ -1,5 +1,7 @@
 """What an optimiser remembers, as named tensors: for a checkpoint."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -22,3 +24,14 @@ def restore_optimiser(name: str, optimiser: torch.optim.Optimizer, tensors: dict
             _, index, what = key.split(".")
             whole["state"].setdefault(int(index), {})[what] = tensor
     optimiser.load_state_dict(whole)
+
+
+def forget(optimiser: torch.optim.Optimizer, kept: Iterable[Tensor]) -> None:
+    """Leave out all parameters but those that are kept, groups that are empty then, and what is remembered of them."""
+    left = {id(tensor) for tensor in kept}
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in left:
+                optimiser.state.pop(parameter, None)
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) in left]
+    optimiser.param_groups[:] = [group for group in optimiser.param_groups if group["params"]]

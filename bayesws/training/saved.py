@@ -16,13 +16,14 @@ from bayesws.io.files import save_tensors, write_folder_whole
 from bayesws.io.json_files import in_json, read_json, sealed
 from bayesws.io.tensor_files import Digest, digest_of_file, read_tensors
 from bayesws.layers.contract import named_pathways
+from bayesws.layers.prune import prune, pruned
 from bayesws.models import known_models
 from bayesws.sharing.groups import Group
 from bayesws.training.recipe import Provenance, Recipe
 from bayesws.training.summaries import EvidenceSummary, Proposal, Start
 
-FORMAT = 6  # since 4 the record knows its own digest and that of the weights, since 5 the evidence its curvature
-READ = (5, FORMAT)  # since 6 there may be several starts, and a scale of the logits
+FORMAT = 7  # since 4 the record knows its own digest and that of the weights, since 5 the evidence its curvature
+READ = (5, 6, FORMAT)  # since 6 there may be several starts, and a scale of the logits; since 7 branches that are out
 TAKEN_OVER = ("evidence", "history", "recipe", "provenance", "start", "starts", "notes", "scale")  # as they are
 FILES = {"fit.json", "weights.safetensors"}
 CURE = "copy the whole folder again, or fit again"
@@ -48,6 +49,7 @@ class SavedFit:
         learns: whether the likelihood has hyperparameters that were learned.
         tensors: SHA-256 of the files with tensors, by name.
         scale: of the logits, since format 6.
+        pruned: branches that were taken out of the network (`layers.prune`), since format 7.
     """
 
     format: int
@@ -63,6 +65,7 @@ class SavedFit:
     tensors: dict[str, Digest]
     starts: tuple[Start, ...] = ()
     scale: Annotated[float, Gt(0)] | None = None
+    pruned: tuple[str, ...] = ()
 
 
 def save(
@@ -96,6 +99,7 @@ def save(
         "evidence": asdict(evidence),
         "history": history,
         "scale": scale,
+        "pruned": pruned(model),
     }
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"prior.{k}": v for k, v in prior.items()}
@@ -114,10 +118,11 @@ def save(
 def load(source: Path, model: nn.Module | None, likelihood: Likelihood | None) -> dict[str, Any]:
     """Read a fit's fields, by name: see `FitResult.load`."""
     record, tensors = _read(source)
-    network = model if model is not None else _network_from(record.network, _under("model.", tensors), source)
+    network = model if model is not None else _network_from(record, _under("model.", tensors), source)
     try:
+        prune(network, record.pruned)
         network.load_state_dict(_under("model.", tensors))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"{source} does not fit this network: {str(error).splitlines()[-1].strip()}") from error
     saved_prior = _under("prior.", tensors)
     pathways = dict(named_pathways(network))
@@ -153,6 +158,8 @@ def _read(source: Path) -> tuple[SavedFit, dict[str, Tensor]]:
             f"{path} has format {in_json(found)}: expected {FORMAT}; fit again with this version of bayesws"
         )
     record = read_json(path, SavedFit, CURE, nonfinite=True)
+    if record.format < FORMAT and record.network is not None and record.network.name == "LayerwiseNet":
+        raise ValueError(f"{path} has format {record.format}, when a block was a mean of its branches: fit again")
     if record.tensors.keys() != FILES - {"fit.json"}:
         raise ValueError(f"{path} knows tensors {in_json([*record.tensors])}: expected weights.safetensors; {CURE}")
     tensors, _ = read_tensors(source / "weights.safetensors", CURE, record.tensors["weights.safetensors"])
@@ -199,13 +206,13 @@ def _from_json(value: Any) -> Any:
     return tuple(_from_json(part) for part in value) if isinstance(value, list) else value
 
 
-def _network_from(record: SavedNetwork | None, tensors: Mapping[str, Tensor], source: Path) -> nn.Module:
+def _network_from(fit: SavedFit, tensors: Mapping[str, Tensor], source: Path) -> nn.Module:
     """The network that the tensors are of; built without memory first, so that no setting asks for more than they have.
 
     Raises:
         ValueError: a network that is unknown, or whose parameters have other names or shapes.
     """
-    if record is None:
+    if (record := fit.network) is None:
         raise ValueError(f"{source} holds a network that is not of bayesws.models: pass one as model=")
     if record.name not in known_models():
         raise ValueError(f"{source} holds a {record.name!r}: this bayesws knows {', '.join(known_models())}")
@@ -217,7 +224,8 @@ def _network_from(record: SavedNetwork | None, tensors: Mapping[str, Tensor], so
     try:
         settings = {key: _from_json(value) for key, value in record.settings.items()}
         make = known_models()[record.name]
-        shapes = {name: tuple(t.shape) for name, t in make(**settings, device="meta").state_dict().items()}
+        prune(frame := make(**settings, device="meta"), fit.pruned)
+        shapes = {name: tuple(t.shape) for name, t in frame.state_dict().items()}
         if shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
             return make(**settings)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:

@@ -54,6 +54,12 @@ class Settling:
         self.moves: dict[str, float] = {}
         self._before: dict[str, Tensor] = {}
 
+    def only(self, layers: Mapping[str, Structure]) -> None:
+        """Look at these from now on; what was seen of others is forgotten."""
+        self.layers = layers
+        self.unconverged = {name: seen for name, seen in self.unconverged.items() if name in layers}
+        self.moves = {name: moved for name, moved in self.moves.items() if name in layers}
+
     @torch.no_grad()
     def before_step(self) -> None:
         """Remember where the structure is."""

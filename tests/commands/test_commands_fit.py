@@ -177,6 +177,8 @@ def test_a_network_of_branches(tmp_path, capsys):
     ("arguments", "told"),
     [
         (["--width", "2"], "--width 2 is of a network of --blocks: give both"),
+        (["--prune", "1"], "--prune 1 takes branches of --blocks out by --objective evidence: give both"),
+        (["--blocks", "fc+conv", "--prune", "1", "--objective", "task"], "--prune 1 takes branches"),
         (["--blocks", "fc", "--norm", "layer"], "--norm beside --blocks fc: its network has eight blocks"),
         (["--blocks", "fc", "--pathways", "free"], "--pathways beside --blocks fc"),
         (["--blocks", "fc+dense"], "blocks='fc+dense': expected one or more of gconv"),

@@ -310,7 +310,7 @@ def test_starts_are_saved_and_files_of_before_are_read(data, tmp_path):
     fit = bws.fit(network(), data, starts=2, **SETTINGS)
     fit.save(tmp_path / "fit")
     assert bws.FitResult.load(tmp_path / "fit", network()).starts == fit.starts
-    assert json.loads((tmp_path / "fit" / "fit.json").read_text())["format"] == 6
+    assert json.loads((tmp_path / "fit" / "fit.json").read_text())["format"] == 7
 
     def older(record):
         del record["starts"]

@@ -16,7 +16,8 @@ from bayesws.io.arguments import LARGEST_SEED, choice, positive, real, share, wh
 from bayesws.layers.contract import named_pathways, starting_log_precisions, structure, structures
 from bayesws.training.burn_in import BurnIn
 from bayesws.training.objectives.objective import HeldOut, LossTerm, Setting, check_terms
-from bayesws.training.optimiser import optimiser_state, restore_optimiser
+from bayesws.training.optimiser import forget, optimiser_state, restore_optimiser
+from bayesws.training.pruning import Pruning
 from bayesws.training.schedule import steps_due
 from bayesws.training.settled import epochs_to_settle
 from bayesws.training.structure import Settling
@@ -52,6 +53,9 @@ class ByEvidence:
             the log precision of v starts at least so far above that of w: ρ ≥ 0.98 of a kernel at 4. Where outputs of v
             are made of more inputs (`Within.wider`: a dense map beside a convolution), the logarithm of how many
             times as many is added. None starts at the declared precisions.
+        prune: a branch (see `Branches`) that has fewer effective parameters than this at three steps in a row, all its
+            pathways together, is taken out of the network, which trains faster without it: 0.5 costs at most a quarter
+            of a nat each. None takes nothing out.
 
     Raises:
         ValueError: settings out of range, an unknown way.
@@ -66,6 +70,7 @@ class ByEvidence:
     structure_way: str = "once"
     terms: tuple[LossTerm, ...] = ()
     shared_start: float | None = 4.0
+    prune: float | None = None
     name: ClassVar[str] = "evidence"
 
     def __post_init__(self) -> None:
@@ -76,6 +81,8 @@ class ByEvidence:
         positive("structure_rate", self.structure_rate)
         if self.shared_start is not None:
             real("shared_start", self.shared_start)
+        if self.prune is not None:
+            positive("prune", self.prune)
         check_terms(self.terms)
         choice("structure_way", self.structure_way, WAYS)
 
@@ -107,6 +114,8 @@ class EvidenceAtWork:
         self.draws = 0  # of curvatures so far
         self.saturated = False  # whether sampled rows were too few
         self.settling = Settling(structures(net))
+        self.pruning = Pruning(settings.prune)
+        self.effective: dict[str, float] = {}  # γ by pathway, of this epoch's last step
         self.record: dict[str, float] = {}  # of this epoch's last step on the hyperparameters
         self.log_precisions = starting_log_precisions(net)
         noise, logits = likelihood.hyperparameters(), structure(net)
@@ -154,7 +163,7 @@ class EvidenceAtWork:
 
     def before_epoch(self) -> None:
         """The precisions of this epoch's first steps."""
-        self.deltas, self.record, self.descended = self._deltas(), {}, []
+        self.deltas, self.record, self.effective, self.descended = self._deltas(), {}, {}, []
 
     def loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(-log p(y | f(x)) / batch + ½ θᵀ Λ θ / N, -log p(y | f(x)))."""
@@ -182,7 +191,18 @@ class EvidenceAtWork:
         if due and epoch != self.setting.schedule.epochs:
             self.record = self._precision_step()
             self.next_step = epoch + self.wait
+        if self.effective and self.pruning.look(self.setting.net, self.effective, epoch):
+            self.follow_network()
         return self.record
+
+    def follow_network(self) -> None:
+        """Leave out what was taken out of the network."""
+        net = self.setting.net
+        self.pathways = dict(named_pathways(net))
+        self.log_precisions = {name: self.log_precisions[name] for name in self.pathways}
+        self.settling.only(structures(net))
+        if self.hyper_optimiser is not None:
+            forget(self.hyper_optimiser, [*self.setting.likelihood.hyperparameters(), *structure(net)])
 
     def finish(self) -> None:
         """Nested pathways take their shares of their sum, as the last precisions have them: the function stays."""
@@ -203,6 +223,7 @@ class EvidenceAtWork:
             "settling": self.settling.state(),
             "burn_in": self.burn_in.state(),
             "steps": [self.wait, self.next_step],
+            "pruning": self.pruning.state(),
         }
 
     @torch.no_grad()
@@ -216,10 +237,11 @@ class EvidenceAtWork:
         self.settling.restore(values["settling"])
         self.burn_in.restore(values["burn_in"])
         self.wait, self.next_step = values["steps"]
+        self.pruning.restore(values.get("pruning", self.pruning.state()))  # earlier versions took nothing out
 
     def notes(self, history: list[dict[str, float]]) -> list[str]:
         """Stacks that did not converge, structure and evidence that still moved."""
-        notes = [*self.settling.notes(), *[TOO_FEW_ROWS] * self.saturated]
+        notes = [*self.settling.notes(), *[TOO_FEW_ROWS] * self.saturated, *self.pruning.notes()]
         records = [r["log_evidence"] for r in history if "log_evidence" in r]
         if len(records) < FEW_STEPS:
             notes.append(
@@ -257,7 +279,7 @@ class EvidenceAtWork:
             before, after = self._step_on_precisions()
         gain, every = float(after) - float(before), self.setting.schedule.wait
         self.wait = min(2 * self.wait, LONGEST_WAIT * every) if gain < SMALL_GAIN * after.examples else every
-        return terms_of(after)
+        return self._told(after)
 
     @torch.no_grad()
     def _step_on_precisions(self) -> tuple[Evidence, Evidence]:
@@ -273,7 +295,7 @@ class EvidenceAtWork:
 
         Data fit and Occam factor are added before Adam normalises: each alone would collapse the network.
         """
-        setting, others = self.setting, optimiser.param_groups[0]["params"]
+        setting, others = self.setting, [p for group in optimiser.param_groups for p in group["params"]]
         rebalance(self.pathways, self.log_precisions)
         precisions = list({id(t): t for t in self.log_precisions.values()}.values())
         evidence, gradients = gradient_in(
@@ -292,6 +314,11 @@ class EvidenceAtWork:
         ascend_precisions(setting.net, self.log_precisions, precisions, gradients[: len(precisions)])
         rebalance(self.pathways, self.log_precisions)
         self.settling.after_step()
+        return self._told(evidence)
+
+    def _told(self, evidence: Evidence) -> dict[str, float]:
+        """The record of a step; and γ is remembered."""
+        self.effective = {name: float(p.effective.detach()) for name, p in evidence.by_pathway.items()}
         return terms_of(evidence)
 
 

@@ -118,6 +118,10 @@ class Work(Protocol):
         """Called after the last step of every epoch; what its record in the history has beside epoch and loss."""
         ...
 
+    def follow_network(self) -> None:
+        """Called where a new work goes on with a network from which branches were taken out (`layers.prune`)."""
+        ...
+
     def finish(self) -> None:
         """Called once, after the last epoch."""
         ...

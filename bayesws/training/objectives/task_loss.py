@@ -214,6 +214,9 @@ class PenalisedAtWork:
         """Nothing to record."""
         return {}
 
+    def follow_network(self) -> None:
+        """Nothing is ever taken out."""
+
     def finish(self) -> None:
         """Nothing."""
 
