@@ -2,7 +2,7 @@
 
 Networks of eight blocks of width 2 on images of 3×32×32, one batch of 128, float32. A step is forward and backward; a
 pass is `log_evidence` with Kronecker factors of one sampled column. A dense map of all positions (fc) is the twin
-that f-fc and s-fc do without.
+that f-fc and s-fc do without; "fc+conv less fc" is a network whose dense maps were taken out as dead.
 """
 
 import gc
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 import bayesws as bws
 
-BLOCKS = ("conv", "s-conv", "fc", "f-fc", "s-fc", "fc+conv", "f-fc+conv", "s-fc+s-conv", "gconv+conv+f-fc")
+ALONE = ("conv", "s-conv", "fc", "f-fc", "s-fc")
+BLOCKS = (*ALONE, "fc+conv", "fc+conv less fc", "f-fc+conv", "s-fc+s-conv", "gconv+conv+f-fc")
 WIDTH, SIDE, IMAGES = 2, 32, 128
 CURVATURE = bws.Curvature("kron", samples=1)
 
@@ -46,9 +47,14 @@ def table(repeats: int, quick: bool) -> dict[str, Any]:
 
 
 def network(blocks: str, side: int) -> nn.Module:
-    """In training mode."""
+    """In training mode; of "a+b less a" the branches a are taken out."""
     torch.manual_seed(0)
-    return bws.models.LayerwiseNet(blocks, width=WIDTH, size=side)
+    branches, _, out = blocks.partition(" less ")
+    net = bws.models.LayerwiseNet(branches, width=WIDTH, size=side)
+    for block in net.modules():
+        if out and isinstance(block, bws.layers.Branches):
+            block.prune(out)
+    return net
 
 
 def batch(side: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ from typing import Any
 import bayesws as bws
 
 TASKS = ("quadrant", "quadrant-told")
-CHOOSES, ALONE, TASK_LOSS = "fc+conv", ("conv", "fc"), "fc+conv, task loss"
+SUMS = ("fc+conv", "f-fc+conv")
+TASK_LOSS = "fc+conv, task loss"
 CHOICE = [f"blocks.{i}" for i in range(6)]  # whose output has more than one position
 CHOSEN, KEPT = 0.9, 0.1
 
@@ -22,27 +23,41 @@ def over_seeds(values: list[float], digits: int) -> str:
     return f"{mean(values):.{digits}f} ± {stdev(values) / len(values) ** 0.5:.{digits}f}"
 
 
+def per_datum(trial: Trial) -> float:
+    """The log evidence, nats."""
+    return trial["log_evidence"] / trial["settings"]["train_size"]
+
+
 def scores(trials: list[Trial]) -> str:
     """Accuracy, NLL and evidence."""
-    nll = over_seeds([t["nll"] for t in trials], 3)
-    evidence = over_seeds([t["log_evidence"] / t["settings"]["train_size"] for t in trials], 3)
+    nll, evidence = over_seeds([t["nll"] for t in trials], 3), over_seeds([per_datum(t) for t in trials], 3)
     return f"{over_seeds([100 * t['accuracy'] for t in trials], 1)} | {nll} | {evidence}"
 
 
+def sizes_of(blocks: str) -> dict[str, int]:
+    """Numbers of parameters by pathway."""
+    net = bws.models.LayerwiseNet(blocks, width=2, in_channels=1, size=16, choose="input")
+    return {name: parameter.numel() for name, parameter in net.named_parameters()}
+
+
 def shares(trial: Trial, sizes: dict[str, int]) -> list[float]:
-    """Of the convolution in every block, by relative effective dimensions."""
+    """Of the convolution in every block, by relative effective dimensions: γ / P of each branch's weights."""
     found = []
     for row in trial["sharing"]:
         if row["name"] in CHOICE:
-            used = {b: row["effective"][f"{b}.weight"] / sizes[f"{row['name']}.{b}.weight"] for b in ("conv", "fc")}
-            found.append(used["conv"] / sum(used.values()))
+            used: dict[bool, list[tuple[float, int]]] = {True: [], False: []}
+            for name, gamma in row["effective"].items():
+                if name.endswith("weight"):
+                    used[name.startswith("conv.")].append((gamma, sizes[f"{row['name']}.{name}"]))
+            relative = {conv: sum(g for g, _ in of) / sum(p for _, p in of) for conv, of in used.items()}
+            found.append(relative[True] / sum(relative.values()))
     return found
 
 
-def of_dense(trial: Trial) -> list[float]:
-    """γ of the dense map, its number for every position included, as a share of the block's."""
+def of_all_positions(trial: Trial) -> list[float]:
+    """γ of the map of all positions, its number for every position included, as a share of the block's."""
     rows = [row["effective"] for row in trial["sharing"] if row["name"] in CHOICE]
-    return [sum(gamma for name, gamma in row.items() if name.startswith("fc.")) / sum(row.values()) for row in rows]
+    return [sum(g for name, g in row.items() if not name.startswith("conv.")) / sum(row.values()) for row in rows]
 
 
 def by_block(values: list[list[float]], digits: int) -> str:
@@ -52,32 +67,38 @@ def by_block(values: list[list[float]], digits: int) -> str:
 
 def main() -> None:
     """Print them."""
-    net = bws.models.LayerwiseNet("fc+conv", width=2, in_channels=1, size=16, choose="input")
-    sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
     cells: dict[tuple[str, str], list[Trial]] = {}
     for trial in bws.trials.trials_in(bws.trials.load_summary(Path(__file__).parent / "summary.json")):
         cells.setdefault((trial["settings"]["task"], trial["settings"]["method"]), []).append(trial)
     print("| task | network | accuracy % | NLL | evidence per datum |\n|---|---|---|---|---|")
     for (task, method), trials in cells.items():
         print(f"| {task} | {method} | {scores(trials)} |")
-    print("\n| task | trained by | share of the convolution, γ / P, by block | share of the dense map in γ |")
+    print("\n| task | network | share of the convolution, γ / P, by block | share of the map of all positions in γ |")
     print("|---|---|---|---|")
     for task in TASKS:
-        for method, by in ((CHOOSES, "evidence"), (TASK_LOSS, "task loss")):
-            trials = cells.get((task, method), [])
+        for method in (*SUMS, TASK_LOSS):
+            trials, sizes = cells.get((task, method), []), sizes_of(method.partition(",")[0])
             if trials:
-                relative = by_block([shares(t, sizes) for t in trials], 2)
-                print(f"| {task} | {by} | {relative} | {by_block([of_dense(t) for t in trials], 3)} |")
+                relative, used = [shares(t, sizes) for t in trials], [of_all_positions(t) for t in trials]
+                print(f"| {task} | {method} | {by_block(relative, 2)} | {by_block(used, 3)} |")
     print()
     for task in TASKS:
-        trials = cells[task, CHOOSES]
-        chosen = sum(min(shares(t, sizes)) > CHOSEN for t in trials)
-        kept = sum(max(of_dense(t)) > KEPT for t in trials)
-        print(f"{task}: a convolution in every block in {chosen} of {len(trials)} seeds, a dense map kept in {kept}")
-        better = min((cells[task, name] for name in ALONE), key=lambda found: mean(t["nll"] for t in found))
-        nll = [a["nll"] - b["nll"] for a, b in zip(trials, better, strict=True)]
-        name = better[0]["settings"]["method"]
-        print(f"{task}: NLL less that of {name} alone {over_seeds(nll, 3)}")
+        for name in SUMS:
+            trials, sizes = cells[task, name], sizes_of(name)
+            chosen = sum(min(shares(t, sizes)) > CHOSEN for t in trials)
+            kept = sum(max(of_all_positions(t)) > KEPT for t in trials)
+            print(f"{task}, {name}: a convolution in every block in {chosen} of {len(trials)} seeds, ", end="")
+            print(f"a map of all positions kept in {kept}")
+            alone = [cells[task, structure] for structure in name.split("+")]
+            best = min(alone, key=lambda found: mean(t["nll"] for t in found))
+            nll = [a["nll"] - b["nll"] for a, b in zip(trials, best, strict=True)]
+            print(f"    NLL less that of {best[0]['settings']['method']} alone {over_seeds(nll, 3)}")
+            best = max(alone, key=lambda found: mean(map(per_datum, found)))
+            evidence = [per_datum(a) - per_datum(b) for a, b in zip(trials, best, strict=True)]
+            name, less = best[0]["settings"]["method"], over_seeds(evidence, 3)
+            print(f"    evidence per datum less that of {name} alone {less}")
+                f"    evidence per datum less that of {best[0]['settings']['method']} alone {over_seeds(evidence, 3)}"
+            )
 
 
 if __name__ == "__main__":
