@@ -97,8 +97,6 @@ def main() -> None:
             evidence = [per_datum(a) - per_datum(b) for a, b in zip(trials, best, strict=True)]
             name, less = best[0]["settings"]["method"], over_seeds(evidence, 3)
             print(f"    evidence per datum less that of {name} alone {less}")
-                f"    evidence per datum less that of {best[0]['settings']['method']} alone {over_seeds(evidence, 3)}"
-            )
 
 
 if __name__ == "__main__":
