@@ -37,6 +37,10 @@ class Branches(nn.Module):
         reduce: "mean" or "sum".
         branches: modules by name, the one that shares most first; each takes x, and all give one shape.
 
+    Attributes:
+        pruned: the names of branches that were taken out, as dead ones: K and ρ still count them, as zero.
+        shares_most: the name of the first branch, which ρ is the share of.
+
     Shapes: x as every branch takes it, (batch, ...), to y as every branch gives it.
 
     Raises:

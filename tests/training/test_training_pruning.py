@@ -1,12 +1,16 @@
 """Branches that are taken out: nothing that a dead one gave is missed, and what follows from the rest stays right."""
 
+import math
+
 import pytest
 import torch
+from sealed import rewritten
 from stopping import Stop, stopped_after
 from torch import nn
 
 import bayesws as bws
 from bayesws.evidence.nesting import nested
+from bayesws.evidence.surface import Separate
 from bayesws.layers import Branches, Linear2d, SparseConv2d, SparseLinear2d, layers_of, named_pathways
 from bayesws.layers.prune import prune, pruned
 from bayesws.training.optimiser import forget
@@ -117,6 +121,19 @@ def test_stopped_and_gone_on_it_is_the_same(kind, stop, data, tmp_path):
     assert torch.equal(finished.model(data[0]), whole.model(data[0]))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_a_dead_branch_costs(seed):
+    """Of weights that the data see worse than the prior says them, at the fixed point: less than γ, either way."""
+    draw = torch.Generator().manual_seed(seed)
+    h = torch.rand(20, generator=draw, dtype=torch.float64) * math.exp(2)  # below δ = e²
+    b = torch.randn(20, generator=draw, dtype=torch.float64)
+    gamma, at = (h / (h + math.exp(2))).sum(), torch.tensor(2.0, dtype=torch.float64)
+    b = b * (gamma / (math.exp(2) * (b / (h + math.exp(2))).square().sum())).sqrt()  # δ‖θ‖² = γ
+    s = Separate({"w": h}, {"w": b})
+    cost = float(s.of("w", at) - s.of("w", torch.tensor(30.0, dtype=torch.float64)))
+    assert abs(cost) < float(gamma)
+
+
 def test_an_optimiser_forgets_what_is_gone_and_no_more():
     kept, gone = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
     optimiser = torch.optim.Adam([{"params": [kept]}, {"params": [gone]}])
@@ -134,3 +151,6 @@ def test_a_network_of_branches_is_rebuilt_without_what_is_out(tmp_path):
     fit.save(tmp_path / "fit")
     again = bws.FitResult.load(tmp_path / "fit")
     assert torch.equal(again.model(images.test[0]), fit.model(images.test[0]))
+    rewritten(tmp_path / "fit" / "fit.json", lambda record: record.update(format=6))
+    with pytest.raises(ValueError, match="format 6, when a block was a mean of its branches: fit again"):
+        bws.FitResult.load(tmp_path / "fit")

@@ -54,8 +54,8 @@ class ByEvidence:
             are made of more inputs (`Within.wider`: a dense map beside a convolution), the logarithm of how many
             times as many is added. None starts at the declared precisions.
         prune: a branch (see `Branches`) that has fewer effective parameters than this at three steps in a row, all its
-            pathways together, is taken out of the network, which trains faster without it: 0.5 costs at most a quarter
-            of a nat each. None takes nothing out.
+            pathways together, is taken out of the network, which trains faster without it (see `training.pruning` for
+            what that costs). None takes nothing out.
 
     Raises:
         ValueError: settings out of range, an unknown way.
