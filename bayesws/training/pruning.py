@@ -13,9 +13,9 @@ LOOKS = 3  # in a row: what a layer uses may still grow in the first steps
 class Pruning:
     """Takes branches out of a network (see `Branches`) that have used next to nothing for three steps in a row.
 
-    At the fixed point δ‖θ‖² = γ of weights of which the prior says more than the data (h < δ) the log evidence with and
-    without them, ½ Σ b² / (h + δ) - ½ Σ log(1 + h / δ) apart (see `evidence.surface`), differs by less than γ. Kronecker
-    factors overstate γ of maps of all positions: where they set the precisions, a branch goes late.
+    At the fixed point δ‖θ‖² = γ of weights of which the prior says more than the data (h < δ) the log evidence with
+    and without them, ½ Σ b² / (h + δ) - ½ Σ log(1 + h / δ) apart (see `evidence.surface`), differs by less than γ.
+    Kronecker factors overstate γ of maps of all positions: where they set the precisions, a branch goes late.
 
     Attributes:
         below: the γ, over all pathways of a branch, that is next to nothing; None takes nothing out.
