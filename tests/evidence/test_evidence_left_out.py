@@ -154,7 +154,7 @@ def test_a_fit_of_the_format_before_has_no_scale(tmp_path):
     small(digits()).save(tmp_path / "fit")
 
     def as_before(record):
-        assert record.pop("scale") is None and record["format"] == 6
+        assert record.pop("scale") is None and record["format"] == 7
         record["format"] = 5
 
     rewritten(tmp_path / "fit" / "fit.json", as_before)
