@@ -1,4 +1,4 @@
-"""Print the tables of this page from its summary.json, and what became of its predictions.
+"""Print the tables of this page from its summaries, and what became of its predictions.
 
 python experiments/quadrant/check.py
 """
@@ -9,6 +9,7 @@ from typing import Any
 
 import bayesws as bws
 
+HERE = Path(__file__).parent
 TASKS = ("quadrant", "quadrant-told")
 SUMS = ("fc+conv", "f-fc+conv")
 TASK_LOSS = "fc+conv, task loss"
@@ -68,8 +69,9 @@ def by_block(values: list[list[float]], digits: int) -> str:
 def main() -> None:
     """Print them."""
     cells: dict[tuple[str, str], list[Trial]] = {}
-    for trial in bws.trials.trials_in(bws.trials.load_summary(Path(__file__).parent / "summary.json")):
-        cells.setdefault((trial["settings"]["task"], trial["settings"]["method"]), []).append(trial)
+    for path in (HERE / "summary.json", HERE / "told" / "summary.json"):
+        for trial in bws.trials.trials_in(bws.trials.load_summary(path)):
+            cells.setdefault((trial["settings"]["task"], trial["settings"]["method"]), []).append(trial)
     print("| task | network | accuracy % | NLL | evidence per datum |\n|---|---|---|---|---|")
     for (task, method), trials in cells.items():
         print(f"| {task} | {method} | {scores(trials)} |")
