@@ -106,6 +106,7 @@ PAGE = {
     "judge": as_they_are,
     "fits": as_they_are,
     "layerwise": as_they_are,
+    "layerwise": as_they_are,
 }
 
 
