@@ -106,7 +106,6 @@ PAGE = {
     "judge": as_they_are,
     "fits": as_they_are,
     "layerwise": as_they_are,
-    "layerwise": as_they_are,
 }
 
 
