@@ -32,7 +32,8 @@ judge: fields of bayesws.Curvature, such as {"kind": "full", "samples": 2}, that
   the evidences of all methods are by, so that they can be held against each
   other; without, every one is as exact as its network affords.
 epochs: one number, or one for every train size: {"100": 60, "300": 30}.
-methods: each has a name and a model (WSCNN, WSResNet, CNN or ResNet); may have
+methods: each has a name and a model (WSCNN, WSResNet, CNN, ResNet or
+  LayerwiseNet); may have
   network    arguments of the model, but channels and classes
   fit        arguments of bayesws.fit and fields of its Schedule
   curvature  fields of bayesws.Curvature; without, as bayesws.fit chooses

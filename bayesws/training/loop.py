@@ -26,12 +26,14 @@ class Loop:
         work: the objective at work.
         history: one record an epoch.
         seconds: wall time of these epochs, in all calls that trained them.
+        out: the branches without which the optimiser goes on.
     """
 
     def __init__(self, setting: Setting, work: Work) -> None:
         self.setting, self.work = setting, work
         self.order = torch.Generator().manual_seed(setting.seed)
         self.history: list[Record] = []
+        self.out = pruned(setting.net)
         self.seconds = 0.0
         groups: list[dict[str, Any]] = [
             {"params": [p.parameter], "pathway": name} for name, p in named_pathways(setting.net)
@@ -97,8 +99,8 @@ class Loop:
     def _follow_network(self) -> None:
         """Leave out what was taken out of the network, if anything was."""
         net = self.setting.net
-        there = dict(named_pathways(net))
-        if any(group["pathway"] not in there for group in self.optimiser.param_groups if "pathway" in group):
+        if pruned(net) != self.out:
+            self.out = pruned(net)
             forget(self.optimiser, [*net.parameters(), *self.setting.likelihood.hyperparameters()])
 
     def _step(self, x: Tensor, y: Tensor) -> Tensor:

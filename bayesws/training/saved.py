@@ -158,7 +158,9 @@ def _read(source: Path) -> tuple[SavedFit, dict[str, Tensor]]:
             f"{path} has format {in_json(found)}: expected {FORMAT}; fit again with this version of bayesws"
         )
     record = read_json(path, SavedFit, CURE, nonfinite=True)
-    if record.format < FORMAT and record.network is not None and record.network.name == "LayerwiseNet":
+    network = record.network
+    several = network is not None and network.name == "LayerwiseNet" and "+" in str(network.settings.get("blocks"))
+    if several and record.format < FORMAT:
         raise ValueError(f"{path} has format {record.format}, when a block was a mean of its branches: fit again")
     if record.tensors.keys() != FILES - {"fit.json"}:
         raise ValueError(f"{path} knows tensors {in_json([*record.tensors])}: expected weights.safetensors; {CURE}")
