@@ -118,11 +118,12 @@ def fit(
     data = Batches(train, plan.batch_size, place, net=model)
     setting = Setting(model, data, noise, plan, asked, seed)
     few, told = _check(setting, chooser), list[str]()
-    setting = replace(setting, schedule=plan.for_data(len(data)))
+    setting = replace(setting, schedule=plan.for_data(len(data)), few=few)
     if curvature is None:
         setting, chooser, told = _by_default(setting, chooser, few)
     held = asked if keep_posterior else None
-    fitted = partial(_fitted, Starts(setting), chooser, progress, held, told, started)
+    shares = isinstance(chooser, ByEvidence) and chooser.shared_start is not None
+    fitted = partial(_fitted, Starts(setting, shares), chooser, progress, held, told, started)
     if folder is None:
         return fitted(None)
     kept = Checkpoint(folder, _digest(setting, chooser, keep_posterior))

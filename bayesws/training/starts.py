@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bayesws.evidence.batches import digest_of
+from bayesws.evidence.nesting import nested
 from bayesws.layers.contract import named_pathways, structure
 from bayesws.layers.start import StackStart, has_soft_stack, stack_starts, start_at_moments, start_at_random
 from bayesws.training.objectives.objective import Setting
@@ -42,15 +43,20 @@ class Starts:
     and noise stay as given. Soft stacks that are trained take turns: as `schedule.start` says, then one after the other
     what `layers.start.stack_starts` names: the groups that the moments propose, and the known ones.
 
+    A start that shares may end where sharing looks good enough, though a freer network has the higher evidence. So
+    where pathways are nested every second round of these is apart: free and shared weights start at equal precisions.
+
     Args:
         setting: of the fit; start 0 is its network, changed in place.
+        shares: whether the objective starts networks shared, so that being apart is something else.
 
     Raises:
         ValueError: a trained weight that no reset_parameters reaches, where there is more than one start.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, shares: bool = False) -> None:
         self.setting = setting
+        self._apart_too = shares and bool(nested(dict(named_pathways(setting.net))))
         self._stacks: list[StackStart] | None = None
         if len(self) > 1:
             self._given = copy.deepcopy((setting.net, setting.likelihood))
@@ -67,10 +73,13 @@ class Starts:
             return self._with_stacks(0, "as given", setting, None, seed)
         net, likelihood = copy.deepcopy(self._given)
         turns = [None, *self._stack_starts()]
-        setting, turn = replace(setting, net=net, likelihood=likelihood), turns[number % len(turns)]
+        round_of, place = divmod(number, len(turns))
+        apart = self._apart_too and round_of % 2 == 1
+        what = "weights drawn anew" + ", apart" * apart
+        setting = replace(setting, net=net, likelihood=likelihood, apart=apart)
         with self.own_draws(number), _frozen_as_given(net):
             redraw(net)
-            return self._with_stacks(number, "weights drawn anew", setting, turn, _seed_of(seed, number))
+            return self._with_stacks(number, what, setting, turns[place], _seed_of(seed, number))
 
     @contextmanager
     def own_draws(self, number: int) -> Iterator[None]:

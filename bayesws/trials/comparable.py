@@ -8,7 +8,7 @@ from typing import Protocol
 from bayesws.evidence.curvature import Curvature
 from bayesws.training.result import FitResult
 
-MEANING = 5  # of the numbers in a trial: raised when one is defined anew, or comes out otherwise at the same settings
+MEANING = 6  # of the numbers in a trial: raised when one is defined anew, or comes out otherwise at the same settings
 DIGITS = 12  # of a digest, in messages and summaries
 
 

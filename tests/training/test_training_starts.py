@@ -19,7 +19,7 @@ from bayesws.layers.start import stack_starts
 from bayesws.sharing.groups import known_groups
 from bayesws.training import best_start
 from bayesws.training.checkpoint import Checkpoint
-from bayesws.training.objectives import Setting
+from bayesws.training.objectives import ByEvidence, Setting
 from bayesws.training.outcome import final_curvature, judging_curvature
 from bayesws.training.settled import epochs_to_settle, steps_to_settle
 from bayesws.training.starts import Starts, redraw
@@ -74,6 +74,31 @@ def test_a_start_is_the_same_however_many_there_are_and_torch_is_left_alone(data
     assert torch.equal(torch.get_rng_state(), torch_draws)
     bound = 5**-0.5  # of nn.Linear(5, ...)'s own U(±1 / √fan_in)
     assert all(0.5 * bound < float(net[0].weight.abs().max()) <= bound for net in nets)
+
+
+def test_every_second_start_of_nested_pathways_is_apart(data):
+    """Where the objective starts shared; the precisions of an apart start are equal, and no other's."""
+    torch.manual_seed(2)
+    net, images = bws.models.WSCNN(hidden_channels=2), bws.data.load("digits", train_size=20, test_size=10).train
+    starts = Starts(setting(net, images, 4), shares=True)
+    begun = [starts.begun(number) for number in range(4)]
+    assert [b.setting.apart for b in begun] == [False, True, False, True]
+    assert begun[1].what == "weights drawn anew, apart" and begun[2].what == "weights drawn anew"
+    assert not any(Starts(setting(net, images, 2)).begun(number).setting.apart for number in (0, 1))
+    assert not Starts(setting(network(), data, 2), shares=True).begun(1).setting.apart  # nothing is nested
+    logs = [ByEvidence().begin(b.setting).log_precisions for b in begun[:2]]
+    assert logs[0]["lift.free"] == logs[0]["lift.shared"] + 4 and logs[1]["lift.free"] == logs[1]["lift.shared"]
+
+
+def test_a_fit_of_several_starts_tells_which_was_apart():
+    torch.manual_seed(2)
+    net, images = bws.models.WSCNN(hidden_channels=2), bws.data.load("digits", train_size=40, test_size=10).train
+    fits = {
+        name: bws.fit(net, images, objective=objective, starts=2, **SETTINGS)
+        for name, objective in {"shared": ByEvidence(), "never": ByEvidence(shared_start=None), "task": "task"}.items()
+    }
+    assert [s.what for s in fits["shared"].starts] == ["as given", "weights drawn anew, apart"]
+    assert all(f.starts[1].what == "weights drawn anew" for name, f in fits.items() if name != "shared")
 
 
 @pytest.mark.parametrize("objective", ["evidence", "task"])

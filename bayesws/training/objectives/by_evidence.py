@@ -15,6 +15,7 @@ from bayesws.evidence.precision import ascend_precisions, update_precisions
 from bayesws.io.arguments import LARGEST_SEED, choice, positive, real, share, whole
 from bayesws.layers.contract import named_pathways, starting_log_precisions, structure, structures
 from bayesws.training.burn_in import BurnIn
+from bayesws.training.directions import Directions
 from bayesws.training.objectives.objective import HeldOut, LossTerm, Setting, check_terms
 from bayesws.training.optimiser import forget, optimiser_state, restore_optimiser
 from bayesws.training.pruning import Pruning
@@ -52,7 +53,8 @@ class ByEvidence:
         shared_start: a free pathway that may grow from the start fits first and hides the symmetry. So of a sum R w + v
             the log precision of v starts at least so far above that of w: ρ ≥ 0.98 of a kernel at 4. Where outputs of v
             are made of more inputs (`Within.wider`: a dense map beside a convolution), the logarithm of how many
-            times as many is added. None starts at the declared precisions.
+            times as many is added. None starts at the declared precisions; of several starts some are apart
+            (`training.starts`), at equal ones.
         prune: a branch (see `Branches`) that has fewer effective parameters than this at three steps in a row, all its
             pathways together, is taken out of the network, which trains faster without it (see `training.pruning` for
             what that costs). None takes nothing out.
@@ -115,6 +117,7 @@ class EvidenceAtWork:
         self.saturated = False  # whether sampled rows were too few
         self.settling = Settling(structures(net))
         self.pruning = Pruning(settings.prune)
+        self.directions = Directions(net, setting.few)
         self.effective: dict[str, float] = {}  # γ by pathway, of this epoch's last step
         self.record: dict[str, float] = {}  # of this epoch's last step on the hyperparameters
         self.log_precisions = starting_log_precisions(net)
@@ -131,19 +134,21 @@ class EvidenceAtWork:
         self.wait = plan.wait  # epochs between the last step on the precisions and the next
         self.next_step = 0  # the first epoch that it may be in
         self.descended: list[Tensor] = []  # what the weights descended on, by step of this epoch
-        self._start_shared()
+        self._start_nested()
         self.deltas = self._deltas()
 
     @torch.no_grad()
-    def _start_shared(self) -> None:
-        if self.settings.shared_start is None:
-            return
-        within = nested(self.pathways)
+    def _start_nested(self) -> None:
+        """Shared, or apart."""
+        logs, within = self.log_precisions, nested(self.pathways)
         for inner in reversed(outermost_first(self.pathways, within)):
             place = self.pathways[inner].within
-            if inner in within and place is not None:
-                apart = self.settings.shared_start + math.log(place.wider)
-                self.log_precisions[place.outer].clamp_(min=self.log_precisions[inner] + apart)
+            if inner not in within or place is None:
+                continue
+            if self.setting.apart:
+                logs[place.outer].copy_(logs[inner])
+            elif self.settings.shared_start is not None:
+                logs[place.outer].clamp_(min=logs[inner] + self.settings.shared_start + math.log(place.wider))
 
     def further_groups(self) -> list[dict[str, Any]]:
         """None: only weights descend on the loss."""
@@ -171,8 +176,8 @@ class EvidenceAtWork:
         outputs = net(x)
         nll = -self.setting.likelihood.log_prob(outputs, y)
         loss = nll / len(x)
-        squares = sum(self.deltas[name] * p.parameter.square().sum() for name, p in self.pathways.items())
-        loss = loss + squares * (0.5 / len(data))
+        squares = {name: p.parameter.square().sum() for name, p in self.pathways.items()}
+        loss = loss + self.directions.pull(self.deltas, squares) * (0.5 / len(data))
         for term in self.settings.terms:
             loss = loss + term(net, x, y, outputs)
         self.descended.append(loss.detach())
@@ -186,6 +191,7 @@ class EvidenceAtWork:
 
     def after_epoch(self, epoch: int) -> dict[str, float]:
         """A step on the precisions, where one is due and no structure is learned; never after the last epoch."""
+        self.directions.keep_sizes(self.pathways, self.log_precisions)
         self.burn_in.look(epoch, float(torch.stack(self.descended).mean()))
         due = self.hyper_optimiser is None and self.burn_in.over(epoch) and epoch >= self.next_step
         if due and epoch != self.setting.schedule.epochs:
@@ -201,6 +207,7 @@ class EvidenceAtWork:
         self.pathways = dict(named_pathways(net))
         self.log_precisions = {name: self.log_precisions[name] for name in self.pathways}
         self.settling.only(structures(net))
+        self.directions.only(self.pathways)
         if self.hyper_optimiser is not None:
             forget(self.hyper_optimiser, [*self.setting.likelihood.hyperparameters(), *structure(net)])
 
@@ -224,6 +231,7 @@ class EvidenceAtWork:
             "burn_in": self.burn_in.state(),
             "steps": [self.wait, self.next_step],
             "pruning": self.pruning.state(),
+            "squares": self.directions.squares,
         }
 
     @torch.no_grad()
@@ -238,6 +246,7 @@ class EvidenceAtWork:
         self.burn_in.restore(values["burn_in"])
         self.wait, self.next_step = values["steps"]
         self.pruning.restore(values.get("pruning", self.pruning.state()))  # earlier versions took nothing out
+        self.directions.squares = values.get("squares", self.directions.squares)
 
     def notes(self, history: list[dict[str, float]]) -> list[str]:
         """Stacks that did not converge, structure and evidence that still moved."""

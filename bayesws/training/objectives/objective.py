@@ -35,6 +35,8 @@ class Setting:
         schedule: how long and how fast.
         curvature: of the evidence.
         seed: of the order of the data.
+        few: inputs to look at the network with; None where nobody has.
+        apart: whether nested pathways start at equal precisions, and not shared.
     """
 
     net: nn.Module
@@ -43,6 +45,8 @@ class Setting:
     schedule: Schedule
     curvature: Curvature
     seed: int
+    few: Tensor | None = None
+    apart: bool = False
 
 
 class HeldOut(Protocol):
