@@ -63,6 +63,15 @@ def check(folder: Path) -> None:
         print(f"{task:11} less the better special case: evidence {evidence} nats per datum, test NLL {nll}")
 
 
+def check_choosing(folder: Path) -> None:
+    """Print in how many seeds the picture came out, and the scores, of a run of the network that chooses alone."""
+    cells = bws.trials.Comparison.load(folder / "summary.json").cells()
+    print("| digits | picture | evidence |\n|---|---|---|")
+    for (task, _, _), trials in cells.items():
+        right = sum(drawn(trial) == PICTURE[task] for trial in trials)
+        print(f"| {task} | {right} of {len(trials)} | {scores(trials)} |")
+
+
 def check_special_cases(folder: Path) -> None:
     """Print the same of one run by the evidence alone, with its special cases, on the tasks that it has."""
     cells = bws.trials.Comparison.load(folder / "summary.json").cells()
@@ -94,10 +103,13 @@ def main() -> int:
     """Read the summaries of a folder, and print the check."""
     parser = argparse.ArgumentParser(description="Hold a comparison against the predictions of this experiment.")
     parser.add_argument("folder", nargs="?", type=Path, default=HERE)
-    parser.add_argument("--special-cases", action="store_true", help="of one run, by the evidence alone")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--special-cases", action="store_true", help="of one run, by the evidence alone")
+    kind.add_argument("--choosing", action="store_true", help="the network that chooses, by the evidence, alone")
     options = parser.parse_args()
     try:
-        (check_special_cases if options.special_cases else check)(options.folder)
+        held = check_choosing if options.choosing else check_special_cases if options.special_cases else check
+        held(options.folder)
     except (ValueError, KeyError) as error:
         print(f"check: error: {error}; needs the two runs of the README", file=sys.stderr)
         return 2
