@@ -2,8 +2,9 @@
 
 Where f(cθ) = f(θ) for all weights θ of a layer together, the evidence does not see c either: H becomes H / c², and
 precisions δ / c² give it the value that δ gave before. But a prior's pull would shrink such weights, against nothing,
-until every step of the optimiser is larger than they are. So they keep the size that they start with, and the pull
-turns them alone.
+until every step of the optimiser is larger than they are. So they may keep the size that they start with, and the pull
+turns them alone. Where many data are far from fitted such weights grow with every step instead, each step is then
+smaller beside them, and they should be left to it: at a fixed size a high rate is a random walk.
 """
 
 from collections.abc import Iterable, Mapping

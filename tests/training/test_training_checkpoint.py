@@ -12,7 +12,7 @@ SETTINGS = {"epochs": 8, "burn_in": 0.2, "every": 2, "progress": False, "batch_s
 CASES = {
     "evidence, fixed stack": ({"stack": "fixed"}, {"objective": "evidence"}),
     "evidence, first step when the weights have settled": ({}, {"burn_in": None, "every": 1}),
-    "evidence, layers that keep their size": ({"norm": "layer"}, {"every": 1}),
+    "evidence, layers that keep their size": ({"norm": "layer"}, {"every": 1, "keep_sizes": True}),
     "evidence, soft stack": ({"stack": "product", "group": None}, {"start": "random", "epochs": 4}),
     "task": ({}, {"objective": "task", "weight_decays": (0.0, 1e-3)}),
     "constrained": ({}, {"objective": Constrained(slacks=(1.0, 0.1), weight_decays=(1e-3,))}),

@@ -9,7 +9,7 @@ from bayesws.layers.contract import layers_of, named_pathways, starting_log_prec
 from bayesws.training.directions import Directions, unscaled_layers
 
 X = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-QUIET = {"learning_rate": 0.1, "progress": False, "keep_posterior": False}
+QUIET = {"keep_sizes": True, "learning_rate": 0.1, "progress": False, "keep_posterior": False}
 LARGER = torch.randn(6, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
@@ -118,3 +118,12 @@ def sizes(net):
     """By layer the norm of its weights."""
     weights = {name: [p.parameter.flatten() for p in layer.pathways.values()] for name, layer in layers_of(net).items()}
     return {name: float(torch.cat(found).detach().norm()) for name, found in weights.items()}
+
+
+def test_nothing_is_kept_unless_it_is_asked_for():
+    net = convolutions(nn.GroupNorm(1, 4, affine=False))
+    with pytest.warns(UserWarning):
+        fit = bws.fit(net, (X, torch.arange(6) % 3), epochs=3, **QUIET | {"keep_sizes": False})
+    assert sizes(fit.model)["0"] != pytest.approx(sizes(net)["0"], rel=1e-2)
+    with pytest.raises(ValueError, match="keep_sizes"):
+        bws.fit(net, (X, torch.arange(6) % 3), epochs=3, **QUIET | {"keep_sizes": "yes"})

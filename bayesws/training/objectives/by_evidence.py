@@ -12,7 +12,7 @@ from bayesws.evidence.gradient import WAYS, gradient_in
 from bayesws.evidence.nesting import nested, outermost_first, rebalance, variance_share
 from bayesws.evidence.objective import Evidence, LaplacePass, assemble, laplace_pass
 from bayesws.evidence.precision import ascend_precisions, update_precisions
-from bayesws.io.arguments import LARGEST_SEED, choice, positive, real, share, whole
+from bayesws.io.arguments import LARGEST_SEED, choice, flag, positive, real, share, whole
 from bayesws.layers.contract import named_pathways, starting_log_precisions, structure, structures
 from bayesws.training.burn_in import BurnIn
 from bayesws.training.directions import Directions
@@ -58,6 +58,10 @@ class ByEvidence:
         prune: a branch (see `Branches`) that has fewer effective parameters than this at three steps in a row, all its
             pathways together, is taken out of the network, which trains faster without it (see `training.pruning` for
             what that costs). None takes nothing out.
+        keep_sizes: whether layers whose scale the network does not see, such as those before a normalisation, keep the
+            size that they start with, the prior turning them alone (`training.directions`). Where few data are fitted
+            to the last one their weights shrink otherwise, and steps become larger than they are. Not at high rates
+            (0.01 is one), nor over few epochs: there weights that grow do better.
 
     Raises:
         ValueError: settings out of range, an unknown way.
@@ -73,6 +77,7 @@ class ByEvidence:
     terms: tuple[LossTerm, ...] = ()
     shared_start: float | None = 4.0
     prune: float | None = None
+    keep_sizes: bool = False
     name: ClassVar[str] = "evidence"
 
     def __post_init__(self) -> None:
@@ -85,6 +90,7 @@ class ByEvidence:
             real("shared_start", self.shared_start)
         if self.prune is not None:
             positive("prune", self.prune)
+        flag("keep_sizes", self.keep_sizes)
         check_terms(self.terms)
         choice("structure_way", self.structure_way, WAYS)
 
@@ -117,7 +123,7 @@ class EvidenceAtWork:
         self.saturated = False  # whether sampled rows were too few
         self.settling = Settling(structures(net))
         self.pruning = Pruning(settings.prune)
-        self.directions = Directions(net, setting.few)
+        self.directions = Directions(net, setting.few if settings.keep_sizes else None)
         self.effective: dict[str, float] = {}  # γ by pathway, of this epoch's last step
         self.record: dict[str, float] = {}  # of this epoch's last step on the hyperparameters
         self.log_precisions = starting_log_precisions(net)
