@@ -73,7 +73,7 @@ def test_all_starts_are_told(tmp_path, capsys):
     arguments = [*SMALL, "--epochs", "2", "--starts", "2", "--out", str(tmp_path / "fit")]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "start 1, as given: log evidence -" in printed and "start 2, weights drawn anew: log" in printed
+    assert "start 1, as given: log evidence -" in printed and "start 2, weights drawn anew, apart: log" in printed
     assert printed.count(" nats, kept\n") == 1
     starts = bws.FitResult.load(tmp_path / "fit").starts
     assert [start.number for start in starts] == [0, 1] and sum(start.kept for start in starts) == 1
