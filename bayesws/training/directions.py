@@ -28,7 +28,8 @@ class Directions:
 
     Attributes:
         layers: by layer the full names of its pathways.
-        squares: by layer the sum of its weights' squares, which it keeps.
+        squares: by layer the sum of its weights' squares, which it keeps: of all its pathways, as the last `rebalance`
+            divided nested ones. (Divided otherwise the same kernel has other squares, by a factor of at most κ.)
     """
 
     def __init__(self, net: nn.Module, few: Tensor | None) -> None:

@@ -67,9 +67,10 @@ def fit(
     All objectives share loop, optimiser, schedule, initial weights and the order of the data. Runs are reproducible to
     the last bit on one thread (torch.set_num_threads(1)).
 
-    starts=k trains k starts: the network as given, and others with weights (and soft stacks) of their own, half of them
-    not shared. The highest exact evidence is kept; under the task loss and its relatives it is the smallest held-out
-    loss. All are told in `FitResult.starts`; see `training.starts` and `training.best_start`.
+    starts=k trains k starts: the network as given, and others with weights (and soft stacks) of their own; by the
+    evidence some do not start shared, of fixed stacks every second. The highest exact evidence is kept; under the task
+    loss and its relatives it is the smallest held-out loss. All are told in `FitResult.starts`; see `training.starts`
+    and `training.best_start`.
 
     Args:
         net: the network at its initial weights; it is left as it is.

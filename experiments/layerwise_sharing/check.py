@@ -67,7 +67,8 @@ def check_choosing(folder: Path) -> None:
     """Print in how many seeds the picture came out, and the scores, of a run of the network that chooses alone."""
     cells = bws.trials.Comparison.load(folder / "summary.json").cells()
     print("| digits | picture | evidence |\n|---|---|---|")
-    for (task, _, _), trials in cells.items():
+    for task in dict.fromkeys(task for task, _, _ in cells):
+        trials = cells[task, "both", "evidence"]
         right = sum(drawn(trial) == PICTURE[task] for trial in trials)
         print(f"| {task} | {right} of {len(trials)} | {scores(trials)} |")
 

@@ -60,8 +60,8 @@ class ByEvidence:
             what that costs). None takes nothing out.
         keep_sizes: whether layers whose scale the network does not see, such as those before a normalisation, keep the
             size that they start with, the prior turning them alone (`training.directions`). Where few data are fitted
-            to the last one their weights shrink otherwise, and steps become larger than they are. Not at high rates
-            (0.01 is one), nor over few epochs: there weights that grow do better.
+            to the last one their weights shrink otherwise, and steps become larger than they are. Not at high rates,
+            such as the default one, 0.03, nor over few epochs of many data: there weights that grow do better.
 
     Raises:
         ValueError: settings out of range, an unknown way.
